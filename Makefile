@@ -1,0 +1,34 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(STAMP)
+
+# uv takes the registry's own torch build, whose torchvision operators work without a GPU too.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/modmill demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: setup
+	for file in benchmarks/*.py; do case $$file in */scenes.py) ;; *) $(BIN)/python $$file --quick || exit 1 ;; esac; done
+
+clean:
+	rm -rf $(VENV) demo-out .pytest_cache .ruff_cache .import_linter_cache

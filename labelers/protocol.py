@@ -1,0 +1,128 @@
+"""What a labeler is, and how one is found by name.
+
+A labeler's file holds one class, named as `LABELER` at its end. The class has a `spec` and two methods: the
+constructor loads (its keyword arguments are the parameters of the pipeline file), `label` labels.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from manifests.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelerSpec:
+    """The facts of a labeler that are known before anything is loaded.
+
+    name         the file's name, or `module:Class` for one of your own
+    version      an integer, raised by hand when outputs change
+    scope        `image`: run once on the whole photograph at its own aspect, and the labels are then cropped by the
+                 rule of their modality; `crop`: run on every crop
+    inputs       what `label` is given, by name: `image`; `columns` (the source columns); `source` (URI of the
+                 photograph); or the name of a modality whose label it needs
+    outputs      the modalities it makes; None for a labeler that makes whichever one it is asked for and whose
+                 constructor takes `modality`
+    batch        rows a call at most (a crop-scope labeler is always given the engine's batch)
+    checkpoint   default weights (hub id, folder or file), None for a labeler without weights
+    requires     import names of the packages it needs beyond the base
+    """
+
+    name: str
+    version: int
+    scope: Literal["image", "crop"]
+    outputs: tuple[str, ...] | None
+    inputs: tuple[str, ...] = ("image",)
+    batch: int = 1
+    checkpoint: str | None = None
+    licence_code: str = "Apache-2.0"
+    licence_weights: str | None = None
+    requires: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Labeler(Protocol):
+    """Arrays in, arrays out."""
+
+    @property
+    def spec(self) -> LabelerSpec:
+        """The labeler's facts; a plain class attribute in the implementation."""
+        ...
+
+    def label(self, batch: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        """Labels of one batch of B rows: for each output modality a sequence of B labels.
+
+        `batch` has one entry for each of `spec.inputs`, B long:
+
+            image    scope `image`: a list of uint8 arrays (h, w, 3), sRGB; scope `crop`: one uint8 array (B, s, s, 3)
+            columns  a list of dicts, source column to value
+            source   a list of URIs
+            NAME     a list of labels of that modality; None where the row has none
+
+        A label is an array of the modality's axes and dtype, a str for kind `text`, a dict for a structured modality
+        or a list of dicts where it is `many`. None says that the source has no such label for the row (`absent`).
+        Rows do not see each other: row i of the result depends on row i of the batch alone, and the same call gives the
+        same result. An exception fails the batch; the engine then finds the row that caused it.
+        """
+        ...
+
+
+def names() -> list[str]:
+    """The labelers at hand: the files of this folder."""
+    import labelers
+
+    return sorted(
+        module.name for module in pkgutil.iter_modules(labelers.__path__) if module.name not in ("protocol",)
+    )
+
+
+def find(name: str) -> type[Labeler]:
+    """The labeler class called `name`: a file of this folder, or `my_module:MyLabeler`.
+
+    Raises ConfigError with the nearest known name, or with the package that is missing.
+    """
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+    else:
+        if name not in names():
+            raise ConfigError(f"unknown labeler {name!r}; {nearest(name, names())}; your own: my_module:MyLabeler")
+        module_name, attribute = f"labelers.{name}", "LABELER"
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"labeler {name!r} cannot be imported: {error}") from error
+    if not isinstance(getattr(found, "spec", None), LabelerSpec):
+        raise ConfigError(f"labeler {name!r} has no `spec` of type LabelerSpec")
+    return found
+
+
+def parameters(labeler: type[Labeler], given: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of a labeler: its constructor's defaults, with the given ones over them.
+
+    They are part of the fingerprint, so they must be plain JSON values; `device` is not one of them. Raises ConfigError
+    on an unknown or missing parameter.
+    """
+    known = {
+        name: parameter
+        for name, parameter in inspect.signature(labeler).parameters.items()
+        if name != "device" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"labeler {labeler.spec.name!r} has no parameter {name!r}; {nearest(name, known)}")
+    merged = {name: given.get(name, parameter.default) for name, parameter in known.items()}
+    missing = [name for name, value in merged.items() if value is inspect.Parameter.empty]
+    if missing:
+        raise ConfigError(f"labeler {labeler.spec.name!r} needs the parameter {missing[0]!r}")
+    return merged
+
+
+def build(labeler: type[Labeler], given: Mapping[str, Any], device: str = "cpu") -> Labeler:
+    """A loaded labeler; `device` is passed where its constructor takes one."""
+    options = parameters(labeler, given)
+    if "device" in inspect.signature(labeler).parameters:
+        options["device"] = device
+    return labeler(**options)

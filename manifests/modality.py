@@ -1,0 +1,281 @@
+"""The table of modalities: facts only, no arrays, no models.
+
+A modality is one kind of content. It comes in two forms, `label` and `token`, each with a grain: `sample` (one value
+a photograph) or `crop` (one value a crop of it). To add one, add a row to `MODALITIES`, or declare it in a module of
+your own and name it `my_module:MODALITY` in the pipeline file.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from manifests.errors import ConfigError, nearest
+
+Kind = Literal["image", "feature_map", "vector", "structured", "text"]
+Grain = Literal["sample", "crop"]
+Form = Literal["label", "token"]
+# How a label of a whole photograph becomes the label of a crop (`manifests/images.py` holds the code):
+# `pixels` area resampling, `linear`, `nearest` maps, `normals` nearest and x mirrored under a flip,
+# `boxes` clipped, `instances` clipped and re-rasterized, `whole` the crop changes nothing.
+CropLabelRule = Literal["pixels", "linear", "nearest", "normals", "boxes", "instances", "whole"]
+
+DEFAULT_SIZE = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality:
+    """One kind of content.
+
+    `axes` and `dtype` describe one row's label array ("h w c", "uint8"); `fields` the columns of a structured label,
+    name to Arrow type, where `many` says that a row holds a list of such records. `null` is the marker inside a label
+    array that means "no value here" (a pixel without depth); a row without any label has a null and a `status`.
+    `tokenizer` is the family that encodes it, `labeler` the one that makes it where the pipeline file names none.
+    `tokens` is how many tokens a row has at the default size, for a sequence the most it may have (None: no limit).
+    """
+
+    name: str
+    kind: Kind
+    label_grain: Grain
+    token_grain: Grain
+    crop_rule: CropLabelRule
+    labeler: str
+    tokenizer: str
+    axes: str = ""
+    channels: int = 1
+    dtype: str = ""
+    unit: str = ""
+    range: tuple[float, float] | None = None
+    null: float | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    many: bool = False
+    tokens: int | None = None
+    keep: bool = False
+    size: int = DEFAULT_SIZE
+
+    @property
+    def base_name(self) -> str:
+        """The name without its `@size`."""
+        return self.name.partition("@")[0]
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether labels are records or text (kept as Parquet), not arrays (kept as tar)."""
+        return self.kind in ("structured", "text")
+
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one row's crop label array; axes h and w are the modality's size."""
+        sizes = {"h": self.size, "w": self.size, "c": self.channels}
+        return tuple(sizes[axis] for axis in self.axes.split())
+
+
+_BOX_FIELDS = {
+    "class": "string",
+    "score": "float32",
+    "x0": "float32",
+    "y0": "float32",
+    "x1": "float32",
+    "y1": "float32",
+}
+
+# 4M-21's metadata that needs no model, in the order of its type ids (the ids are in tokenize_jobs/sequence.py).
+_METADATA_FIELDS = {
+    "original_width": "int32",
+    "original_height": "int32",
+    "caption_n_chars": "int32",
+    "caption_n_words": "int32",
+    "caption_n_sentences": "int32",
+    "colorfulness": "float32",
+    "brightness": "float32",
+    "contrast": "float32",
+    "saturation": "float32",
+    "entropy": "float32",
+}
+
+MODALITIES: dict[str, Modality] = {
+    modality.name: modality
+    for modality in (
+        Modality(
+            name="rgb",
+            kind="image",
+            label_grain="crop",
+            token_grain="crop",
+            crop_rule="pixels",
+            labeler="rgb",
+            tokenizer="grid",
+            axes="h w c",
+            channels=3,
+            dtype="uint8",
+            unit="sRGB code value",
+            range=(0, 255),
+            tokens=196,
+        ),
+        Modality(
+            name="edges",
+            kind="image",
+            label_grain="crop",
+            token_grain="crop",
+            crop_rule="nearest",
+            labeler="edges",
+            tokenizer="grid",
+            axes="h w",
+            dtype="uint8",
+            unit="255 on an edge, else 0",
+            range=(0, 255),
+            tokens=196,
+        ),
+        Modality(
+            name="depth",
+            kind="image",
+            label_grain="crop",
+            token_grain="crop",
+            crop_rule="nearest",
+            labeler="files",
+            tokenizer="grid",
+            axes="h w",
+            dtype="float32",
+            unit="m, or any scale that the source states: tokens hold relative depth",
+            range=(0, float("inf")),
+            null=float("nan"),
+            tokens=196,
+        ),
+        Modality(
+            name="normals",
+            kind="image",
+            label_grain="crop",
+            token_grain="crop",
+            crop_rule="normals",
+            labeler="files",
+            tokenizer="grid",
+            axes="h w c",
+            channels=3,
+            dtype="float32",
+            unit="unit vector: x right, y down, z away from the camera",
+            range=(-1, 1),
+            null=0.0,
+            tokens=196,
+        ),
+        Modality(
+            name="segmentation",
+            kind="image",
+            label_grain="crop",
+            token_grain="crop",
+            crop_rule="nearest",
+            labeler="files",
+            tokenizer="grid",
+            axes="h w",
+            dtype="uint8",
+            unit="class index",
+            range=(0, 255),
+            null=255,
+            tokens=196,
+        ),
+        Modality(
+            name="boxes",
+            kind="structured",
+            label_grain="sample",
+            token_grain="crop",
+            crop_rule="boxes",
+            labeler="segments",
+            tokenizer="text",
+            unit="fractions of the photograph, origin top left",
+            range=(0, 1),
+            fields=_BOX_FIELDS,
+            many=True,
+            tokens=256,
+            keep=True,
+        ),
+        Modality(
+            name="instances",
+            kind="structured",
+            label_grain="sample",
+            token_grain="crop",
+            crop_rule="instances",
+            labeler="segments",
+            tokenizer="",
+            unit="fractions of the photograph; COCO run lengths (column-major, first run is background)",
+            range=(0, 1),
+            fields={**_BOX_FIELDS, "rle_height": "int32", "rle_width": "int32", "rle_counts": "list<uint32>"},
+            many=True,
+            keep=True,
+        ),
+        Modality(
+            name="metadata",
+            kind="structured",
+            label_grain="sample",
+            token_grain="sample",
+            crop_rule="whole",
+            labeler="metadata",
+            tokenizer="text",
+            unit="px, counts, and image statistics on 8-bit scales; entropy in bits",
+            fields=_METADATA_FIELDS,
+            tokens=43,
+            keep=True,
+        ),
+        Modality(
+            name="palette",
+            kind="structured",
+            label_grain="sample",
+            token_grain="sample",
+            crop_rule="whole",
+            labeler="palette",
+            tokenizer="text",
+            unit="sRGB code values; share is the fraction of the photograph",
+            fields={"k": "uint8", "rank": "uint8", "r": "uint8", "g": "uint8", "b": "uint8", "share": "float32"},
+            many=True,
+            tokens=23,
+            keep=True,
+        ),
+        Modality(
+            name="caption",
+            kind="text",
+            label_grain="sample",
+            token_grain="sample",
+            crop_rule="whole",
+            labeler="caption",
+            tokenizer="text",
+            tokens=256,
+            keep=True,
+        ),
+        Modality(
+            name="text",
+            kind="text",
+            label_grain="sample",
+            token_grain="sample",
+            crop_rule="whole",
+            labeler="text",
+            tokenizer="text",
+        ),
+    )
+}
+
+
+def get(name: str) -> Modality:
+    """The modality called `name`: `rgb`, `rgb@448`, or `my_module:MODALITY` for one of your own.
+
+    Raises ConfigError with the nearest known name where there is none.
+    """
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+        try:
+            found = getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"modality {name!r} cannot be imported: {error}") from error
+        if not isinstance(found, Modality):
+            raise ConfigError(f"modality {name!r} is a {type(found).__name__}, expected a manifests.modality.Modality")
+        return found
+    base, at, size_text = name.partition("@")
+    if base not in MODALITIES:
+        raise ConfigError(f"unknown modality {base!r}; {nearest(base, MODALITIES)}")
+    modality = MODALITIES[base]
+    if not at:
+        return modality
+    if not size_text.isdigit() or not 16 <= int(size_text) <= 4096 or int(size_text) % 16:
+        raise ConfigError(f"modality {name!r}: the size after @ must be a multiple of 16 from 16 to 4096")
+    size = int(size_text)
+    if size == DEFAULT_SIZE:
+        raise ConfigError(f"modality {name!r}: {DEFAULT_SIZE} is the default size, write {base!r}")
+    if "h" not in modality.axes.split():
+        raise ConfigError(f"modality {name!r}: {base} has no size in pixels, write {base!r}")
+    tokens = None if modality.tokens is None else modality.tokens * size**2 // DEFAULT_SIZE**2
+    return replace(modality, name=name, size=size, tokens=tokens)

@@ -1,0 +1,68 @@
+"""Recipes and their fingerprints: what decides a labeler's or a tokenizer's output, and the hash of that.
+
+The rule (fixed; shards are found by it): the fingerprint is the sha256, in hex, of the canonical JSON of
+
+    {"crop": rule or null, "form": "label" or "token", "inputs": {name: fingerprint or version}, "modality": name,
+     "parameters": {...}, "producer": name, "version": integer, "weights": sha256 or null}
+
+Canonical JSON: UTF-8, keys sorted, no spaces, no NaN or infinity, floats as Python's shortest repr.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from manifests.modality import Form
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value, so that equal values have equal hashes.
+
+    Raises ValueError on NaN and infinity, TypeError on what JSON cannot hold.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_hex(data: bytes | memoryview) -> str:
+    """The sha256 of bytes, as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A labeler or tokenizer with everything that decides its output.
+
+    `version` is raised by hand when outputs change. `weights` is the sha256 of the weights, None where there are none.
+    `crop` is the crop rule where the output depends on it (seed, scale, ratio, flip; never the number of crops).
+    `inputs` maps an input's name to its fingerprint.
+    """
+
+    modality: str
+    form: Form
+    producer: str
+    version: int
+    weights: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    crop: Mapping[str, Any] | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """The recipe as plain JSON values; what the fingerprint is the hash of."""
+        return {
+            "modality": self.modality,
+            "form": self.form,
+            "producer": self.producer,
+            "version": self.version,
+            "weights": self.weights,
+            "parameters": dict(self.parameters),
+            "crop": None if self.crop is None else dict(self.crop),
+            "inputs": dict(self.inputs),
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hex digits; the first 12 name the folder of the recipe's shards."""
+        return sha256_hex(canonical_json(self.document()))

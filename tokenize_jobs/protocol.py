@@ -1,0 +1,81 @@
+"""What a tokenizer is, and how one is found in a workspace.
+
+A tokenizer is a folder `<name>-<digest12>/` with `config.json` (`{"family": "grid", ...}`) beside its weights. The
+family is a file of this package; its class, named as `TOKENIZER` at the file's end, has a `spec`, `load`, `encode`
+and `decode`.
+"""
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+
+from manifests.errors import ConfigError
+from manifests.recipe import canonical_json, sha256_hex
+
+FAMILIES = ("grid", "text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSpec:
+    """The facts of a tokenizer.
+
+    family      `grid` or `text`: the file that holds its code
+    version     an integer of that code, raised by hand when outputs change
+    modality    the modality it encodes
+    vocabulary  tokens are 0 <= token < vocabulary
+    tokens      tokens a row; for a sequence the most a row may have, None for no limit
+    """
+
+    family: str
+    version: int
+    modality: str
+    vocabulary: int
+    tokens: int | None
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Labels to tokens and back."""
+
+    @property
+    def spec(self) -> TokenizerSpec: ...
+
+    @classmethod
+    def load(cls, folder: Path, modality: str) -> Self:
+        """The tokenizer in `folder`, for `modality` (one text tokenizer serves all sequences)."""
+        ...
+
+    def encode(self, labels: Sequence[Any] | np.ndarray) -> Sequence[np.ndarray]:
+        """Tokens of B labels: B one-dimensional int64 arrays.
+
+        `labels` is one array (B, ...) for modalities of arrays, else a list of labels as labelers make them. Rows do not
+        see each other.
+        """
+        ...
+
+    def decode(self, tokens: Sequence[np.ndarray]) -> Sequence[Any]:
+        """Labels of B rows of tokens, in the form that `encode` takes, as near as the tokens hold them."""
+        ...
+
+
+def digest(folder: Path) -> str:
+    """The sha256 that names a tokenizer: of the names and sha256s of all its files."""
+    files = {path.name: sha256_hex(path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()}
+    return sha256_hex(canonical_json(files))
+
+
+def load(folder: Path, modality: str) -> Tokenizer:
+    """The tokenizer in `folder` for `modality`. Raises ConfigError where the folder holds none."""
+    path = folder / "config.json"
+    try:
+        family = json.loads(path.read_text())["family"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: no tokenizer's config.json ({error}); expected an object with a family") from error
+    if family not in FAMILIES:
+        raise ConfigError(f"{path}: unknown family {family!r}; known: {', '.join(FAMILIES)}")
+    return importlib.import_module(f"tokenize_jobs.{family}").TOKENIZER.load(folder, modality)
