@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from manifests.errors import ConfigError, nearest
+from manifests.errors import ConfigError, LabelError, nearest
+from manifests.modality import Modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,7 @@ def names() -> list[str]:
     """The labelers at hand: the files of this folder."""
     import labelers
 
-    return sorted(
-        module.name for module in pkgutil.iter_modules(labelers.__path__) if module.name not in ("protocol",)
-    )
+    return sorted(module.name for module in pkgutil.iter_modules(labelers.__path__) if module.name not in ("protocol",))
 
 
 def find(name: str) -> type[Labeler]:
@@ -126,3 +125,47 @@ def build(labeler: type[Labeler], given: Mapping[str, Any], device: str = "cpu")
     if "device" in inspect.signature(labeler).parameters:
         options["device"] = device
     return labeler(**options)
+
+
+def check_label(modality: Modality, value: Any, *, any_size: bool = False) -> None:
+    """Raises LabelError where a label is not what its modality says: type, shape, dtype, fields, finite numbers.
+
+    With `any_size` the axes h and w may have any length (a label of a whole photograph).
+    """
+    if modality.kind == "text":
+        if not isinstance(value, str):
+            raise LabelError(f"{modality.name}: the label is a {type(value).__name__}, expected a str")
+        return
+    if modality.kind == "structured":
+        records = value if modality.many else [value]
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            expected = "a list of dicts" if modality.many else "a dict"
+            raise LabelError(f"{modality.name}: the label is a {type(value).__name__}, expected {expected}")
+        for record in records:
+            if set(record) != set(modality.fields):
+                raise LabelError(
+                    f"{modality.name}: the fields are {sorted(record)}, expected {sorted(modality.fields)}"
+                )
+        return
+    _check_array(modality, value, any_size)
+
+
+def _check_array(modality: Modality, value: Any, any_size: bool) -> None:
+    import numpy as np
+
+    if not isinstance(value, np.ndarray):
+        raise LabelError(f"{modality.name}: the label is a {type(value).__name__}, expected a {modality.dtype} array")
+    expected = modality.shape()
+    free = [any_size and axis in "hw" for axis in modality.axes.split()]
+    fits = len(value.shape) == len(expected) and all(
+        is_free or have == want for is_free, have, want in zip(free, value.shape, expected, strict=True)
+    )
+    if not fits or value.dtype != modality.dtype:
+        raise LabelError(
+            f"{modality.name}: the label is {value.dtype} {value.shape}, expected {modality.dtype} "
+            f"({modality.axes}) = {expected}"
+        )
+    if value.dtype.kind == "f" and modality.null == modality.null and not np.isfinite(value).all():
+        raise LabelError(
+            f"{modality.name}: the label holds {int((~np.isfinite(value)).sum())} values that are NaN or infinite"
+        )

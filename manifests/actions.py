@@ -84,6 +84,7 @@ class TokenizerAdded:
     digest: str
     path: str
     family: str
+    family_version: int
     vocabulary: int
     options: Mapping[str, Any]
     rows: int

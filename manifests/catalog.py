@@ -154,6 +154,18 @@ class Catalog:
         rows = self._rows("SELECT * FROM log.tokenizer WHERE end_version IS NULL AND name = ?", [name])
         return _record(actions.TokenizerAdded, rows[0]) if rows else None
 
+    def tokenizers(self) -> list[actions.TokenizerAdded]:
+        """Every tokenizer in use."""
+        rows = self._rows("SELECT * FROM log.tokenizer WHERE end_version IS NULL ORDER BY name")
+        return [_record(actions.TokenizerAdded, row) for row in rows]
+
+    def status(self) -> pa.Table:
+        """What `modmill status` shows: corpus by modality, parts done, failed, missing."""
+        return self.sql(
+            "SELECT corpus, modality, form, recipe, crops, parts, parts_done AS done, parts_missing AS missing, "
+            "rows, ok, failed, absent, tokens, round(size_bytes / 1e6, 2) AS mb FROM coverage"
+        )
+
     def coverage(self) -> list[dict[str, Any]]:
         """Rows of the view `coverage`."""
         return self._rows("SELECT * FROM coverage")

@@ -16,7 +16,7 @@ CREATE TABLE log.current (
   version BIGINT, corpus VARCHAR, modality VARCHAR, form VARCHAR, fingerprint VARCHAR, crops INTEGER, end_version BIGINT
 );
 CREATE TABLE log.tokenizer (
-  version BIGINT, name VARCHAR, digest VARCHAR, path VARCHAR, family VARCHAR, vocabulary INTEGER, options VARCHAR,
+  version BIGINT, name VARCHAR, digest VARCHAR, path VARCHAR, family VARCHAR, family_version INTEGER, vocabulary INTEGER, options VARCHAR,
   rows INTEGER, metrics VARCHAR, end_version BIGINT
 );
 CREATE TABLE log.shard (

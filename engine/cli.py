@@ -1,0 +1,223 @@
+"""The command `modmill`. Each verb imports what it needs when it runs: `modmill sql` loads neither torch nor ray."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from manifests.errors import ConfigError, ModmillError, TooManyFailures, UserError, nearest
+
+DONE, FOUND_WRONG, USER_MISTAKE, OVER_BUDGET, INTERRUPTED = 0, 1, 2, 3, 4
+
+app = typer.Typer(
+    name="modmill",
+    help="Turns image corpora into aligned, tokenized training sets of many modalities.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+WorkspaceArgument = Annotated[str, typer.Argument(metavar="WORKSPACE", help="A workspace: a folder or an fsspec URI.")]
+FormatOption = Annotated[Literal["table", "csv", "json"], typer.Option("--format", help="How the answer is written.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"modmill {version('modmill')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["MODMILL_DEBUG"] = "1"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="The folder for the workspace and the report.")] = Path("demo-out"),
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes.")] = None,
+) -> None:
+    """Label and tokenize photographs, scenes and texts that come with a clone, and write a report with pictures."""
+    from engine.demo import run_demo
+
+    report = run_demo(out, workers=workers)
+    typer.echo(f"report: {report}")
+
+
+@app.command()
+def init(
+    folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="A folder of images or documents.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The pipeline file to write.")] = Path("pipeline.yaml"),
+    schema: Annotated[
+        Path | None, typer.Option("--schema", help="Write the JSON schema for editors to this file.")
+    ] = None,
+) -> None:
+    """Write a pipeline file for a folder."""
+    from engine.init import write_pipeline, write_schema
+
+    if schema is not None:
+        write_schema(schema)
+        typer.echo(f"wrote {schema}")
+    if folder is not None:
+        typer.echo(write_pipeline(folder, out))
+    elif schema is None:
+        raise ConfigError("modmill init needs a FOLDER of images or documents, or --schema FILE")
+
+
+@app.command()
+def doctor(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder whose disk is looked at.")] = Path(),
+) -> None:
+    """Say what is installed and what is missing: libraries, GPUs, Ray, disk, labelers."""
+    from engine import doctor as doctoring
+
+    checks = doctoring.report(path)
+    typer.echo(doctoring.text(checks))
+    if any(check.ok is False for check in checks):
+        raise typer.Exit(FOUND_WRONG)
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A pipeline file.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the file.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="STEP", help="Do one step: ingest, fit, label or tokenize.")
+    ] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Fit the tokenizers anew; new shards beside the old.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Do the parts with failed rows again.")] = False,
+    runner: Annotated[
+        Literal["ray", "local"] | None, typer.Option("--runner", help="On Ray, or in this process.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes.")] = None,
+) -> None:
+    """Ingest, fit tokenizers, label and tokenize: whatever of it is missing."""
+    from engine import config as pipeline
+    from engine import run as running
+
+    if only is not None and only not in running.STEPS:
+        raise ConfigError(f"--only {only}: no such step; {nearest(only, running.STEPS)}")
+    overrides = list(settings or [])
+    overrides += [f"engine.runner={runner}"] * (runner is not None) + [f"engine.workers={workers}"] * (
+        workers is not None
+    )
+    config = pipeline.load(file, overrides)
+    done = running.run(
+        config,
+        steps=running.STEPS if only is None else (only,),
+        refit=refit,
+        retry_failed=failed,  # type: ignore[arg-type]
+    )
+    if done.did_nothing:
+        typer.echo("nothing to do: everything in the pipeline file is done")
+    else:
+        counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in done.counts.items() if count)
+        typer.echo(f"done: {counts}")
+    if done.counts.get("failed_rows"):
+        query = "SELECT stage, class, count(DISTINCT key) AS photos FROM failures GROUP BY ALL"
+        typer.echo(f'what failed: modmill sql {config.workspace} "{query}"')
+    typer.echo(f"look at it:  modmill status {config.workspace}")
+
+
+@app.command()
+def status(workspace: WorkspaceArgument, form: FormatOption = "table") -> None:
+    """Corpus by modality: parts done, failed, missing."""
+    from engine import output
+    from manifests.catalog import Catalog
+
+    with Catalog.open(workspace) as catalog:
+        output.write(catalog.status(), form)
+
+
+@app.command()
+def sql(
+    workspace: WorkspaceArgument,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="SQL over the views; - reads standard input.")],
+    form: Annotated[
+        Literal["table", "csv", "json", "parquet"], typer.Option("--format", help="How the answer is written.")
+    ] = "table",
+) -> None:
+    """Ask the manifest: corpora parts samples shards recipes coverage failures runs captions palettes metadata boxes."""
+    from engine import output
+    from manifests.catalog import Catalog
+
+    with Catalog.open(workspace) as catalog:
+        output.write(catalog.sql(sys.stdin.read() if query == "-" else query), form)
+
+
+@app.command()
+def verify(workspace: WorkspaceArgument, form: FormatOption = "table") -> None:
+    """Read everything back: counts, hashes, keys aligned over modalities, tokens in range; exits 1 if any is wrong."""
+    from engine import output
+    from engine import verify as verifying
+    from engine.progress import Progress
+    from manifests.catalog import Catalog
+
+    with Catalog.open(workspace) as catalog:
+        progress = Progress(None, quiet=form != "table")
+
+        def report(done: int, total: int) -> None:
+            if done == 1:
+                progress.stage("verify", total, "shards")
+            progress.update("verify", done)
+
+        try:
+            verified = verifying.verify(catalog, report)
+        finally:
+            progress.close()
+    if verified.findings or form != "table":
+        output.write(output.rows_table(verifying.as_rows(verified), ["path", "problem"]), form)
+    wrong = len(verified.findings)
+    typer.echo(
+        f"{f'WRONG: {wrong} findings' if wrong else 'ok'}: {verified.versions:,} log entries, {verified.parts:,} parts, "
+        f"{verified.shards:,} shards, {verified.rows:,} rows, {verified.tokenizers} tokenizers, "
+        f"{verified.size_bytes / 1e6:,.1f} MB read",
+        err=form != "table",
+    )
+    if wrong:
+        raise typer.Exit(FOUND_WRONG)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry of the command: runs a verb and turns errors into exit codes."""
+    import modmill
+
+    # A preempted or stopped job ends as one that a person interrupts: what is done is committed.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        modmill.check_packages()
+        app(arguments, standalone_mode=True)
+    except TooManyFailures as error:
+        _end(error, OVER_BUDGET)
+    except UserError as error:
+        _end(error, USER_MISTAKE)
+    except ModmillError as error:
+        _end(error, FOUND_WRONG)
+    except BrokenPipeError:
+        # The reader of our output went away (`modmill sql ... | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what is done is committed; the same command goes on from there", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _end(error: Exception, code: int) -> Any:
+    if os.environ.get("MODMILL_DEBUG"):
+        raise error
+    typer.echo(f"modmill: {error}", err=True)
+    sys.exit(code)

@@ -1,0 +1,188 @@
+"""One fit item: labels of a sample of the corpora, made on the fly, and a tokenizer fitted on them.
+
+Which rows, for how many steps and from which seed is all in the item, so that the tokenizer is the same bytes after any
+crash; checkpoints lie in `runs/fit-<name>-<id12>/` until the tokenizer is committed.
+"""
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.plan import CorpusPlan, FitItem, FitRows, Target, fit_order, is_held_out
+from engine.worker import Worker
+from manifests import shards
+from manifests.actions import TokenizerAdded
+from manifests.errors import ConfigError
+from manifests.modality import Modality
+from manifests.recipe import canonical_json, sha256_hex
+from manifests.shards import Status
+from manifests.storage import put_same
+from tokenize_jobs import protocol
+
+# Raised by hand when a fit's outcome changes: checkpoints of an older one are then not taken up.
+FIT_VERSION = 1
+_HELD_OUT_AT_LEAST = 32
+
+
+def fit(item: FitItem, worker: Worker, on_step: Callable[[int, int, Mapping[str, float]], None]) -> TokenizerAdded:
+    """Fits the tokenizer and writes its folder; the record to be committed.
+
+    `on_step` is told (step, of steps, losses). Raises ConfigError where no row can be fitted on.
+    """
+    chosen = [_choose(rows, worker) for rows in item.rows]
+    with tempfile.TemporaryDirectory(prefix="modmill-fit-") as scratch:
+        out = Path(scratch) / "tokenizer"
+        out.mkdir()
+        if item.family == "text":
+            rows, metrics = _fit_text(item, chosen, worker, out)
+        else:
+            rows, metrics = _fit_grid(item, chosen, worker, Path(scratch), on_step)
+        digest = protocol.digest(out)
+        path = f"tokenizers/{item.name}-{digest[:12]}"
+        for file in sorted(out.iterdir()):
+            data = file.read_bytes()
+            put_same(worker.storage, f"{path}/{file.name}", data, sha256_hex(data))
+        spec = protocol.load(out, item.modalities[0].name).spec
+    return TokenizerAdded(
+        name=item.name,
+        digest=digest,
+        path=path,
+        family=item.family,
+        family_version=spec.version,
+        vocabulary=spec.vocabulary,
+        options=dict(item.options),
+        rows=rows,
+        metrics=metrics,
+    )
+
+
+def checkpoint_folder(item: FitItem, chosen: Sequence[tuple[list[Any], list[Any]]]) -> str:
+    """The folder of a fit's checkpoints: another for every other fit, so that none is resumed from a stranger's."""
+    identity = {
+        "version": FIT_VERSION,
+        "name": item.name,
+        "options": dict(item.options),
+        "labels": [
+            rows.plan.modalities[modality.name].label.fingerprint
+            for rows in item.rows
+            for modality in item.modalities
+            if modality.name in rows.plan.modalities
+        ],
+        "keys": [
+            [shards.keys_digest([sample["key"] for sample in part]) for part in selection] for selection in chosen
+        ],
+        "crops": [rows.plan.crops for rows in item.rows],
+    }
+    return f"runs/fit-{item.name}-{sha256_hex(canonical_json(identity))[:12]}"
+
+
+def _choose(rows: FitRows, worker: Worker) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The samples of one corpus to fit on and to judge by, in the order of their parts."""
+    fit_samples: list[dict[str, Any]] = []
+    judged: list[dict[str, Any]] = []
+    for part in rows.parts:
+        for sample in shards.read_samples(worker.storage.read(part.path)):
+            (judged if is_held_out(sample["key"]) else fit_samples).append(sample)
+    most_judged = max(_HELD_OUT_AT_LEAST, rows.fit_rows // 10)
+    return _first(fit_samples, rows.fit_rows), _first(judged, most_judged)
+
+
+def _first(samples: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    wanted = {sample["key"] for sample in sorted(samples, key=lambda sample: fit_order(sample["key"]))[:most]}
+    return [sample for sample in samples if sample["key"] in wanted]
+
+
+def _labels(
+    plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], modality: Modality, worker: Worker
+) -> Iterator[Any]:
+    """The labels of a modality that can be made of these samples, in order: every crop's, or every sample's."""
+    targets = [
+        Target(modality=modality.name, form="token", fingerprint="", crop=crop)
+        for crop in plan.grains(modality.name, "token")
+    ]
+    for batch in worker.labels(plan, samples, targets):
+        for labels in batch:
+            for target in targets:
+                found = labels.sample if target.crop is None else labels.crop[target.crop]
+                if found[modality.name].status is Status.OK:
+                    yield found[modality.name].value
+
+
+def _fit_text(
+    item: FitItem, chosen: Sequence[tuple[list[Any], list[Any]]], worker: Worker, out: Path
+) -> tuple[int, dict[str, float]]:
+    from tokenize_jobs import text
+
+    options = dict(item.options)
+    file = options.pop("file", None)
+    if file is not None:
+        text.from_file(Path(file), out)
+        return 0, {}
+    texts: list[str] = []
+    for rows, (samples, _) in zip(item.rows, chosen, strict=True):
+        for modality in item.modalities:
+            if modality.kind == "text" and modality.name in rows.plan.modalities:
+                texts.extend(_labels(rows.plan, samples, modality, worker))
+    return len(texts), text.fit_text(texts, out, options=text.TextOptions(**options))
+
+
+def _fit_grid(
+    item: FitItem,
+    chosen: Sequence[tuple[list[Any], list[Any]]],
+    worker: Worker,
+    scratch: Path,
+    on_step: Callable[[int, int, Mapping[str, float]], None],
+) -> tuple[int, dict[str, float]]:
+    from train import fit_tokenizer
+
+    modality = item.modalities[0]
+    fit_labels = _array(item, [samples for samples, _ in chosen], modality, worker, scratch / "fit.npy")
+    judged = _array(item, [samples for _, samples in chosen], modality, worker, scratch / "judged.npy")
+    if not len(fit_labels):
+        raise ConfigError(
+            f"tokenizers.{item.name}: no row of {', '.join(rows.plan.corpus for rows in item.rows)} has a label of "
+            f"{modality.name} to fit on; see `failures`, or set `tokens: false` for it"
+        )
+    options = fit_tokenizer.GridOptions(**item.options)
+    folder = checkpoint_folder(item, chosen)
+
+    def save(step: int, data: bytes) -> None:
+        # One name, replaced whole: a crash leaves the one before.
+        worker.storage.replace(f"{folder}/checkpoint-{step:08d}.safetensors", data)
+
+    metrics = fit_tokenizer.fit_grid(
+        fit_labels,
+        modality,
+        options,
+        scratch / "tokenizer",
+        held_out=judged if len(judged) else fit_labels[: worker.settings.batch],
+        threads=worker.settings.threads,
+        resume=_newest_checkpoint(worker, folder),
+        save=save,
+        on_step=lambda step, losses: on_step(step, options.steps, losses),
+    )
+    return len(fit_labels), {**metrics, "held_out_rows": float(len(judged))}
+
+
+def _newest_checkpoint(worker: Worker, folder: str) -> tuple[int, bytes] | None:
+    found = [re.fullmatch(r"checkpoint-(\d{8})\.safetensors", name) for name in worker.storage.names(folder)]
+    steps = sorted(int(match[1]) for match in found if match)
+    if not steps:
+        return None
+    return steps[-1], worker.storage.read(f"{folder}/checkpoint-{steps[-1]:08d}.safetensors")
+
+
+def _array(item: FitItem, samples: Sequence[list[Any]], modality: Modality, worker: Worker, path: Path) -> np.ndarray:
+    """Labels of these samples as one array on disk, (n, *shape)."""
+    most = sum(len(part) * rows.plan.crops for rows, part in zip(item.rows, samples, strict=True))
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=modality.dtype, shape=(max(most, 1), *modality.shape()))
+    count = 0
+    for rows, part in zip(item.rows, samples, strict=True):
+        for label in _labels(rows.plan, part, modality, worker):
+            array[count] = label
+            count += 1
+    return array[:count]

@@ -1,0 +1,314 @@
+"""The main job, told once: ingest, fit the tokenizers that are missing, label and tokenize what is missing.
+
+Each step does only what the manifest lacks, so that running it again finishes what a crash, a failure or new
+photographs left over.
+"""
+
+import os
+import platform
+import secrets
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, Protocol
+
+from engine import config as pipeline
+from engine import ingest, plan
+from engine.failures import FailureBudget
+from engine.plan import CorpusPlan, FitItem, WorkItem
+from engine.progress import Progress
+from manifests import log
+from manifests.actions import Action, PartAdded, RecipeAdded, RecipeCurrent, RunEnded, RunStarted, TokenizerAdded
+from manifests.catalog import Catalog, cache_folder
+from manifests.errors import TooManyFailures
+from manifests.modality import Form
+from manifests.storage import open_storage
+
+Step = Literal["ingest", "fit", "label", "tokenize"]
+STEPS: tuple[Step, ...] = ("ingest", "fit", "label", "tokenize")
+_FORMS: Mapping[Step, Form] = {"label": "label", "tokenize": "token"}
+_RECORDED = (
+    "modmill",
+    "torch",
+    "ray",
+    "duckdb",
+    "pyarrow",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "scikit-image",
+    "tokenizers",
+)
+
+
+class Runner(Protocol):
+    """Where items are done: `run_local.LocalRunner`, `run_ray.RayRunner`."""
+
+    def fit(self, items: Sequence[FitItem], progress: Progress): ...
+
+    def work(self, items: Sequence[WorkItem], progress: Progress): ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Done:
+    """What a run did, in numbers."""
+
+    run: str
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, more: int) -> None:
+        self.counts[name] = self.counts.get(name, 0) + more
+
+    @property
+    def did_nothing(self) -> bool:
+        return not any(self.counts.values())
+
+
+def run(
+    config: pipeline.PipelineConfig,
+    *,
+    steps: Sequence[Step] = STEPS,
+    refit: bool = False,
+    retry_failed: bool = False,
+    kind: str = "run",
+    quiet: bool = False,
+) -> Done:
+    """Runs the pipeline; what was done. Raises TooManyFailures, and any ModmillError of its parts."""
+    pipeline.check_labelers(config)
+    storage = open_storage(config.workspace)
+    identity = log.create_workspace(storage)
+    name = f"{kind}-{log.now()[:19].replace(':', '').replace('-', '')}-{secrets.token_hex(3)}"
+    folder = Path(storage.full("runs")) if storage.is_local else cache_folder() / identity / "runs"
+    with log.writer_lease(storage, name), Catalog(storage) as catalog:
+        progress = Progress(folder / name / "events.jsonl", quiet=quiet)
+        done = Done(run=name)
+        catalog.commit([_started(name, kind, config)], run=name)
+        status = "failed"
+        try:
+            _Run(config, catalog, progress, done).all(steps, refit=refit, retry_failed=retry_failed)
+            status = "done"
+        except TooManyFailures:
+            status = "over_budget"
+            raise
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            catalog.commit([RunEnded(run=name, time=log.now(), status=status, counts=done.counts)], run=name)
+            progress.event("ended", status=status, counts=done.counts)
+            progress.close()
+    return done
+
+
+class _Run:
+    """One execution: what it was given, and the runner once there is work for one."""
+
+    def __init__(self, config: pipeline.PipelineConfig, catalog: Catalog, progress: Progress, done: Done) -> None:
+        self.config = config
+        self.catalog = catalog
+        self.progress = progress
+        self.done = done
+
+    def all(self, steps: Sequence[Step], *, refit: bool, retry_failed: bool) -> None:
+        roots = self._ingest(steps)
+        parts = {corpus: self.catalog.parts(corpus) for corpus in roots}
+        runner: Runner | None = None
+        try:
+            fits = self._missing_fits(roots, parts, refit=refit) if "fit" in steps else []
+            if fits:
+                runner = self._runner(len(fits))
+                self._fit(runner, fits)
+            plans = self._plans(roots)
+            self._commit_recipes(plans)
+            forms = frozenset(form for step, form in _FORMS.items() if step in steps)
+            items = self._missing_work(plans, parts, forms, retry_failed=retry_failed)
+            if items:
+                runner = runner or self._runner(len(items))
+                self._work(runner, items)
+        finally:
+            if runner is not None:
+                runner.close()
+
+    # -- ingest -------------------------------------------------------------------------------------------------------
+
+    def _ingest(self, steps: Sequence[Step]) -> dict[str, str]:
+        """Ingests every corpus; where each one's source is."""
+        roots = {}
+        for corpus, section in self.config.corpora.items():
+            if "ingest" not in steps:
+                roots[corpus] = ingest.root_of(self.catalog, corpus, section)
+                continue
+            stage = f"ingest {corpus}"
+            found = ingest.ingest(
+                self.catalog,
+                corpus,
+                section,
+                run=self.done.run,
+                on_new=partial(self.progress.stage, stage, unit="samples"),
+                on_rows=partial(self.progress.update, stage),
+            )
+            roots[corpus] = found.root
+            self.done.add("new_samples", found.new)
+            self.done.add("new_parts", found.new_parts)
+            gone = (
+                f"; {found.vanished:,} gone, {found.changed:,} changed since" if found.vanished or found.changed else ""
+            )
+            self.progress.say(f"{corpus}: {found.samples:,} samples, {found.new:,} new{gone}")
+            for note in found.notes:
+                self.progress.say(f"{corpus}: note: {note}")
+        return roots
+
+    # -- plan ---------------------------------------------------------------------------------------------------------
+
+    def _tokenizer_names(self) -> set[str]:
+        names = {plan.TEXT_TOKENIZER}
+        for corpus in self.config.corpora:
+            names |= set(plan.corpus_modalities(self.config, corpus))
+        return names
+
+    def _fitted(self) -> dict[str, TokenizerAdded | None]:
+        return {name: self.catalog.tokenizer(name) for name in sorted(self._tokenizer_names())}
+
+    def _plans(self, roots: Mapping[str, str]) -> dict[str, CorpusPlan]:
+        fitted = self._fitted()
+        return {corpus: plan.corpus_plan(self.config, corpus, root, fitted) for corpus, root in roots.items()}
+
+    def _missing_fits(
+        self, roots: Mapping[str, str], parts: Mapping[str, Sequence[PartAdded]], *, refit: bool
+    ) -> list[FitItem]:
+        return plan.fit_items(self.config, self._plans(roots), parts, refit=refit, fitted=self._fitted())
+
+    def _missing_work(
+        self,
+        plans: Mapping[str, CorpusPlan],
+        parts: Mapping[str, Sequence[PartAdded]],
+        forms: frozenset[Form],
+        *,
+        retry_failed: bool,
+    ) -> list[WorkItem]:
+        fitted = {name: known for name, known in self._fitted().items() if known is not None}
+        items = []
+        for corpus, corpus_plan in plans.items():
+            live = self.catalog.live_shards(corpus)
+            items += plan.work_items(corpus_plan, parts[corpus], live, fitted, forms=forms, retry_failed=retry_failed)
+        return items
+
+    def _commit_recipes(self, plans: Mapping[str, CorpusPlan]) -> None:
+        """Puts recipes that the log does not know into it, and says which are current from here on."""
+        known = self.catalog.known_recipes()
+        actions: list[Action] = []
+        for corpus, corpus_plan in plans.items():
+            current = self.catalog.current_recipes(corpus)
+            for name, modality in corpus_plan.modalities.items():
+                for form, recipe in modality.written().items():
+                    grains = corpus_plan.grains(name, form)
+                    crops = None if grains == (None,) else len(grains)
+                    if recipe.fingerprint not in known:
+                        known.add(recipe.fingerprint)
+                        actions.append(RecipeAdded(fingerprint=recipe.fingerprint, document=recipe.document()))
+                    before = current.get((name, form))
+                    if before is None or (before.fingerprint, before.crops) != (recipe.fingerprint, crops):
+                        actions.append(
+                            RecipeCurrent(
+                                corpus=corpus, modality=name, form=form, fingerprint=recipe.fingerprint, crops=crops
+                            )
+                        )
+        if actions:
+            self.catalog.commit(actions, run=self.done.run)
+
+    # -- work ---------------------------------------------------------------------------------------------------------
+
+    def _runner(self, most: int) -> Runner:
+        from engine.worker import WorkerSettings
+
+        engine = self.config.engine
+        settings = WorkerSettings(
+            threads=engine.threads,
+            batch=engine.batch,
+            decode_threads=engine.decode_threads,
+            queue_bytes=engine.queue_mb << 20,
+            device=engine.device,
+        )
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = engine.workers or max(1, cores // engine.threads)
+        if engine.runner == "local":
+            from engine.run_local import LocalRunner
+
+            self.progress.say(f"{workers} worker{'s' * (workers > 1)} in this process")
+            return LocalRunner(self.catalog.storage.uri, settings, workers)
+        from engine.run_ray import RayRunner
+
+        self.progress.say(f"starting Ray with {workers} worker{'s' * (workers > 1)} (some seconds)")
+        return RayRunner(self.catalog.storage.uri, settings, workers, engine.ray_address)
+
+    def _fit(self, runner: Runner, items: Sequence[FitItem]) -> None:
+        for item in items:
+            if item.family != "text":
+                self.progress.stage(f"fit {item.name}", int(item.options["steps"]), "steps")
+        for item, fitted in runner.fit(items, self.progress):
+            self.catalog.commit([fitted], run=self.done.run)
+            for stale in self.catalog.storage.names("runs"):
+                if stale.startswith(f"fit-{item.name}-"):
+                    self.catalog.storage.remove_folder(f"runs/{stale}")
+            self.done.add("tokenizers_fitted", 1)
+            self.progress.update(f"fit {item.name}", int(item.options.get("steps", 0)))
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in fitted.metrics.items())
+            self.progress.say(
+                f"tokenizer {item.name}: {fitted.rows:,} labels, vocabulary {fitted.vocabulary:,}; {figures}"
+            )
+
+    def _work(self, runner: Runner, items: Sequence[WorkItem]) -> None:
+        rows = sum(item.part.rows for item in items)
+        shards = sum(len(item.targets) for item in items)
+        self.progress.say(f"to do: {shards:,} shards of {len(items):,} parts ({rows:,} samples)")
+        self.progress.stage("work", rows, "samples")
+        budget = FailureBudget(self.config.engine.max_failed_fraction)
+        for item, records in runner.work(items, self.progress):
+            self.catalog.commit(records, run=self.done.run)
+            failed = sum(record.failed for record in records)
+            self.done.add("shards", len(records))
+            self.done.add("rows", sum(record.rows for record in records))
+            self.done.add("failed_rows", failed)
+            self.progress.update("work", item.part.rows, item=item.name, failed=failed)
+            self.progress.event("item", item=item.name, shards=len(records), failed=failed)
+            budget.add(sum(record.rows for record in records), failed)
+
+
+def _started(name: str, kind: str, config: pipeline.PipelineConfig) -> RunStarted:
+    return RunStarted(
+        run=name,
+        kind=kind,
+        time=log.now(),
+        host=socket.gethostname(),
+        commit=_commit(),
+        versions={**_versions(), "python": platform.python_version(), "machine": platform.machine()},
+        config=pipeline.document(config),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _RECORDED:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of this code, None outside a clone."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

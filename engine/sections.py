@@ -1,0 +1,225 @@
+"""The sections of a pipeline file: a corpus, its crops and modalities, fits of tokenizers, the engine.
+
+Descriptions are shown in messages and by editors. `engine/config.py` puts the sections together.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from manifests import modality as modalities
+from manifests.errors import ConfigError
+from manifests.recipe import canonical_json
+
+DEFAULT_MODALITIES = {
+    "image": ("rgb", "edges", "boxes", "metadata", "palette", "caption"),
+    "text": ("text",),
+}
+
+
+def _known_modality(name: str) -> str:
+    try:
+        modalities.get(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        canonical_json(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"holds what is no JSON value: {error}; write it in quotes") from error
+    return value
+
+
+def _increasing(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"is {list(value)}; expected [least, most] with 0 < least <= most")
+    return value
+
+
+def _as_mapping(value: Any) -> Any:
+    """A list of modalities is the same as a mapping of them without options."""
+    if isinstance(value, list | tuple):
+        twice = next((name for name in value if value.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"names {twice!r} twice; keep one")
+        if not all(isinstance(name, str) for name in value):
+            raise ValueError(f"is {list(value)!r}; expected names of modalities, options are written as a mapping")
+        return {name: {} for name in value}
+    if isinstance(value, dict):
+        return {name: {} if options is None else options for name, options in value.items()}
+    return value
+
+
+ModalityName = Annotated[str, AfterValidator(_known_modality)]
+CorpusName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Range = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_increasing)]
+
+
+class Section(BaseModel):
+    """Strict types, so that `crops: "3"` and `keep: 1` are mistakes and not guesses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModalityConfig(Section):
+    """How one modality is made and kept."""
+
+    labeler: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the labeler: a file of labelers/, or my_module:MyLabeler; default: the modality's",
+    )
+    parameters: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(
+        default_factory=dict, description="the labeler's parameters"
+    )
+    keep: bool | None = Field(
+        default=None, description="whether labels are stored; default: structured ones are, pixels are not"
+    )
+    format: Literal["parquet", "webdataset"] | None = Field(
+        default=None, description="the file format of tokens: parquet (default) or webdataset"
+    )
+    tokens: bool | None = Field(
+        default=None, description="whether tokens are made; default: where the modality has a tokenizer"
+    )
+
+
+Modalities = Annotated[
+    dict[ModalityName, ModalityConfig],
+    BeforeValidator(_as_mapping, json_schema_input_type=list[ModalityName] | dict[ModalityName, ModalityConfig | None]),
+]
+
+
+class CropConfig(Section):
+    """How crops after the first are drawn; the first is the centre."""
+
+    scale: Range = Field(default=(0.8, 1.0), description="share of the photograph's area: [least, most], up to 1")
+    ratio: Range = Field(default=(0.75, 1.3333333333333333), description="width / height of the crop: [least, most]")
+    flip: float = Field(default=0.5, ge=0, le=1, description="chance of a mirrored crop, 0 to 1")
+
+    @field_validator("scale")
+    @classmethod
+    def _within_photograph(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] > 1:
+            raise ValueError(f"is {list(value)}; a crop has at most the whole area of the photograph, 1")
+        return value
+
+
+class CorpusConfig(Section):
+    """A named set of samples and what is made of them."""
+
+    source: str = Field(min_length=1, description="where the samples are: a folder, a glob, a file, or an fsspec URI")
+    kind: Literal["image", "text"] = Field(default="image", description="what the samples are: image or text")
+    crops: int = Field(
+        default=1, ge=1, le=999, description="crops of each photograph, 1 to 999; more may be added later"
+    )
+    part_rows: int = Field(
+        default=2048, ge=1, le=1_000_000, description="samples a part; fixed when the corpus is made"
+    )
+    seed: Seed = Field(default=0, description="seed of the crops; fixed when the corpus is made")
+    crop: CropConfig = Field(default_factory=CropConfig, description="how crops after the first are drawn")
+    table: str | None = Field(
+        default=None, min_length=1, description="CSV, TSV, Parquet or JSONL file with more columns of the images"
+    )
+    key: str | None = Field(
+        default=None,
+        min_length=1,
+        description="text: the field that is a document's key; image: the table's column that names the image",
+    )
+    text: str = Field(default="text", min_length=1, description="text corpora: the field that holds the document")
+    modalities: Modalities = Field(
+        default_factory=dict,
+        description="what is made: names, or names with options; default for images: "
+        f"{' '.join(DEFAULT_MODALITIES['image'])}; for text: {' '.join(DEFAULT_MODALITIES['text'])}",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_modalities(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "modalities" in data:
+            return data
+        kind = data.get("kind", "image")
+        return {**data, "modalities": DEFAULT_MODALITIES.get(kind if isinstance(kind, str) else "", ())}
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if not self.modalities:
+            raise ValueError("modalities is empty; expected at least one")
+        if self.kind == "image":
+            if "text" in self.model_fields_set:
+                raise ValueError("text names a field of documents, but this is a corpus of images; add `kind: text`")
+            if self.key is not None and self.table is None:
+                raise ValueError("key names a column of `table`, but there is no table")
+            return self
+        if self.table is not None:
+            raise ValueError("table is for images; rows of JSONL and Parquet documents carry their own columns")
+        for name in self.modalities:
+            modality = modalities.get(name)
+            if "crop" in (modality.label_grain, modality.token_grain):
+                raise ValueError(f"modalities.{name} is made of images, but this is a corpus of kind text")
+        return self
+
+
+class GridFit(Section):
+    """How the tokenizer of an image-like modality is fitted. What is left out is the tokenizer's own default."""
+
+    patch: int = Field(
+        default=16, ge=2, le=64, description="pixels a token covers, across; divides the modality's size"
+    )
+    codebook: int = Field(default=1024, ge=2, le=1_048_576, description="vocabulary: how many codes")
+    steps: int = Field(default=400, ge=1, description="optimizer steps")
+    batch: int = Field(default=32, ge=1, le=65_536, description="crops a step")
+    seed: Seed = Field(default=0, description="seed of weights and order")
+    checkpoint_every: int = Field(default=50, ge=1, description="steps between checkpoints of the fit")
+    latent: int | None = Field(default=None, ge=1, description="channels of a code")
+    width: int | None = Field(default=None, ge=1, description="channels of the networks")
+    depth: int | None = Field(default=None, ge=1, description="blocks of the networks")
+    lr: float | None = Field(default=None, gt=0, description="learning rate")
+
+
+class TextFit(Section):
+    """How the one tokenizer of all sequences is fitted, or the file that holds one."""
+
+    vocabulary: int = Field(default=30_000, ge=512, le=1_048_576, description="tokens at most")
+    min_frequency: int = Field(default=2, ge=1, description="how often a pair of tokens must occur to become one")
+    file: str | None = Field(
+        default=None, min_length=1, description="a tokenizers JSON file to use, such as 4M's published one"
+    )
+
+
+class EngineConfig(Section):
+    """How the work is run."""
+
+    runner: Literal["ray", "local"] = Field(
+        default="ray", description="ray: processes on all machines; local: in this process"
+    )
+    workers: int | None = Field(
+        default=None, ge=1, le=65_536, description="worker processes; default: as many as cores allow"
+    )
+    threads: int = Field(default=1, ge=1, le=1024, description="torch threads of a worker, and of a fit")
+    batch: int = Field(default=32, ge=1, le=65_536, description="rows a call of a labeler or tokenizer")
+    decode_threads: int = Field(
+        default=4, ge=1, le=1024, description="threads that read and decode images, in each worker"
+    )
+    queue_mb: int = Field(default=512, ge=1, description="megabytes of decoded images that may wait in a worker")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$", description="auto, cpu, cuda, cuda:N or mps"
+    )
+    ray_address: str | None = Field(
+        default=None, min_length=1, description="a running Ray cluster; default: one of this machine"
+    )
+    max_failed_fraction: float = Field(
+        default=0.25, ge=0, le=1, description="share of failed rows that stops a run, 0 to 1"
+    )

@@ -1,0 +1,35 @@
+"""Canny edges.
+
+J. Canny, A Computational Approach to Edge Detection, 1986, as OpenCV implements it (3 x 3 Sobel, L1 gradient). Other
+libraries scale the thresholds differently and agree only in part, so this implementation defines the label.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from labelers.protocol import LabelerSpec
+from manifests.errors import ConfigError
+
+
+class Edges:
+    """Modality `edges`: uint8 (s, s), 255 on an edge of the crop's gray values, else 0.
+
+    `low` and `high` are the thresholds of the gradient: pixels over `high` are edges, and those over `low` that hang
+    together with them.
+    """
+
+    spec = LabelerSpec(name="edges", version=1, scope="crop", outputs=("edges",), batch=64, requires=("cv2", "numpy"))
+
+    def __init__(self, low: int = 100, high: int = 200) -> None:
+        if not 0 <= low <= high:
+            raise ConfigError(f"edges: thresholds low={low}, high={high}; expected 0 <= low <= high")
+        self.low, self.high = low, high
+
+    def label(self, batch: Mapping[str, Any]) -> Mapping[str, list[Any]]:
+        import cv2
+
+        grays = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in batch["image"])
+        return {"edges": [cv2.Canny(gray, self.low, self.high) for gray in grays]}
+
+
+LABELER = Edges

@@ -1,0 +1,113 @@
+"""Facts of a photograph and its caption that need no model: size, caption length, color statistics."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from labelers.protocol import LabelerSpec
+from manifests.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_SENTENCE_END = re.compile(r"[.!?]+(?:\s+|$)")
+
+
+class Metadata:
+    """Modality `metadata`: one record.
+
+    original_width, original_height   px, of the upright photograph
+    caption_n_chars                   characters of the caption; its counts are None where the row has no caption
+    caption_n_words                   what white space separates
+    caption_n_sentences               what runs of . ! ? before white space or the end separate
+    colorfulness                      Hasler and Suesstrunk, Measuring Colourfulness in Natural Images, 2003, on R, G, B
+    brightness, contrast              mean and standard deviation of gray, 0..255 (ITU-R BT.601 luma)
+    saturation                        mean S of HSV, 0..255
+    entropy                           Shannon entropy of the histogram of gray, bits, 0..8
+
+    The statistics are of a copy whose longest side is at most `longest` px (means of whole blocks of pixels).
+    """
+
+    spec = LabelerSpec(
+        name="metadata",
+        version=1,
+        scope="image",
+        inputs=("image", "caption"),
+        outputs=("metadata",),
+        batch=16,
+        requires=("cv2", "numpy", "PIL"),
+    )
+
+    def __init__(self, longest: int = 512) -> None:
+        if longest < 1:
+            raise ConfigError(f"metadata: longest={longest}; expected a length in pixels of at least 1")
+        self.longest = longest
+
+    def label(self, batch: Mapping[str, Any]) -> Mapping[str, list[Any]]:
+        from manifests.crops import reduce_to
+
+        return {
+            "metadata": [
+                {
+                    "original_width": image.shape[1],
+                    "original_height": image.shape[0],
+                    **_caption_counts(caption),
+                    **_color_statistics(reduce_to(image, self.longest)),
+                }
+                for image, caption in zip(batch["image"], batch["caption"], strict=True)
+            ]
+        }
+
+
+def _caption_counts(caption: str | None) -> dict[str, int | None]:
+    if caption is None:
+        return {"caption_n_chars": None, "caption_n_words": None, "caption_n_sentences": None}
+    return {
+        "caption_n_chars": len(caption),
+        "caption_n_words": len(caption.split()),
+        "caption_n_sentences": sum(1 for sentence in _SENTENCE_END.split(caption) if sentence.strip()),
+    }
+
+
+def _color_statistics(image: "np.ndarray") -> dict[str, float]:
+    """Of uint8 (h, w, 3)."""
+    import cv2
+    import numpy as np
+
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    brightness, contrast = _mean_and_deviation(gray)
+    histogram = cv2.calcHist([gray], [0], None, [256], [0, 256]).ravel().astype(np.float64)
+    shares = histogram[histogram > 0] / gray.size
+    return {
+        "colorfulness": _colorfulness(image),
+        "brightness": brightness,
+        "contrast": contrast,
+        "saturation": cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))[1],
+        # abs: one gray value only is 0 bits, not -0.
+        "entropy": abs(float(-(shares * np.log2(shares)).sum())),
+    }
+
+
+def _colorfulness(image: "np.ndarray") -> float:
+    """sqrt(std(rg)^2 + std(yb)^2) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2), rg = R - G, yb = (R + G) / 2 - B."""
+    import cv2
+
+    red, green, blue = cv2.split(image)
+    red_green = cv2.subtract(red, green, dtype=cv2.CV_16S)
+    # Twice yb, so that it stays an integer.
+    yellow_blue = cv2.addWeighted(red, 1, green, 1, 0, dtype=cv2.CV_16S)
+    yellow_blue = cv2.subtract(yellow_blue, cv2.add(blue, blue, dtype=cv2.CV_16S))
+    rg_mean, rg_deviation = _mean_and_deviation(red_green)
+    yb_mean, yb_deviation = (value / 2 for value in _mean_and_deviation(yellow_blue))
+    return math.hypot(rg_deviation, yb_deviation) + 0.3 * math.hypot(rg_mean, yb_mean)
+
+
+def _mean_and_deviation(values: "np.ndarray") -> tuple[float, float]:
+    import cv2
+
+    mean, deviation = cv2.meanStdDev(values)
+    return float(mean[0, 0]), float(deviation[0, 0])
+
+
+LABELER = Metadata

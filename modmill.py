@@ -1,0 +1,95 @@
+"""The one Python door to modmill.
+
+    import modmill
+
+    with modmill.open("work") as workspace:
+        table = workspace.sql("SELECT key, source FROM samples LIMIT 3")  # a pyarrow.Table
+        row = workspace.show("1f0c2a9be4d07c35", corpus="photos")         # everything known of one sample
+
+`Labeler`, `Tokenizer` and `Modality` are what a third party's labeler, tokenizer or modality is made of.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from labelers.protocol import Labeler, LabelerSpec
+    from manifests.modality import Modality
+    from tokenize_jobs.protocol import Tokenizer, TokenizerSpec
+
+__all__ = ["Labeler", "LabelerSpec", "Modality", "Tokenizer", "TokenizerSpec", "Workspace", "check_packages", "open"]
+
+_PACKAGES = ("engine", "labelers", "tokenize_jobs", "train", "manifests")
+_HOMES = {
+    "Labeler": "labelers.protocol",
+    "LabelerSpec": "labelers.protocol",
+    "Modality": "manifests.modality",
+    "Tokenizer": "tokenize_jobs.protocol",
+    "TokenizerSpec": "tokenize_jobs.protocol",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Read when asked for: `import modmill` alone loads nothing.
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'modmill' has no attribute {name!r}")
+
+
+def check_packages() -> None:
+    """Raises ImportError where a package of ours is hidden by another of its name: `train` and `engine` are common."""
+    home = Path(__file__).resolve().parent
+    for package in _PACKAGES:
+        found = importlib.util.find_spec(package)
+        origin = None if found is None or found.origin is None else Path(found.origin).resolve()
+        if origin != home / package / "__init__.py":
+            raise ImportError(
+                f"the package {package!r} that Python finds is {origin or 'none'}, not modmill's {home / package}; take the "
+                "folder that holds it off PYTHONPATH, or start from another folder"
+            )
+
+
+class Workspace:
+    """A workspace to ask: an index of its log, in this process."""
+
+    def __init__(self, uri: str | Path) -> None:
+        from manifests.catalog import Catalog
+
+        self._catalog = Catalog.open(uri)
+
+    def sql(self, query: str, parameters: Sequence[Any] = ()) -> "pa.Table":
+        """The answer to a query over the views, up to date with the log; `.to_pandas()` and polars read it as it is."""
+        self._catalog.refresh()
+        return self._catalog.sql(query, parameters)
+
+    def show(self, key: str, *, corpus: str) -> dict[str, Any]:
+        """Everything known of one sample: its row of `samples`, and per modality labels, tokens and failures.
+
+        Values are read from the current shards: `{"sample": {...}, "label": {modality: {crop: value}}, "token": {...},
+        "failures": [...]}`; crop is None where the grain is sample; pixels and maps are the bytes of their members (PNG
+        or .npy). Raises UserError where there is no such sample.
+        """
+        from manifests import lookup
+
+        self._catalog.refresh()
+        return lookup.show(self._catalog, corpus, key)
+
+    def close(self) -> None:
+        """Lets go of the index."""
+        self._catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open(uri: str | Path) -> Workspace:
+    """The workspace at a folder or an fsspec URI. Raises WorkspaceError where there is none."""
+    return Workspace(uri)

@@ -1,0 +1,106 @@
+"""What tests share: a cache of their own, photographs, one Ray cluster for the session."""
+
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache() -> Iterator[None]:
+    """No test touches the user's cache."""
+    with tempfile.TemporaryDirectory(prefix="modmill-cache-") as folder:
+        before = os.environ.get("MODMILL_CACHE")
+        os.environ["MODMILL_CACHE"] = folder
+        yield
+        if before is None:
+            del os.environ["MODMILL_CACHE"]
+        else:
+            os.environ["MODMILL_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def make_photos() -> Callable[..., Path]:
+    """Writes JPEGs cut from photographs that ship inside scikit-image, each with a caption beside it."""
+
+    def make(folder: Path, count: int, seed: int = 0) -> Path:
+        import cv2
+        import numpy as np
+        import skimage.data
+
+        folder.mkdir(parents=True, exist_ok=True)
+        sources = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee()]
+        generator = np.random.default_rng(seed)
+        for number in range(count):
+            source = sources[number % len(sources)]
+            height, width = (int(side) for side in generator.integers(180, 300, 2))
+            top = int(generator.integers(0, source.shape[0] - height + 1))
+            left = int(generator.integers(0, source.shape[1] - width + 1))
+            window = source[top : top + height, left : left + width]
+            cv2.imwrite(str(folder / f"photo{number:03d}.jpg"), cv2.cvtColor(window, cv2.COLOR_RGB2BGR))
+            if number % 4:
+                (folder / f"photo{number:03d}.txt").write_text(f"a photograph, number {number}, {height} rows high")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def hostile_files() -> Callable[[Path], list[str]]:
+    """Adds what real folders hold to a folder of photographs; the relative paths of those that must fail."""
+
+    def add(folder: Path) -> list[str]:
+        whole = sorted(folder.glob("*.jpg"))[0].read_bytes()
+        (folder / "zero.jpg").write_bytes(b"")
+        (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+        (folder / "text.jpg").write_text("this is a text file named .jpg")
+        (folder / "bomb.png").write_bytes(_bomb(30_000))
+        (folder / "not_utf8.jpg").write_bytes(whole)
+        (folder / "not_utf8.txt").write_bytes(b"caf\xe9 \xff\xfe terrace")
+        (folder / "empty_caption.jpg").write_bytes(whole)
+        (folder / "empty_caption.txt").write_text("")
+        for sub in ("one", "two"):
+            (folder / sub).mkdir()
+            (folder / sub / "same.jpg").write_bytes(whole)
+        return ["bomb.png", "text.jpg", "truncated.jpg", "zero.jpg"]
+
+    return add
+
+
+def _bomb(side: int) -> bytes:
+    """A PNG of side x side pixels, some kilobytes on disk: one bit a pixel, all zero."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    packer = zlib.compressobj(9)
+    row = bytes(1 + side // 8)
+    data = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def photos(tmp_path: Path, make_photos: Callable[..., Path]) -> Path:
+    """A folder of nine photographs."""
+    return make_photos(tmp_path / "photos", 9)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray for all tests: starting it takes seconds."""
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="modmill-ray-") as empty:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"working_dir": empty},
+        )
+        yield
+        ray.shutdown()
