@@ -186,7 +186,7 @@ def _labelers() -> Iterator[Check]:
         except ConfigError as error:
             yield Check(name=label, value=str(error), ok=None, advice="pip install 'modmill[label]'")
             continue
-        missing = [package for package in spec.requires if importlib.util.find_spec(package) is None]
+        missing = [package for package in spec.requires if importlib.util.find_spec(package.partition(".")[0]) is None]
         if missing:
             value = f"lacks {', '.join(missing)}"
             yield Check(name=label, value=value, ok=None, advice="pip install 'modmill[label]'")

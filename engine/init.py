@@ -75,7 +75,7 @@ def _look(source: str) -> tuple[CorpusConfig, list[str], list[str]]:
         except ConfigError:
             # It does not name the images: some other table.
             continue
-        return with_table, [*found, f"a table, {table.path}"], notes.lines()
+        return with_table, [*found, f"a table, {_scalar(table.path)}"], notes.lines()
     return section, found, notes.lines()
 
 
@@ -94,13 +94,15 @@ def _corpus_name(source: str) -> str:
 
 def _pipeline(name: str, section: CorpusConfig, found: Sequence[str], out: Path) -> str:
     base = out.absolute().parent
-    # Beside the pipeline file, unless that lies in the source: there the workspace would be listed with it.
-    inside = not is_uri(section.source) and base.is_relative_to(section.source)
+    workspace = f"{name}-workspace"
+    if not is_uri(section.source) and base.is_relative_to(section.source):
+        # Not beside the pipeline file: there the workspace would be listed with the source.
+        workspace = os.path.relpath(Path(section.source).parent / workspace, base)
     lines = [
         f"# {', '.join(found)}.",
         f"#   modmill run {shlex.quote(str(out))}",
         "# Relative paths start at this file's folder.",
-        f"workspace: {_scalar(f'{"../" if inside else ""}{name}-workspace')}  # everything is written here",
+        f"workspace: {_scalar(workspace)}  # everything is written here",
         "corpora:",
         f"  {_scalar(name)}:",
         f"    source: {_scalar(_shortest(section.source, base))}",
@@ -133,7 +135,10 @@ def _shortest(path: str, base: Path) -> str:
     if is_uri(path):
         return path
     relative = os.path.relpath(path, base)
-    return path if relative.startswith("../..") else relative
+    if relative.startswith("../.."):
+        return path
+    # A folder may be called ~ or s3::x, which would be read as something else.
+    return f"./{relative}" if relative.startswith("~") or is_uri(relative) else relative
 
 
 def _scalar(text: str) -> str:

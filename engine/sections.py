@@ -158,7 +158,7 @@ class CorpusConfig(Section):
         if not self.modalities:
             raise ValueError("modalities is empty; expected at least one")
         if self.kind == "image":
-            if "text" in self.model_fields_set:
+            if self.text != "text":
                 raise ValueError("text names a field of documents, but this is a corpus of images; add `kind: text`")
             if self.key is not None and self.table is None:
                 raise ValueError("key names a column of `table`, but there is no table")

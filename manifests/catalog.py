@@ -241,24 +241,29 @@ class Catalog:
                 newest[identity]["end_version"] = record["version"]
             newest[identity] = record
             record["end_version"] = None
-        replacing = pa.Table.from_pylist(
-            [{key: record[key] for key in (*keys, "version")} for record in newest.values()]
-        )
+        columns = [*keys, "version"]
+        types = self._types(_TABLES[kind])
+        arriving = ", ".join(f"unnest(?::{types[name]}[]) AS {name}" for name in columns)
         same = " AND ".join(f"old.{key} IS NOT DISTINCT FROM replacing.{key}" for key in keys)
-        self._connection.register("replacing", replacing)
         self._connection.execute(
-            f"UPDATE {_TABLES[kind]} old SET end_version = replacing.version FROM replacing "
-            f"WHERE old.end_version IS NULL AND {same}"
+            f"UPDATE {_TABLES[kind]} old SET end_version = replacing.version FROM (SELECT {arriving}) replacing "
+            f"WHERE old.end_version IS NULL AND {same}",
+            [[record[name] for record in newest.values()] for name in columns],
         )
-        self._connection.unregister("replacing")
 
     def _insert(self, table: str, records: list[dict[str, Any]], *, blobs: bool = True) -> None:
-        columns = [name for (name, *_) in self._connection.execute(f"DESCRIBE {table}").fetchall()]
-        plain = [{name: _plain(name, record.get(name), blobs) for name in columns} for record in records]
-        self._connection.register("arriving", pa.Table.from_pylist(plain))
-        names = ", ".join(f'"{name}"' for name in columns)
-        self._connection.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM arriving")
-        self._connection.unregister("arriving")
+        # Columns go in as lists, not as Arrow: making an Arrow array imports pandas where that is installed (seconds).
+        types = self._types(table)
+        arriving = ", ".join(f"unnest(?::{kind}[])" for kind in types.values())
+        names = ", ".join(f'"{name}"' for name in types)
+        self._connection.execute(
+            f"INSERT INTO {table} ({names}) SELECT {arriving}",
+            [[_plain(name, record.get(name), blobs) for record in records] for name in types],
+        )
+
+    def _types(self, table: str) -> dict[str, str]:
+        """The columns of a table, name to type."""
+        return {name: kind for name, kind, *_ in self._connection.execute(f"DESCRIBE {table}").fetchall()}
 
     # -- views over Parquet -------------------------------------------------------------------------------------------
 
@@ -268,19 +273,10 @@ class Catalog:
             self._connection.register_filesystem(self.storage.fs)
         files = [(self.storage.location(path), corpus, part) for path, corpus, part in self._content_files(name)]
         self._connection.execute(
-            "CREATE OR REPLACE TEMP TABLE file_of_" + name + " (filename VARCHAR, corpus VARCHAR, part INTEGER)"
+            f"CREATE OR REPLACE TEMP TABLE file_of_{name} AS "
+            "SELECT unnest(?::VARCHAR[]) AS filename, unnest(?::VARCHAR[]) AS corpus, unnest(?::INTEGER[]) AS part",
+            [[file for file, _, _ in files], [corpus for _, corpus, _ in files], [part for _, _, part in files]],
         )
-        if files:
-            table = pa.table(
-                {
-                    "filename": [file for file, _, _ in files],
-                    "corpus": [corpus for _, corpus, _ in files],
-                    "part": pa.array([part for _, _, part in files], pa.int32()),
-                }
-            )
-            self._connection.register("arriving", table)
-            self._connection.execute(f"INSERT INTO file_of_{name} SELECT * FROM arriving")
-            self._connection.unregister("arriving")
         self._connection.execute(content.view_sql(name, [file for file, _, _ in files]))
 
     def _content_files(self, name: str) -> list[tuple[str, str, int]]:

@@ -62,8 +62,8 @@ def decode(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> np.ndarray:
     - numbers of 16 bits keep their high byte (40000 becomes 156), in gray and in color alike; 32-bit integers and
       floats are scaled by the smallest of 1, 255, 65535 and 4294967295 that holds the largest; what is negative or
       not finite is 0;
-    - an ICC profile is applied (perceptual intent) unless it is broken or is for other channels; CMYK without one is
-      converted by complement;
+    - an ICC profile is applied (perceptual intent) unless it is broken or is for other channels; CMYK without one
+      becomes red = (1 - C)(1 - K), and so on;
     - transparent pixels are composited on white;
     - the EXIF orientation is applied.
 

@@ -46,15 +46,17 @@ class Storage:
         """Creates the file with all of `data`, durably; False where the name is taken (nothing is changed then)."""
         if self.fs is None:
             return _put_local(Path(self.full(path)), data)
-        payload = data if isinstance(data, bytes) else data.read()
-        if self.fs.exists(self.full(path)):
+        if self.exists(path):
             return False
         with contextlib.suppress(FileExistsError):
             self.fs.makedirs(posixpath.dirname(self.full(path)), exist_ok=True)
         try:
-            self.fs.pipe_file(self.full(path), payload, mode="create")
-        except FileExistsError:
-            return False
+            self.fs.pipe_file(self.full(path), b"".join(_chunks(data)), mode="create")
+        except OSError:
+            # FileExistsError, or a store's own way to say so (a 412 without its condition is an EINVAL in s3fs).
+            if self.exists(path):
+                return False
+            raise
         return True
 
     def replace(self, path: str, data: bytes) -> None:
@@ -92,7 +94,6 @@ class Storage:
             if self.fs is None:
                 found = os.listdir(self.full(folder))
             else:
-                self.fs.invalidate_cache(self.full(folder))
                 found = [posixpath.basename(name.rstrip("/")) for name in self.fs.ls(self.full(folder), detail=False)]
         except FileNotFoundError:
             return []
@@ -118,7 +119,8 @@ def open_storage(uri: str | Path) -> Storage:
     import fsspec
 
     try:
-        fs, root = fsspec.core.url_to_fs(text)
+        # Listings change under us: other processes write here too.
+        fs, root = fsspec.core.url_to_fs(text, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise WorkspaceError(
             f"workspace {text!r}: {error}; s3:// needs the extra modmill[s3], gs:// modmill[gcs]"
@@ -147,7 +149,7 @@ def put_same(storage: Storage, path: str, data: bytes | IO[bytes], sha256: str) 
 def _put_local(target: Path, data: bytes | IO[bytes]) -> bool:
     if target.exists():
         return False
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -168,12 +170,25 @@ def _put_local(target: Path, data: bytes | IO[bytes]) -> bool:
             raise
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _sync_folder(target.parent)
     return True
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, durably: a file is only as safe as the names that lead to it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _chunks(data: bytes | IO[bytes]) -> Iterator[bytes]:
