@@ -41,7 +41,7 @@ COLORS = {  # sRGB
     "yellow": (244, 208, 24),
     "purple": (132, 44, 176),
     "orange": (242, 116, 12),
-    "white": (240, 240, 238),
+    "white": (236, 236, 233),
     "black": (32, 32, 35),
 }
 SIZES = {"small": 0.3, "large": 0.5}  # radius in metres
@@ -58,10 +58,11 @@ _SKIES = (  # linear zenith, horizon
     ((0.55, 0.40, 0.24), (0.92, 0.84, 0.62)),
     ((0.03, 0.05, 0.16), (0.24, 0.28, 0.46)),
 )
-_PROBE = 64  # side of the small picture by which a layout is judged; fixed, so that layouts do not depend on the size
+_ORIGIN = np.zeros((3, 1), np.float32)
+_PROBE = 56  # side of the small picture by which a layout is judged; fixed, so that layouts do not depend on the size
 _LEAST_SHARE = 0.006  # visible pixels of each solid, of the whole picture: twice 150 px at 224
 _LEAST_VISIBLE = 0.6  # of a solid's own silhouette
-_SUN, _AMBIENT = 0.95, 0.36  # light on a surface that faces the sun, and from the whole sky
+_SUN, _AMBIENT = 0.86, 0.35  # light on a surface that faces the sun, and from the whole sky
 _SUBPIXELS = np.float32([[-0.125, -0.375], [0.375, -0.125], [0.125, 0.375], [-0.375, 0.125]])
 _PYRAMID = np.float32([[0, 1, 0, 1], *([2 * x, -1, 2 * z, 1] for x, z in ((1, 0), (-1, 0), (0, 1), (0, -1)))])
 _CUBE = np.float32([[*axis, 1] for axis in (*np.eye(3), *-np.eye(3))])  # rows a, b, c, w: ax + by + cz <= w inside
@@ -139,17 +140,17 @@ def render(index: int, *, seed: int = 0, size: int = 224) -> Scene:
     if index < 0 or seed < 0 or not 16 <= size <= 4096:
         raise ValueError(f"scene {index=} {seed=} {size=}: expected index >= 0, seed >= 0, size from 16 to 4096 px")
     view, solids, caption = _layout(np.random.default_rng((seed, index)))
-    rays = _rays(view, size, np.arange(size * size))
+    rays = _rays(view, size, _grid(size))
     depth, owner, normal = _trace(view, solids, rays)
     linear = _shade(view, solids, rays, depth, owner, normal)
     edges = _edges(linear, owner, size)
-    inner = [_rays(view, size, edges, offset) for offset in _SUBPIXELS]
-    samples = np.concatenate(inner, axis=1)
+    grid = _grid(size).take(edges, axis=1)
+    samples = _rays(view, size, np.concatenate([grid + offset[:, None] for offset in _SUBPIXELS], axis=1))
     shades = _shade(view, solids, samples, *_trace(view, solids, samples))
     linear[:, edges] = shades.reshape(3, len(_SUBPIXELS), -1).mean(axis=1)
 
     is_sky = np.isinf(depth)
-    cos, sin = np.cos(view.pitch_rad), np.sin(view.pitch_rad)
+    cos, sin = np.float32(np.cos(view.pitch_rad)), np.float32(np.sin(view.pitch_rad))
     normals = np.stack([normal[0], normal[1] * cos - normal[2] * sin, normal[1] * sin + normal[2] * cos], axis=1)
     normals[is_sky] = 0
     depth[is_sky] = np.nan
@@ -158,9 +159,9 @@ def render(index: int, *, seed: int = 0, size: int = 224) -> Scene:
     segmentation[is_sky] = 0
     instances = owner.reshape(size, size)
     return Scene(
-        rgb=_srgb(linear).reshape(size, size, 3),
+        rgb=_srgb(linear, size),
         depth=depth.reshape(size, size),
-        normals=normals.astype(np.float32).reshape(size, size, 3),
+        normals=normals.reshape(size, size, 3),
         segmentation=segmentation.reshape(size, size),
         instances=instances,
         boxes=[_box(solid, instances == number) for number, solid in enumerate(solids, start=1)],
@@ -193,7 +194,7 @@ def _layout(rng: np.random.Generator) -> tuple[_View, tuple[Solid, ...], str]:
     """
     view = _draw_view(rng)
     wanted = int(rng.integers(1, 4))
-    rays = _rays(view, _PROBE, np.arange(_PROBE * _PROBE))
+    rays = _rays(view, _PROBE, _grid(_PROBE))
     attempt = 0
     while True:
         solids = _draw_solids(rng, view, max(1, wanted - attempt // 16))
@@ -262,17 +263,21 @@ def _places(view: _View, solids: Sequence[Solid], rays: np.ndarray) -> np.ndarra
             gap = np.hypot(one.center_m[0] - other.center_m[0], one.center_m[2] - other.center_m[2])
             if gap < 1.45 * max(one.half_m[0] + other.half_m[0], 0.5):
                 return None
-    depth, owner, _ = _trace(view, solids, rays)
-    picture = owner.reshape(_PROBE, _PROBE)
+    reach = np.full((len(solids), rays.shape[1]), np.inf, np.float32)
+    for solid, distance in zip(solids, reach, strict=True):
+        near, entry, _ = _cast(solid, _ORIGIN, rays)
+        distance[near] = entry
+    is_hit = np.isfinite(reach)
+    picture = is_hit.any(axis=0).reshape(_PROBE, _PROBE)
     if picture[[0, -1]].any() or picture[:, [0, -1]].any():
         return None
+    first = reach.argmin(axis=0)
     places = []
-    for number, solid in enumerate(solids, start=1):
-        _, reach, _ = _cast(solid, np.zeros((3, 1), np.float32), rays)
-        visible = np.flatnonzero(owner == number)
-        if len(visible) < max(_LEAST_SHARE * _PROBE**2, _LEAST_VISIBLE * np.isfinite(reach).sum()):
+    for number, distance in enumerate(reach):
+        visible = np.flatnonzero(is_hit[number] & (first == number))
+        if len(visible) < max(_LEAST_SHARE * _PROBE**2, _LEAST_VISIBLE * is_hit[number].sum()):
             return None
-        places.append(((visible % _PROBE).mean() / _PROBE, depth[visible].mean()))
+        places.append(((visible % _PROBE).mean() / _PROBE, distance[visible].mean()))
     return np.array(places)
 
 
@@ -287,7 +292,8 @@ def _caption(view: _View, solids: Sequence[Solid], places: np.ndarray, subject: 
             return None
         clauses.append(f"{relation} a {solid.name}")
     told = " " + " and ".join(clauses) if clauses else ""
-    return f"a {solids[subject].name}{told} on a {view.ground} floor"
+    place = "over" if solids[subject].is_floating else "on"
+    return f"a {solids[subject].name}{told} {place} a {view.ground} floor"
 
 
 def _relation(one: np.ndarray, other: np.ndarray) -> str | None:
@@ -306,11 +312,16 @@ def _dot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return one[0] * other[0] + one[1] * other[1] + one[2] * other[2]
 
 
-def _rays(view: _View, size: int, pixels: np.ndarray, offset: Sequence[float] = (0.0, 0.0)) -> np.ndarray:
-    """World directions (3, n) of rays with z 1 in camera axes through flat pixel indices, `offset` px from the center."""
-    scale = np.float32(1 / (FOCAL * size))
-    across = ((pixels % size).astype(np.float32) + np.float32(0.5 + offset[0] - size / 2)) * scale
-    down = ((pixels // size).astype(np.float32) + np.float32(0.5 + offset[1] - size / 2)) * scale
+@functools.lru_cache(maxsize=2)
+def _grid(size: int) -> np.ndarray:
+    """Column and row of each pixel's center, counted from the picture's: float32 (2, size * size)."""
+    centers = np.arange(size, dtype=np.float32) + np.float32(0.5 - size / 2)
+    return np.stack([np.tile(centers, size), centers.repeat(size)])
+
+
+def _rays(view: _View, size: int, grid: np.ndarray) -> np.ndarray:
+    """World directions (3, n), their z in camera axes 1, of rays through points of the picture, as `_grid` has them."""
+    across, down = grid * np.float32(1 / (FOCAL * size))
     cos, sin = np.float32(np.cos(view.pitch_rad)), np.float32(np.sin(view.pitch_rad))
     return np.stack([across, down * cos + sin, cos - down * sin])
 
@@ -324,12 +335,12 @@ def _trace(view: _View, solids: Sequence[Solid], rays: np.ndarray) -> tuple[np.n
     normal = np.zeros_like(rays)
     normal[1] = -1
     for number, solid in enumerate(solids, start=1):
-        near, distance, local = _cast(solid, np.zeros((3, 1), np.float32), rays)
+        near, distance, local = _cast(solid, _ORIGIN, rays)
         closer = np.flatnonzero(distance < depth[near])
         hit = near[closer]
         depth[hit] = distance[closer]
         owner[hit] = number
-        normal[:, hit] = _world_normal(solid, local[:, closer])
+        normal[:, hit] = _world_normal(solid, local.take(closer, axis=1))
     return depth, owner, normal
 
 
@@ -357,8 +368,8 @@ def _cast(solid: Solid, start: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray
     excess = _dot(to_center, to_center) - np.float32(1.01 * bound.get(solid.shape, width**2 + height**2))
     near = np.flatnonzero((along > 0) & (along * along > _dot(rays, rays) * excess))
     frame = _frame(solid)
-    origin = frame @ -(to_center if to_center.shape[1] == 1 else to_center[:, near])
-    direction = frame @ (rays if rays.shape[1] == 1 else rays[:, near])
+    origin = frame @ -(to_center if to_center.shape[1] == 1 else to_center.take(near, axis=1))
+    direction = frame @ (rays if rays.shape[1] == 1 else rays.take(near, axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
         if solid.shape == "sphere":
             distance, normal = _enter_sphere(origin, direction)
@@ -413,18 +424,23 @@ def _shade(
     view: _View, solids: Sequence[Solid], rays: np.ndarray, depth: np.ndarray, owner: np.ndarray, normal: np.ndarray
 ) -> np.ndarray:
     """Linear rgb (3, n), 0 and up, of what the rays hit."""
-    linear = np.empty_like(rays)
     is_sky = np.isinf(depth)
-    sky = np.flatnonzero(is_sky)
-    linear[:, sky] = _sky(view, rays[:, sky])
-    floor = np.flatnonzero((owner == 0) & ~is_sky)
-    linear[:, floor] = _shade_floor(view, solids, rays[:, floor] * depth[floor], depth[floor])
+    sky, floor = np.flatnonzero(is_sky), np.flatnonzero((owner == 0) & ~is_sky)
+    depth_m = depth.take(floor)
+    pixels = [sky, floor]
+    colors = [
+        _sky(view, rays.take(sky, axis=1)),
+        _shade_floor(view, solids, rays.take(floor, axis=1) * depth_m, depth_m),
+    ]
     for number, solid in enumerate(solids, start=1):
         seen = np.flatnonzero(owner == number)
         others = [other for other in solids if other is not solid]
-        points = rays[:, seen] * depth[seen]
-        linear[:, seen] = _shade_solid(view, others, solid, points, normal[:, seen])
-    return linear
+        points = rays.take(seen, axis=1) * depth.take(seen)
+        pixels.append(seen)
+        colors.append(_shade_solid(view, others, solid, points, normal.take(seen, axis=1)))
+    place = np.empty(len(depth), np.intp)
+    place[np.concatenate(pixels)] = np.arange(len(depth))
+    return np.concatenate(colors, axis=1).take(place, axis=1)  # six times as fast as to assign columns
 
 
 def _shade_floor(view: _View, solids: Sequence[Solid], points: np.ndarray, depth: np.ndarray) -> np.ndarray:
@@ -524,21 +540,21 @@ def _noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     values, a, b = _lattice().ravel(), 4 * a, 4 * b
     row, column = np.floor(a), np.floor(b)
     s, t = a - row, b - column
-    i, j = row.astype(np.int32), column.astype(np.int32)
+    i, j = row.astype(np.intp), column.astype(np.intp)
     i0, i1, j0, j1 = (i & 127) << 7, ((i + 1) & 127) << 7, j & 127, (j + 1) & 127
-    first, second = values[i0 + j0], values[i1 + j0]
-    first += t * (values[i0 + j1] - first)
-    second += t * (values[i1 + j1] - second)
+    first, second = values.take(i0 + j0), values.take(i1 + j0)
+    first += t * (values.take(i0 + j1) - first)
+    second += t * (values.take(i1 + j1) - second)
     return first + s * (second - first)
 
 
 def _edges(linear: np.ndarray, owner: np.ndarray, size: int) -> np.ndarray:
     """Flat indices of the pixels that differ visibly from a neighbor: those that need more than one ray."""
-    brightness = np.sqrt(linear.sum(axis=0)).reshape(size, size)
+    brightness = np.sqrt(linear[0] + linear[1] + linear[2]).reshape(size, size)
     owner = owner.reshape(size, size)
     marked = np.zeros((size, size), bool)
     for one, other in (((slice(1, None),), (slice(-1),)), ((slice(None), slice(1, None)), (slice(None), slice(-1)))):
-        step = (np.abs(brightness[one] - brightness[other]) > 0.08) | (owner[one] != owner[other])
+        step = (np.abs(brightness[one] - brightness[other]) > 0.12) | (owner[one] != owner[other])
         marked[one] |= step
         marked[other] |= step
     return np.flatnonzero(marked)
@@ -557,7 +573,7 @@ def _srgb_table() -> np.ndarray:
     return np.rint(255 * encoded).astype(np.uint8)
 
 
-def _srgb(linear: np.ndarray) -> np.ndarray:
-    """sRGB code values uint8 (n, 3) of linear light (3, n); a table, since a power a value costs more than the rays."""
+def _srgb(linear: np.ndarray, size: int) -> np.ndarray:
+    """sRGB code values uint8 (h, w, 3) of linear light (3, n); a table, since a power a value costs more than the rays."""
     codes = _srgb_table()[(np.minimum(linear, 1) * 4095 + 0.5).astype(np.intp)]
-    return np.ascontiguousarray(codes.T)
+    return cv2.merge(list(codes.reshape(3, size, size)))

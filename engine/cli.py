@@ -1,5 +1,6 @@
 """The command `modmill`. Each verb imports what it needs when it runs: `modmill sql` loads neither torch nor ray."""
 
+import errno
 import os
 import signal
 import sys
@@ -9,6 +10,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from manifests.errors import ConfigError, ModmillError, TooManyFailures, UserError, nearest
+
+# What typer makes of Ctrl-C.
+_TYPER_INTERRUPTED = 130
 
 DONE, FOUND_WRONG, USER_MISTAKE, OVER_BUDGET, INTERRUPTED = 0, 1, 2, 3, 4
 
@@ -206,12 +210,28 @@ def main(arguments: list[str] | None = None) -> None:
         _end(error, OVER_BUDGET)
     except UserError as error:
         _end(error, USER_MISTAKE)
+    except ModuleNotFoundError as error:
+        extra = "ray" if error.name == "ray" else "label,train"
+        _end(ConfigError(f"{error}; pip install 'modmill[{extra}]'"), USER_MISTAKE)
+    except ImportError as error:
+        _end(error, USER_MISTAKE)
     except ModmillError as error:
         _end(error, FOUND_WRONG)
     except BrokenPipeError:
         # The reader of our output went away (`modmill sql ... | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _end(
+            UserError(
+                f"the disk of {error.filename or 'the workspace'} is full; free some of it, and the same command goes on"
+            ),
+            USER_MISTAKE,
+        )
+    except SystemExit as end:
+        if end.code != _TYPER_INTERRUPTED:
+            raise
         typer.echo("interrupted: what is done is committed; the same command goes on from there", err=True)
         sys.exit(INTERRUPTED)
 

@@ -130,7 +130,8 @@ def _documents(plan: CorpusPlan, samples: Sequence[Mapping[str, Any]]) -> Iterat
         if isinstance(document, Exception):
             yield replace(_row(plan, sample, image=None, problem=failed("source", document)), readable=False)
         else:
-            yield _row(plan, {**sample, **document}, image=None, problem=None)
+            row = _row(plan, sample, image=None, problem=None)
+            yield replace(row, columns={**row.columns, **document})
 
 
 def _row(

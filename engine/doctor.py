@@ -15,12 +15,12 @@ from pathlib import Path
 
 from labelers import protocol
 from labelers.protocol import LabelerSpec
-from manifests.catalog import cache_folder
 from manifests.errors import ConfigError
 
 _PYTHON_AT_LEAST = (3, 11)
 _DISK_AT_LEAST_BYTES = 1 << 30
 _COMMAND_SECONDS = 10
+_LABEL_EXTRA = "pip install 'modmill[label]'"
 _EXTRAS_TOLD = ("label", "train", "ray", "view", "s3", "gcs")
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+).*?(?:extra == ['\"](\w+)['\"])?$")
 
@@ -167,6 +167,11 @@ def _cores() -> int:
 
 
 def _cache() -> Check:
+    try:
+        from manifests.catalog import cache_folder
+    except ImportError as error:
+        # What lacks is told by its own line above.
+        return Check(name="cache folder", value=f"not looked for: {error}", ok=None)
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,22 +185,22 @@ def _cache() -> Check:
 
 def _labelers() -> Iterator[Check]:
     for name in protocol.names():
-        label = f"labeler {name}"
         try:
-            spec = protocol.find(name).spec
+            yield labeler_check(protocol.find(name).spec)
         except ConfigError as error:
-            yield Check(name=label, value=str(error), ok=None, advice="pip install 'modmill[label]'")
-            continue
-        missing = [package for package in spec.requires if importlib.util.find_spec(package.partition(".")[0]) is None]
-        if missing:
-            value = f"lacks {', '.join(missing)}"
-            yield Check(name=label, value=value, ok=None, advice="pip install 'modmill[label]'")
-        elif not has_weights(spec):
-            value = f"lacks its weights, {spec.checkpoint}"
-            advice = "they are downloaded at first use; or name a folder that has them in its parameters"
-            yield Check(name=label, value=value, ok=None, advice=advice)
-        else:
-            yield Check(name=label, value="ready", ok=True)
+            yield Check(name=f"labeler {name}", value=str(error), ok=None, advice=_LABEL_EXTRA)
+
+
+def labeler_check(spec: LabelerSpec) -> Check:
+    """What a labeler still lacks: packages, or its default weights."""
+    name = f"labeler {spec.name}"
+    missing = [package for package in spec.requires if importlib.util.find_spec(package.partition(".")[0]) is None]
+    if missing:
+        return Check(name=name, value=f"lacks {', '.join(missing)}", ok=None, advice=_LABEL_EXTRA)
+    if not has_weights(spec):
+        advice = "they are downloaded at first use; or name a folder that has them in its parameters"
+        return Check(name=name, value=f"lacks its weights, {spec.checkpoint}", ok=None, advice=advice)
+    return Check(name=name, value="ready", ok=True)
 
 
 def has_weights(spec: LabelerSpec) -> bool:

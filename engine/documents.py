@@ -3,23 +3,19 @@
 A row is named `docs.jsonl#17`, counted from 0; in JSONL a row is a line, so that a broken one keeps its number.
 """
 
-import bisect
-import os
 import re
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from engine.config import CorpusConfig
+from engine.document_rows import LINES, Rows, fields_of, open_rows
 from engine.listing import File, Notes, open_file, read_file, suffix
-from engine.source_columns import decoded, parsed, plain
+from engine.values import decoded, plain
 from manifests.errors import ConfigError, SourceError
 
-LINES = (".jsonl", ".ndjson", ".json-lines")
 SUFFIXES = (".txt", *LINES, ".parquet")
 _ROW = re.compile(r"(.+\.(?:jsonl|ndjson|json-lines|parquet))#([0-9]+)", re.IGNORECASE | re.DOTALL)
 _SCAN_ROWS = 4096
@@ -34,16 +30,6 @@ class Document:
     file: File
     key: str | None
     text_bytes: int
-
-
-class _Rows(Protocol):
-    """The rows of one open file."""
-
-    def row(self, number: int) -> dict[str, Any]:
-        """The fields of a row. Raises SourceError where it is no row of fields."""
-        ...
-
-    def close(self) -> None: ...
 
 
 def scan_documents(root: str, files: Sequence[File], config: CorpusConfig, notes: Notes) -> Iterator[Document]:
@@ -79,7 +65,7 @@ class DocumentColumns:
     def __init__(self, root: str, config: CorpusConfig) -> None:
         self._root = root
         self._config = config
-        self._open: tuple[str, _Rows] | None = None
+        self._open: tuple[str, Rows] | None = None
 
     def __call__(self, source: str) -> dict[str, Any]:
         match = _ROW.fullmatch(source)
@@ -89,7 +75,7 @@ class DocumentColumns:
             if self._open is None or self._open[0] != match[1]:
                 if self._open is not None:
                     self._open[1].close()
-                self._open = (match[1], _open_rows(self._root, match[1]))
+                self._open = (match[1], open_rows(self._root, match[1]))
             fields = self._open[1].row(int(match[2]))
         except SourceError:
             # The document cannot be read either; that is where the failure is recorded.
@@ -112,7 +98,7 @@ def read_documents(root: str, sources: Sequence[str], config: CorpusConfig) -> l
             by_file.setdefault(match[1], []).append((int(match[2]), index))
     for path, wanted in by_file.items():
         try:
-            rows = _open_rows(root, path)
+            rows = open_rows(root, path)
         except SourceError as error:
             found.update((index, error) for _, index in wanted)
             continue
@@ -129,7 +115,7 @@ def _text_file(root: str, path: str, field: str) -> dict[str, Any] | SourceError
         return error
 
 
-def _row_document(rows: _Rows, number: int, source: str, field: str) -> dict[str, Any] | SourceError:
+def _row_document(rows: Rows, number: int, source: str, field: str) -> dict[str, Any] | SourceError:
     try:
         fields = rows.row(number)
     except SourceError as error:
@@ -168,7 +154,7 @@ def _scan_lines(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[D
                 continue
             source = f"{file.path}#{number}"
             try:
-                fields = _fields(line, source)
+                fields = fields_of(line, source)
             except SourceError:
                 yield Document(source=source, file=file, key=None, text_bytes=len(line.rstrip(b"\r\n"))), ()
                 continue
@@ -229,93 +215,3 @@ def _key(value: Any, field: str, source: str) -> str:
             f"{source}: the key field {field!r} is {value!r}, expected text or an integer that is not empty"
         )
     return plain(text)
-
-
-def _fields(line: bytes, source: str) -> dict[str, Any]:
-    try:
-        fields = parsed(line)
-    except ValueError as error:
-        raise SourceError(f"{source} is no JSON: {error}; mend the line") from error
-    if not isinstance(fields, dict):
-        raise SourceError(f"{source} is a JSON {type(fields).__name__}, expected an object")
-    return fields
-
-
-def _open_rows(root: str, path: str) -> _Rows:
-    stream = open_file(root, path)
-    return _Lines(root, path, stream) if suffix(path) in LINES else _ParquetRows(path, stream)
-
-
-class _Lines:
-    """Rows of a JSONL file, found by the offsets of its lines."""
-
-    def __init__(self, root: str, path: str, stream: IO[bytes]) -> None:
-        self._path = path
-        self._stream = stream
-        self._offsets = _line_offsets(root, path, _identity(stream))
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def row(self, number: int) -> dict[str, Any]:
-        source = f"{self._path}#{number}"
-        if number + 1 >= len(self._offsets):
-            raise SourceError(f"{source} is gone: the file has {len(self._offsets) - 1} lines now")
-        self._stream.seek(self._offsets[number])
-        return _fields(self._stream.read(self._offsets[number + 1] - self._offsets[number]), source)
-
-
-# A worker reads a few thousand lines of the file at a time, for every part again.
-@lru_cache(maxsize=16)
-def _line_offsets(root: str, path: str, identity: tuple[int, int]) -> array:
-    """Where each line of a file begins, and where the last one ends; `identity` changes where the file does."""
-    offsets = array("Q", [0])
-    with open_file(root, path) as stream:
-        for line in stream:
-            offsets.append(offsets[-1] + len(line))
-    return offsets
-
-
-def _identity(stream: IO[bytes]) -> tuple[int, int]:
-    """Size and time of change (ns; 0 where the store is not local) of an open file."""
-    try:
-        status = os.fstat(stream.fileno())
-    except (AttributeError, OSError):
-        return stream.seek(0, os.SEEK_END), 0
-    return status.st_size, status.st_mtime_ns
-
-
-class _ParquetRows:
-    """Rows of a Parquet file; the row group in use stays in memory."""
-
-    def __init__(self, path: str, stream: IO[bytes]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._path = path
-        try:
-            self._file = pq.ParquetFile(stream)
-        except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{path} is no valid Parquet file: {error}") from error
-        metadata = self._file.metadata
-        self._ends = [0]
-        for group in range(metadata.num_row_groups):
-            self._ends.append(self._ends[-1] + metadata.row_group(group).num_rows)
-        self._group: tuple[int, Any] | None = None
-
-    def close(self) -> None:
-        self._file.close()
-
-    def row(self, number: int) -> dict[str, Any]:
-        import pyarrow as pa
-
-        if number >= self._ends[-1]:
-            raise SourceError(f"{self._path}#{number} is gone: the file has {self._ends[-1]} rows now")
-        group = bisect.bisect_right(self._ends, number) - 1
-        try:
-            if self._group is None or self._group[0] != group:
-                self._group = (group, self._file.read_row_group(group))
-            fields: Mapping[str, Any] = self._group[1].slice(number - self._ends[group], 1).to_pylist()[0]
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise SourceError(f"{self._path}#{number} cannot be read: {error}") from error
-        return plain(fields)

@@ -61,8 +61,8 @@ def ingest(
         before = {row["key"]: row for row in catalog.sql(query, [corpus]).to_pylist()}
     fresh = [listed for listed in scan.samples if listed.key not in before]
     stats = _StatCache(catalog.workspace_id, corpus)
-    if known is None or known["source"] != section.source:
-        document = config.document(section)
+    document = config.document(section)
+    if known is None or known["source"] != document["source"]:
         catalog.commit(
             [
                 CorpusAdded(

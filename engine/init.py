@@ -8,13 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from engine import config, listing, sources
 from engine.config import CorpusConfig
 from engine.listing import Notes
-from engine.pipeline_file import absolute, is_uri
-from engine.source_columns import TABLE_SUFFIXES
+from engine.pipeline_file import absolute, is_uri, yaml_value
+from engine.tables import TABLE_SUFFIXES
 from manifests.errors import ConfigError
 
 # Fits take steps in proportion to what is to be learned, within what a laptop does in minutes.
@@ -143,5 +141,5 @@ def _shortest(path: str, base: Path) -> str:
 
 def _scalar(text: str) -> str:
     """The text as a YAML value, in quotes where it would be read as something else."""
-    is_plain = re.fullmatch(r"[\w./~:-]+", text) and yaml.safe_load(text) == text
+    is_plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", text) and yaml_value(text) == text
     return text if is_plain else json.dumps(text, ensure_ascii=False)

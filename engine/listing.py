@@ -251,7 +251,7 @@ def _sort_entry(
     entry: os.DirEntry[str], path: str, files: list[File], folders: list[str], links: list[str], notes: Notes
 ) -> None:
     if not _is_utf8(path):
-        notes.add("name", "that is not UTF-8, passed over", repr(os.fsencode(path))[2:-1])
+        notes.add("name", "not in UTF-8, passed over", repr(os.fsencode(path))[2:-1])
         return
     try:
         if entry.is_dir(follow_symlinks=False):
@@ -262,7 +262,7 @@ def _sort_entry(
             status = entry.stat()
             files.append(File(path=path, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns))
         elif entry.is_symlink():
-            notes.add("link", "that leads nowhere, passed over", path)
+            notes.add("link", "leading nowhere, passed over", path)
     except OSError as error:
         notes.add("file", "that cannot be read, passed over", f"{path} ({error.strerror})")
 

@@ -68,6 +68,11 @@ _Loader.add_implicit_resolver(
 )
 
 
+def yaml_value(text: str) -> Any:
+    """The value of YAML text. Raises yaml.YAMLError or ValueError."""
+    return yaml.load(text, _Loader)
+
+
 def dotted(path: Sequence[object]) -> str:
     """A key path as it is typed after `--set`: names with dots in them stand in quotes."""
     return ".".join(f'"{name}"' if "." in str(name) else str(name) for name in path)
@@ -143,7 +148,7 @@ def override_value(override: Override, folder: Path) -> Any:
         value = None if override.text in ("", "null") else override.text
     else:
         try:
-            value = yaml.load(override.text, _Loader)
+            value = yaml_value(override.text)
         except (yaml.YAMLError, ValueError) as error:
             reason = getattr(error, "problem", None) or error
             raise ConfigError(f"{override}: the value is no valid YAML: {reason}") from error

@@ -9,7 +9,7 @@ import platform
 import secrets
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -22,7 +22,16 @@ from engine.failures import FailureBudget
 from engine.plan import CorpusPlan, FitItem, WorkItem
 from engine.progress import Progress
 from manifests import log
-from manifests.actions import Action, PartAdded, RecipeAdded, RecipeCurrent, RunEnded, RunStarted, TokenizerAdded
+from manifests.actions import (
+    Action,
+    PartAdded,
+    RecipeAdded,
+    RecipeCurrent,
+    RunEnded,
+    RunStarted,
+    ShardAdded,
+    TokenizerAdded,
+)
 from manifests.catalog import Catalog, cache_folder
 from manifests.errors import TooManyFailures
 from manifests.modality import Form
@@ -48,9 +57,9 @@ _RECORDED = (
 class Runner(Protocol):
     """Where items are done: `run_local.LocalRunner`, `run_ray.RayRunner`."""
 
-    def fit(self, items: Sequence[FitItem], progress: Progress): ...
+    def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]: ...
 
-    def work(self, items: Sequence[WorkItem], progress: Progress): ...
+    def work(self, items: Sequence[WorkItem], progress: Progress) -> Iterator[tuple[WorkItem, list[ShardAdded]]]: ...
 
     def close(self) -> None: ...
 
@@ -126,7 +135,7 @@ class _Run:
                 self._fit(runner, fits)
             plans = self._plans(roots)
             self._commit_recipes(plans)
-            forms = frozenset(form for step, form in _FORMS.items() if step in steps)
+            forms: frozenset[Form] = frozenset(form for step, form in _FORMS.items() if step in steps)
             items = self._missing_work(plans, parts, forms, retry_failed=retry_failed)
             if items:
                 runner = runner or self._runner(len(items))

@@ -87,7 +87,7 @@ class RayRunner:
             max_concurrency=2,
             max_restarts=0,
             max_task_retries=0,
-        )(_RayWorker)
+        )(_RayWorker)  # pyright: ignore[reportCallIssue] the stub knows no runtime type of actors
 
     def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
         """Fits tokenizers, one a worker; each with its item as soon as it is ready."""

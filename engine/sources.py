@@ -13,6 +13,7 @@ from engine import documents, listing
 from engine.config import CorpusConfig
 from engine.documents import read_documents
 from engine.listing import Notes, uri
+from engine.pipeline_file import without_credentials
 from engine.source_columns import image_columns
 from manifests.errors import ConfigError
 
@@ -77,7 +78,9 @@ def scan(config: CorpusConfig) -> Scan:
             for document in documents.scan_documents(listed.root, files, config, notes)
         ]
         if not samples:
-            raise ConfigError(f"source {config.source} holds no documents: its {len(files)} files have no rows")
+            raise ConfigError(
+                f"source {without_credentials(config.source)} holds no documents: its {len(files)} files have no rows"
+            )
         columns: Callable[[str], dict[str, Any]] = documents.DocumentColumns(listed.root, config)
     else:
         images = listed.with_suffix(config.source, IMAGE_SUFFIXES, "images")

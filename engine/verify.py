@@ -142,14 +142,14 @@ def _read_table(data: bytes, shard: ShardAdded) -> shards.ShardRows:
     found = shards.read_parquet(io.BytesIO(data), values=False)
     column = "tokens" if shard.form == "token" else "label"
     values = pq.read_table(io.BytesIO(data), columns=[column])[column].combine_chunks()
-    is_value = pc.is_valid(values).to_pylist()
+    is_value = values.is_valid().to_pylist()
     if is_value != [status == Status.OK for status in found.statuses]:
         raise ShardError("a row that is ok has no value, or one that is not has one")
     if shard.form == "token":
-        flat = pc.list_flatten(values)
+        flat = values.flatten()
         if shard.tokens is not None and len(flat) != shard.tokens:
             raise ShardError(f"it holds {len(flat)} tokens, the log says {shard.tokens}")
-        largest = pc.max(flat).as_py()
+        largest = pc.call_function("max", [flat]).as_py()
         if largest is not None and shard.vocabulary is not None and largest >= shard.vocabulary:
             raise ShardError(f"it holds the token {largest}, its vocabulary has {shard.vocabulary}")
     return found

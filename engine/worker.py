@@ -297,9 +297,11 @@ def _sha256_of(data: bytes | IO[bytes]) -> str:
     import hashlib
 
     data.seek(0)
-    digest = hashlib.file_digest(data, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    while chunk := data.read(1 << 20):
+        digest.update(chunk)
     data.seek(0)
-    return digest
+    return digest.hexdigest()
 
 
 def _device(wanted: str) -> str:

@@ -31,9 +31,10 @@ class Files:
     boxes_path  for an index map of instances (0 none, i = instance i): the boxes file whose i-th record holds the class
                 and score of instance i; without it the class is "instance" and the score 1
 
-    Arrays (`.npy`, PNG, TIFF; for a modality of photographs all that `manifests/images.py` decodes) are cast to the
-    modality's dtype. Integer normals without `scale` are n / largest * 2 - 1 with the middle (128, 128, 128) as null;
-    normals are made unit vectors. What is not finite becomes null where the null marker is NaN.
+    Maps (`.npy`, PNG, TIFF; for a modality of photographs all that `manifests/images.py` decodes) show the upright
+    photograph, at any resolution, and are cast to the modality's dtype. Integer normals without `scale` are
+    n / largest * 2 - 1 with the middle (128, 128, 128) as null; normals are made unit vectors. What is not finite
+    becomes null where the null marker is NaN.
     Boxes are a JSON list of {"class", "score", "x0", "y0", "x1", "y1"} in fractions of the photograph, or 4M's
     {"instances": [{"boxes": [x0, y0, x1, y1], "class_name", "score"}]}; a missing score is 1.
     Raises LabelError for what cannot be read or does not fit the modality.

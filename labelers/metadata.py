@@ -83,7 +83,7 @@ def _color_statistics(image: "np.ndarray") -> dict[str, float]:
         "colorfulness": _colorfulness(image),
         "brightness": brightness,
         "contrast": contrast,
-        "saturation": cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))[1],
+        "saturation": cv2.sumElems(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))[1] / gray.size,
         # abs: one gray value only is 0 bits, not -0.
         "entropy": abs(float(-(shares * np.log2(shares)).sum())),
     }
@@ -106,8 +106,8 @@ def _colorfulness(image: "np.ndarray") -> float:
 def _mean_and_deviation(values: "np.ndarray") -> tuple[float, float]:
     import cv2
 
-    mean, deviation = cv2.meanStdDev(values)
-    return float(mean[0, 0]), float(deviation[0, 0])
+    # The mean is taken from the exact sum: OpenCV's own multiplies by 1 / n, and can come out above the largest value.
+    return cv2.sumElems(values)[0] / values.size, float(cv2.meanStdDev(values)[1][0, 0])
 
 
 LABELER = Metadata

@@ -9,7 +9,7 @@ import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from manifests.errors import ConfigError, LabelError, nearest
 from manifests.modality import Modality
@@ -48,10 +48,7 @@ class LabelerSpec:
 class Labeler(Protocol):
     """Arrays in, arrays out."""
 
-    @property
-    def spec(self) -> LabelerSpec:
-        """The labeler's facts; a plain class attribute in the implementation."""
-        ...
+    spec: ClassVar[LabelerSpec]
 
     def label(self, batch: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         """Labels of one batch of B rows: for each output modality a sequence of B labels.

@@ -13,7 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms, ImageFile
+from PIL import ExifTags, Image, ImageCms, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -36,7 +36,6 @@ if Image.MAX_IMAGE_PIXELS is not None:
 _EXPECTED = "expected one whole JPEG, PNG, WebP, TIFF, GIF or BMP"
 _EXPECTED_MAP = "expected a .npy, PNG or TIFF of numbers, shape (h, w) or (h, w, c)"
 _PNG_END = b"IEND\xaeB`\x82"
-_ORIENTATION_TAG = 0x0112
 # First bytes and opener by kind. Opened by class, not by `Image.open`, which judges the size by a limit of its own.
 _KINDS: dict[str, tuple[tuple[bytes, ...], type[ImageFile.ImageFile]]] = {
     "JPEG": ((b"\xff\xd8\xff",), JpegImageFile),
@@ -64,8 +63,7 @@ def decode(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> np.ndarray:
       not finite is 0;
     - an ICC profile is applied (perceptual intent) unless it is broken or is for other channels; CMYK without one
       becomes red = (1 - C)(1 - K), and so on;
-    - transparent pixels are composited on white;
-    - the EXIF orientation is applied.
+    - transparent pixels are composited on white; the EXIF orientation is applied.
 
     Raises DecodeError where `data` is no such file, is damaged or truncated, or has more than `pixel_cap` pixels.
     """
@@ -127,10 +125,7 @@ def encode_png(array: np.ndarray) -> bytes:
     pixels = np.ascontiguousarray(array) if is_map else cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
     # Both are named because OpenCV's defaults have changed between releases.
     options = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-    done, encoded = cv2.imencode(".png", pixels, options)
-    if not done:
-        raise ValueError(f"OpenCV encodes no PNG of {array.dtype} {array.shape}")
-    return encoded.tobytes()
+    return cv2.imencode(".png", pixels, options)[1].tobytes()
 
 
 def encode_npy(array: np.ndarray) -> bytes:
@@ -187,8 +182,7 @@ def _blaming(what: str, expected: str) -> Iterator[None]:
     except (DecodeError, ConfigError):
         raise
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise DecodeError(f"{what} is damaged or of an unsupported sort: {reason}; {expected}") from error
+        raise DecodeError(f"{what} is damaged or of an unsupported sort: {error!r}; {expected}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -261,7 +255,7 @@ def _srgb_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is broken (its pixels are whole)."""
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # the parser answers a broken block with a dozen kinds of exception
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -286,8 +280,6 @@ def _raw_values(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
     if _is_deep_color(image, data):
         # Pillow has checked that the file is whole, but keeps only the high byte of 16-bit color; OpenCV keeps both.
         found: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if found is None or found.ndim != 3:
-            raise ValueError("color of more than 8 bits that OpenCV cannot read; save it as .npy")
         return cv2.cvtColor(found, cv2.COLOR_BGR2RGB if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
     array = np.asarray(image)
     if image.mode == "1":

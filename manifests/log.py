@@ -123,7 +123,8 @@ def read_entry(storage: Storage, version: int) -> Entry | None:
 def entries(storage: Storage, *, after: int = 0, previous: str | None = None) -> Iterator[Entry]:
     """The entries after a version, in order, checked against the chain of hashes.
 
-    `previous` is the sha256 of entry `after`. Raises LogError where an entry does not continue it.
+    `previous` is the sha256 of entry `after`. Raises LogError where an entry does not continue it, or is missing
+    before the next.
     """
     version = after
     while (entry := read_entry(storage, version + 1)) is not None:
@@ -135,6 +136,12 @@ def entries(storage: Storage, *, after: int = 0, previous: str | None = None) ->
             )
         previous = entry.sha256
         yield entry
+    # Entries are made in order: where the next but one stands, the next stood before it, if not when we looked just now.
+    if storage.exists(entry_path(version + 2)) and read_entry(storage, version + 1) is None:
+        raise LogError(
+            f"{storage.location(entry_path(version + 1))} is missing, but entry {version + 2} stands; restore it from a "
+            "copy of the workspace"
+        )
 
 
 def append(
@@ -152,7 +159,10 @@ def append(
     }
     data = canonical_json(document)
     if not storage.put(entry_path(after + 1), data):
-        return None
+        # An object store says "taken" of our own entry too, where its first answer got lost and the request went again.
+        standing = read_entry(storage, after + 1)
+        if standing is None or standing.txn != document["txn"]:
+            return None
     return Entry(
         version=after + 1,
         txn=document["txn"],

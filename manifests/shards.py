@@ -122,7 +122,7 @@ def _write_parquet(
         table,
         sink,
         compression="zstd",
-        use_dictionary=["status"] if column == "tokens" else True,
+        use_dictionary=["status"] if column == "tokens" else True,  # pyright: ignore[reportArgumentType] lists are fine
         column_encoding=encodings,
         row_group_size=_ROW_GROUP_ROWS,
         store_schema=True,
@@ -175,41 +175,42 @@ def read_parquet(file: IO[bytes] | str, *, values: bool = True) -> ShardRows:
         parquet = pq.ParquetFile(file)
         column = "tokens" if "tokens" in parquet.schema_arrow.names else "label"
         table = parquet.read(columns=["key", "status", column] if values else ["key", "status"])
+        return ShardRows(
+            keys=table["key"].to_pylist(),
+            statuses=table["status"].to_pylist(),
+            values=table[column].to_pylist() if values else None,
+        )
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ShardError(f"no Parquet shard: {error}") from error
-    return ShardRows(
-        keys=table["key"].to_pylist(),
-        statuses=table["status"].to_pylist(),
-        values=table[column].to_pylist() if values else None,
-    )
 
 
 def read_tar(file: IO[bytes], *, values: bool = True) -> ShardRows:
     """A WebDataset shard; values are the members' bytes. Raises ShardError where it is none.
 
-    Regular members only, streamed: nothing is extracted.
+    Plain files only, streamed: nothing is extracted.
     """
     keys: list[str] = []
     statuses: list[int] = []
     found: list[Any] = []
-    names: dict[str, int] = {}
+    rows: dict[str, set[str]] = {}
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for stem, extension, data in _members(tar):
-                if stem not in names:
-                    names[stem] = len(keys)
+                if stem not in rows:
+                    rows[stem] = set()
                     keys.append("")
                     statuses.append(-1)
                     found.append(None)
-                row = names[stem]
-                if row != len(keys) - 1:
-                    raise ShardError(f"row {stem!r} stands in two places of the tar")
+                elif stem != next(reversed(rows)) or extension in rows[stem] or len(rows[stem]) == 2:
+                    raise ShardError(f"row {stem!r} stands twice in the tar, or has more than one value")
+                rows[stem].add(extension)
                 if extension == "json":
                     document = json.loads(data)
-                    keys[row], statuses[row] = document["key"], document["status"]
+                    keys[-1], statuses[-1] = document["key"], document["status"]
                 elif values:
-                    found[row] = data
-    except (tarfile.TarError, EOFError, ValueError, KeyError, OSError) as error:
+                    found[-1] = data
+            _check_end(tar, file)
+    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
         raise ShardError(f"no WebDataset shard: {error}") from error
     if -1 in statuses:
         raise ShardError(f"row {statuses.index(-1)} of the tar has no .json member")
@@ -218,14 +219,22 @@ def read_tar(file: IO[bytes], *, values: bool = True) -> ShardRows:
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
     for info in tar:
-        if not info.isreg():
-            raise ShardError(f"member {info.name!r} of the tar is no regular file")
+        if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise ShardError(f"member {info.name!r} of the tar is no plain file")
         stem, _, extension = info.name.partition(".")
         stream = tar.extractfile(info)
         data = b"" if stream is None else stream.read()
         if len(data) != info.size:
             raise ShardError(f"member {info.name!r} of the tar is cut short")
         yield stem, extension, data
+
+
+def _check_end(tar: tarfile.TarFile, file: IO[bytes]) -> None:
+    """Raises ShardError where no end mark follows: tarfile takes a missing or broken header for the end."""
+    file.seek(tar.offset)
+    tail = file.read(tarfile.RECORDSIZE)
+    if len(tail) < 2 * tarfile.BLOCKSIZE or any(tail):
+        raise ShardError(f"the tar is cut short or broken at byte {tar.offset}")
 
 
 def write_failures(records: Sequence[Mapping[str, Any]]) -> bytes:

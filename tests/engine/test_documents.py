@@ -151,7 +151,7 @@ def test_what_holds_no_documents(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="have no rows"):
         sources.scan(config_of(tmp_path))
     lines(tmp_path / "d.jsonl", {"body": "x"}, {"title": "y"})
-    with pytest.raises(ConfigError, match="none of 2 rows has the field 'text'.*they have body, title"):
+    with pytest.raises(ConfigError, match=r"none of 2 rows has the field 'text'.*they have body, title"):
         sources.scan(config_of(tmp_path))
     (tmp_path / "d.jsonl").unlink()
     (tmp_path / "e.parquet").write_bytes(b"no parquet")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine import sources
 from engine.config import CorpusConfig
-from engine.source_columns import decoded, plain
+from engine.values import decoded, plain
 from manifests.errors import ConfigError
 
 
@@ -71,8 +71,8 @@ def test_hostile_sidecars_become_notes(tmp_path: Path) -> None:
     assert encoding.startswith("2 captions not in UTF-8")
     assert "a.txt" in encoding
     assert "c.txt" in encoding
-    assert any(note.startswith("2 sidecars that is not JSON") or "d.json" in note for note in notes)
-    assert any("e.json" in note for note in notes)
+    assert any(note.startswith("2 sidecars without valid JSON, left out: ") and "d.json (" in note for note in notes)
+    assert "1 sidecar without a JSON object, left out: e.json" in notes
 
 
 def test_a_sidecar_that_goes_away(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_rows_that_do_not_fit_become_notes(tmp_path: Path) -> None:
     columns, notes = columns_of(tmp_path, "t.jsonl")
     assert columns["a.jpg"] == {"n": {"x": [1]}}
     assert notes == [
-        "2 lines of t.jsonl that is no JSON object, left out: line 2, line 3",
+        "2 lines of t.jsonl without a JSON object, left out: line 2, line 3",
         "1 row of t.jsonl without an image: None",
     ]
 
@@ -220,7 +220,7 @@ def test_a_parquet_table_keeps_its_types(tmp_path: Path) -> None:
         "price": 1.5,
     }
     assert columns["2.jpg"]["x"] is None
-    assert notes == ["1 column of t.parquet that holds bytes, left out: bytes"]
+    assert notes == ["1 column of t.parquet with binary values, left out: bytes"]
     json.dumps(columns, allow_nan=False)
 
 

@@ -359,6 +359,14 @@ def test_the_cap_holds_for_every_kind(kind):
         images.decode(data, pixel_cap=24 * 31 - 1)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_the_size_is_read_from_the_header(kind):
+    data = saved(Image.fromarray(PIXELS), kind)
+    assert images.size_of(data) == (31, 24)
+    with pytest.raises(DecodeError, match="over the cap of 743"):
+        images.size_of(data, pixel_cap=743)
+
+
 def test_headers_that_lie_cost_nothing():
     """Sizes patched into the headers of small files, with no pixels behind them."""
     gif = bytearray(saved(Image.new("L", (16, 16)), "GIF"))

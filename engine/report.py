@@ -1,0 +1,291 @@
+"""The report of a workspace: one HTML page with its pictures beside it, made from what the manifest and shards say."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine import contact, pictures
+from engine.codebooks import CodebookUse, codebook_use
+from engine.page import Element, Page, cell, many
+from manifests.catalog import Catalog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question in words, and the query over the views of `modmill sql` that answers it (without double quotes)."""
+
+    words: str
+    query: str
+
+
+# Questions that any workspace has an answer to, if an empty one.
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        words="How many tokens does each modality of each corpus have?",
+        query="SELECT corpus, modality, sum(tokens) AS tokens, count(*) AS shards FROM shards\n"
+        "WHERE is_current AND form = 'token' GROUP BY ALL ORDER BY corpus, tokens DESC",
+    ),
+    Question(
+        words="Which photographs are the most colorful?",
+        query="SELECT source, round(colorfulness, 1) AS colorfulness, caption FROM metadata\n"
+        "JOIN samples USING (corpus, key) LEFT JOIN captions USING (corpus, key)\n"
+        "ORDER BY colorfulness DESC LIMIT 8",
+    ),
+    Question(
+        words="Which kinds of boxes are there, and how large are they?",
+        query="SELECT corpus, class, count(*) AS boxes, round(100 * avg(area), 1) AS mean_area_percent FROM boxes\n"
+        "GROUP BY ALL ORDER BY boxes DESC LIMIT 12",
+    ),
+)
+
+
+def write_report(
+    workspace: str | Path,
+    out: Path,
+    *,
+    title: str = "",
+    questions: Sequence[Question] = QUESTIONS,
+    class_names: Sequence[str] = (),
+    most_samples: int = 6,
+) -> Path:
+    """Writes `out/report.html` and `out/pictures/*.png`; the path of the page.
+
+    `class_names` are the names of segmentation's class numbers, for the legend. Raises WorkspaceError where there is no
+    workspace, QueryError where a question cannot be asked.
+    """
+    with Catalog.open(workspace) as catalog:
+        page = Page(title or f"modmill: {workspace}", out)
+        notes: list[str] = []
+        corpora = sorted(catalog.corpora(), key=lambda row: (row["kind"] != "image", row["corpus"]))
+        _lead(page, _figures(catalog), corpora)
+        for corpus in corpora:
+            shown = contact.samples(catalog, corpus["corpus"], most_samples, notes)
+            _contact_sheet(page, corpus, shown, class_names)
+        _tokenizers(page, codebook_use(catalog))
+        page.section("coverage", "Coverage", "Corpus by modality: what is done, and what is missing.")
+        page.table(catalog.status())
+        _failures(page, catalog, notes)
+        page.section("questions", "Questions in SQL", "Any view of the manifest can be asked from the command line.")
+        for question in questions:
+            page.add(page.body, "h3", question.words)
+            page.add(page.body, "pre", f'modmill sql {shlex.quote(str(workspace))} "{question.query}"')
+            page.table(catalog.sql(question.query))
+    return page.write()
+
+
+def _figures(catalog: Catalog) -> dict[str, Any]:
+    """What the manifest counts, for the first paragraph."""
+    (figures,) = catalog.sql(
+        "SELECT count(*) AS shards, coalesce(sum(tokens), 0)::BIGINT AS tokens, "
+        "coalesce(sum(size_bytes), 0)::BIGINT AS size_bytes FROM shards WHERE is_current"
+    ).to_pylist()
+    (crops,) = catalog.sql(
+        "SELECT coalesce(sum(rows), 0)::BIGINT AS crops FROM "
+        "(SELECT corpus, max(rows) AS rows FROM coverage WHERE crops IS NOT NULL GROUP BY corpus)"
+    ).to_pylist()
+    (failed,) = catalog.sql("SELECT count(DISTINCT (corpus, key)) AS failed FROM failures").to_pylist()
+    (time,) = catalog.sql(
+        "SELECT coalesce(sum(time_s), 0)::DOUBLE AS time_s, count(*) AS runs FROM runs WHERE time_s IS NOT NULL"
+    ).to_pylist()
+    return {**figures, **crops, **failed, **time}
+
+
+def _lead(page: Page, figures: Mapping[str, Any], corpora: Sequence[Mapping[str, Any]]) -> None:
+    """One paragraph of what was done, and where to find it on the page."""
+    named = ", ".join(f"{row['samples']:,} {row['corpus']}" for row in corpora)
+    crops = f", {figures['crops']:,} crops of images" if figures["crops"] else ""
+    failed = "no row failed" if not figures["failed"] else f"{many(figures['failed'], 'sample')} failed in part"
+    page.add(
+        page.body,
+        "p",
+        f"{many(len(corpora), 'corpus', 'corpora')} ({named or 'nothing in them'}){crops}: {figures['tokens']:,} tokens "
+        f"and the labels that are kept, in {many(figures['shards'], 'shard')} of {figures['size_bytes'] / 1e6:,.1f} MB; "
+        f"{failed}. {many(figures['runs'], 'run')} took {_duration(figures['time_s'])} in all.",
+        class_="lead",
+    )
+    navigation = page.add(page.body, "nav")
+    for corpus in corpora:
+        page.add(navigation, "a", corpus["corpus"], href=f"#corpus-{corpus['corpus']}")
+    for anchor in ("tokenizers", "coverage", "questions"):
+        page.add(navigation, "a", anchor, href=f"#{anchor}")
+
+
+# ---- contact sheets
+
+
+def _contact_sheet(
+    page: Page, corpus: Mapping[str, Any], shown: Sequence[contact.Sample], class_names: Sequence[str]
+) -> None:
+    """A corpus's samples, all modalities side by side, and the same as one picture."""
+    name = corpus["corpus"]
+    if not shown:
+        page.section(f"corpus-{name}", name, "Nothing was made of its samples yet.")
+        return
+    held_out = sum(sample.is_held_out for sample in shown)
+    about = page.section(
+        f"corpus-{name}",
+        name,
+        f"{len(shown)} of {many(corpus['samples'], 'sample')}: above the label, below what its tokens decode to. No tokenizer "
+        f"was fitted on those held out ({'all' if held_out == len(shown) else held_out or 'none'} of these). ",
+    )
+    if any(isinstance(card.label, np.ndarray) for sample in shown for card in sample.cards):
+        link = page.add(about, "a", "The sheet as one picture", href=page.picture(f"contact-{name}", _sheet(shown)))
+        link.tail = "."
+    if class_names and any(card.modality == "segmentation" for sample in shown for card in sample.cards):
+        _legend(page, class_names)
+    for number, sample in enumerate(shown):
+        _sample(page, sample, f"{name}-{number:02d}")
+
+
+def _legend(page: Page, class_names: Sequence[str]) -> None:
+    legend = page.add(page.body, "div", class_="legend")
+    page.add(legend, "span", "segmentation:", class_="faint")
+    for number, class_name in enumerate(class_names):
+        red, green, blue = pictures.CATEGORIES[number % len(pictures.CATEGORIES)]
+        swatch = page.add(page.add(legend, "span"), "svg", viewBox="0 0 1 1")
+        page.add(swatch, "rect", width="1", height="1", fill=f"rgb({red} {green} {blue})")
+        swatch.tail = class_name
+
+
+def _sample(page: Page, sample: contact.Sample, stem: str) -> None:
+    article = page.add(page.body, "article", class_="sample")
+    header = page.add(article, "header")
+    page.add(header, "h3", sample.source)
+    if sample.is_held_out:
+        page.add(header, "span", "held out", class_="badge")
+    for name, value in sample.columns.items():
+        if isinstance(value, str | int | float) and name != "caption":
+            page.add(header, "span", f"{name}: {cell(value, 80)}", class_="faint")
+    texts = page.add(article, "div", class_="texts")
+    cards = page.add(article, "div", class_="cards")
+    for card in sample.cards:
+        if isinstance(card.label, str) or isinstance(card.decoded, str):
+            _text(page, texts, card)
+        elif isinstance(card.label, Mapping) or isinstance(card.decoded, Mapping):
+            _record(page, cards, card)
+        else:
+            _pictures(page, cards, card, f"{stem}-{card.modality}")
+
+
+def _text(page: Page, parent: Element, card: contact.Card) -> None:
+    page.add(parent, "p", cell(card.label, 1200) or f"no {card.modality} is kept")
+    if card.decoded is not None:
+        page.add(parent, "p", f"{_made(card)}: {cell(card.decoded, 1200)}", class_="from")
+
+
+def _record(page: Page, parent: Element, card: contact.Card) -> None:
+    figure = page.add(parent, "figure", class_="wide")
+    page.add(figure, "figcaption", card.modality)
+    columns = {"label": card.label, _made(card): card.decoded}
+    records = {words: record for words, record in columns.items() if isinstance(record, Mapping)}
+    table = page.add(figure, "table")
+    head = page.add(table, "tr")
+    for words in ("", *records):
+        page.add(head, "th", words, class_="number" if words else "text")
+    for name in dict.fromkeys(name for record in records.values() for name in record):
+        row = page.add(table, "tr")
+        page.add(row, "th", str(name).replace("_", " "))
+        for record in records.values():
+            page.add(row, "td", cell(record.get(name), 60), class_="number")
+
+
+def _pictures(page: Page, parent: Element, card: contact.Card, stem: str) -> None:
+    figure = page.add(parent, "figure")
+    page.add(figure, "figcaption", card.modality)
+    for form, shown, words in (("label", card.label, "label"), ("tokens", card.decoded, _made(card))):
+        if isinstance(shown, np.ndarray):
+            path = page.picture(f"{stem}-{form}", shown)
+            link = page.add(figure, "a", href=path)
+            page.add(link, "img", src=path, alt=f"{card.modality}, {words}", loading="lazy")
+        else:
+            page.add(figure, "div", "not kept" if form == "label" else "–", class_="none")
+        page.add(figure, "small", words)
+
+
+def _made(card: contact.Card) -> str:
+    return "no tokens" if card.tokens is None else f"from {many(card.tokens, 'token')}"
+
+
+def _sheet(shown: Sequence[contact.Sample]) -> np.ndarray:
+    names = {card.modality for sample in shown for card in sample.cards}
+    rows = [
+        pictures.SheetRow(
+            title=sample.source,
+            note="held out" if sample.is_held_out else "",
+            labels={card.modality: _sheet_cell(card.label) for card in sample.cards},
+            decoded={card.modality: _sheet_cell(card.decoded) for card in sample.cards},
+        )
+        for sample in shown
+    ]
+    return np.array(pictures.sheet(rows, sorted(names, key=contact.order_of)))
+
+
+def _sheet_cell(shown: contact.Cell) -> np.ndarray | str | None:
+    if isinstance(shown, Mapping):
+        return "\n".join(f"{name.replace('_', ' ')}  {cell(value, 20)}" for name, value in shown.items())
+    return shown
+
+
+# ---- tables
+
+
+def _tokenizers(page: Page, uses: Sequence[CodebookUse]) -> None:
+    """What was measured on held-out labels, and how the vocabularies are used."""
+    page.section(
+        "tokenizers",
+        "Tokenizers and their codebooks",
+        "Measured on labels that they were not fitted on, where there are any. The charts show how often each token of the "
+        "vocabulary occurs, commonest first, on a logarithmic scale; the dashed line is even use.",
+    )
+    for family in dict.fromkeys(use.tokenizer.family for use in uses):
+        fitted = [use.tokenizer for use in uses if use.tokenizer.family == family]
+        names = dict.fromkeys(name for tokenizer in fitted for name in tokenizer.metrics)
+        rows = [
+            {
+                "tokenizer": tokenizer.name,
+                "family": family,
+                "fitted on": tokenizer.rows,
+                **{name.replace("_", " "): tokenizer.metrics.get(name) for name in names},
+            }
+            for tokenizer in fitted
+        ]
+        page.table(pa.Table.from_pylist(rows))
+    charts = page.add(page.body, "div", class_="charts")
+    for use in uses:
+        panel = page.add(charts, "div")
+        page.add(panel, "h3", use.tokenizer.name)
+        page.add(panel, "p", _use_words(use))
+        page.chart(panel, use.counts)
+
+
+def _use_words(use: CodebookUse) -> str:
+    total = len(use.counts)
+    served = "" if use.modalities == (use.tokenizer.name,) else f" Serves {', '.join(use.modalities)}."
+    part = "" if use.shards_read == use.shards else f" Counted in {use.shards_read} of {use.shards:,} shards."
+    return (
+        f"{use.used:,} of {total:,} codes used ({100 * use.used / total:.0f} %), perplexity {use.perplexity:,.0f}, "
+        f"{int(use.counts.sum()):,} tokens.{served}{part}"
+    )
+
+
+def _failures(page: Page, catalog: Catalog, notes: Sequence[str]) -> None:
+    """What failed, and what this report could not read."""
+    failed = catalog.sql(
+        "SELECT corpus, modality, stage, class, count(DISTINCT key) AS samples, any_value(message) AS example "
+        "FROM failures GROUP BY corpus, modality, stage, class ORDER BY samples DESC, corpus, modality LIMIT 40"
+    )
+    if failed.num_rows:
+        page.section("failures", "Failures", "Rows that could not be made; each is null in its shard.")
+        page.table(failed)
+    for note in notes:
+        page.add(page.body, "p", f"Not shown: {note}", class_="wrong")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,167 @@
+"""What tests of the manifest share: a workspace, an S3 server on the loopback, and actions with their fields filled."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from manifests import actions, log, shards
+from manifests.catalog import Catalog
+from manifests.modality import MODALITIES, Form
+from manifests.recipe import sha256_hex
+from manifests.storage import Storage, open_storage
+
+RECIPE = "a1" * 32
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """The URI of a bucket of moto's server, which is made known by the environment alone."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Storage:
+    """An empty workspace on the local disk."""
+    storage = open_storage(tmp_path / "work")
+    log.create_workspace(storage)
+    return storage
+
+
+class Make:
+    """Actions with what a test does not care about filled in, and files that are what their actions say."""
+
+    recipe_1 = RECIPE
+    recipe_2 = "b2" * 32
+
+    @staticmethod
+    def corpus(corpus: str = "photos", **fields: Any) -> actions.CorpusAdded:
+        given = {"kind": "image", "source": "photos", "seed": 0, "part_rows": 4, "config": {"kind": "image"}}
+        return actions.CorpusAdded(corpus=corpus, **{**given, **fields})
+
+    @staticmethod
+    def part(corpus: str = "photos", part: int = 0, **fields: Any) -> actions.PartAdded:
+        given = {"rows": 4, "path": "p", "sha256": "01" * 32, "size_bytes": 10, "keys_sha256": "02" * 32}
+        return actions.PartAdded(corpus=corpus, part=part, **{**given, "source_bytes": 100, **fields})
+
+    @staticmethod
+    def current(
+        corpus: str = "photos",
+        modality: str = "caption",
+        form: Form = "label",
+        fingerprint: str = RECIPE,
+        crops: int | None = None,
+    ) -> actions.RecipeCurrent:
+        return actions.RecipeCurrent(
+            corpus=corpus, modality=modality, form=form, fingerprint=fingerprint, crops=crops
+        )
+
+    @staticmethod
+    def shard(corpus: str = "photos", part: int = 0, modality: str = "caption", **fields: Any) -> actions.ShardAdded:
+        given = {
+            "crop": None,
+            "form": "label",
+            "fingerprint": RECIPE,
+            "path": f"data/{corpus}/{modality}/{part}",
+            "format": "parquet",
+            "sha256": "03" * 32,
+            "size_bytes": 1000,
+            "rows": 4,
+            "ok": 4,
+            "failed": 0,
+            "absent": 0,
+            "keys_sha256": "02" * 32,
+        }
+        return actions.ShardAdded(corpus=corpus, part=part, modality=modality, **{**given, **fields})
+
+    @staticmethod
+    def run_started(run: str = "r1", **fields: Any) -> actions.RunStarted:
+        given = {"kind": "run", "time": "2026-11-23T10:00:00.000000Z", "host": "h", "commit": None, "versions": {}}
+        return actions.RunStarted(run=run, **{**given, "config": {}, **fields})
+
+    @classmethod
+    def samples_file(
+        cls, storage: Storage, corpus: str, part: int, columns: dict[str, pa.Array], keys: list[str]
+    ) -> actions.PartAdded:
+        """Writes a part's samples with their source columns; the action that says so."""
+        rows = [
+            {
+                "corpus": corpus,
+                "part": part,
+                "row": row,
+                "key": key,
+                "source": f"{key}.jpg",
+                "size_bytes": 100 + row,
+                "sha256": bytes.fromhex(sha256_hex(key.encode())),
+                **{name: values[row].as_py() for name, values in columns.items()},
+            }
+            for row, key in enumerate(keys)
+        ]
+        data = shards.write_samples(rows, pa.schema([(name, values.type) for name, values in columns.items()]))
+        path = f"data/{corpus}/_samples/part-{part:07d}-{sha256_hex(data)[:8]}.parquet"
+        assert storage.put(path, data)
+        return cls.part(
+            corpus, part, rows=len(keys), path=path, sha256=sha256_hex(data), keys_sha256=shards.keys_digest(keys)
+        )
+
+    @classmethod
+    def labels_file(
+        cls,
+        storage: Storage,
+        modality: str,
+        keys: list[str],
+        statuses: list[int],
+        values: list[Any],
+        **fields: Any,
+    ) -> actions.ShardAdded:
+        """Writes a shard of structured labels; the action that says so."""
+        data = shards.write_labels(keys, statuses, values, MODALITIES[modality], {"modality": modality})
+        action = cls.shard(
+            modality=modality,
+            rows=len(keys),
+            ok=statuses.count(0),
+            failed=statuses.count(1),
+            absent=statuses.count(2),
+            sha256=sha256_hex(data),
+            size_bytes=len(data),
+            keys_sha256=shards.keys_digest(keys),
+            **fields,
+        )
+        path = f"data/{action.corpus}/{modality}/{action.fingerprint[:12]}/part-{action.part:07d}-{action.sha256[:8]}.parquet"
+        assert storage.put(path, data)
+        return actions.from_json({**actions.to_json(action), "path": path})  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="session")
+def make() -> type[Make]:
+    return Make
+
+
+VIEWS = ("corpora", "parts", "samples", "shards", "recipes", "coverage", "failures", "runs", "captions", "palettes")
+VIEWS += ("metadata", "boxes", "instances", "tokenizers", "lineage", "timeline")
+
+
+@pytest.fixture(scope="session")
+def answers() -> Callable[..., dict[str, list[dict[str, Any]]]]:
+    """All rows of the views of a catalog, in an order of their own."""
+
+    def ask(catalog: Catalog, views: tuple[str, ...] = VIEWS) -> dict[str, list[dict[str, Any]]]:
+        return {view: sorted(catalog.sql(f"SELECT * FROM {view}").to_pylist(), key=repr) for view in views}
+
+    return ask
