@@ -218,9 +218,7 @@ def _cell(name: str, found: Mapping[str, Any], crop: crops.Crop | None, like: An
     if modality is not None and modality.crop_rule in ("boxes", "instances"):
         return _drawn(modality, value, found, crop)
     if modality is not None and modality.base_name == "palette":
-        k = like[0]["k"] if like else max((color["k"] for color in value), default=0)
-        colors = [color for color in value if color["k"] in (k, None)]
-        return pictures.swatches(sorted(colors, key=lambda color: color["rank"])) if colors else None
+        return _palette(value, like)
     return value if isinstance(value, Mapping) else json.dumps(value, default=str, ensure_ascii=False)
 
 
@@ -234,3 +232,11 @@ def _drawn(
     pixels = found.get("rgb")
     base = pictures.fit(pixels) if isinstance(pixels, np.ndarray) else pictures.blank()
     return pictures.with_masks(base, cut) if modality.crop_rule == "instances" else pictures.with_boxes(base, cut)
+
+
+def _palette(colors: Sequence[Mapping[str, Any]], like: Any) -> np.ndarray | None:
+    """A palette's colors; of a label, which holds one for each k, the palette that its tokens hold, else the largest."""
+    sizes = {color["k"] for color in colors}
+    wanted = like[0]["k"] if like and like[0]["k"] in sizes else max(sizes, default=0)
+    chosen = sorted((color for color in colors if color["k"] == wanted), key=lambda color: color["rank"])
+    return pictures.swatches(chosen) if chosen else None

@@ -28,16 +28,16 @@ _PACKAGES = {"scikit-image": ("skimage", "data"), "scikit-learn": ("sklearn", "d
 QUESTIONS: tuple[Question, ...] = (
     Question(
         words="Which scenes tell of a red cube, and hold a cube that covers over 10 % of the picture?",
-        query="SELECT source, round(100 * area, 1) AS percent, caption\n"
-        "FROM boxes JOIN captions USING (corpus, key) JOIN samples USING (corpus, key)\n"
-        "WHERE corpus = 'scenes' AND class = 'cube' AND area > 0.1 AND caption LIKE '%red cube%'\n"
-        "ORDER BY area DESC",
+        query="SELECT s.source, round(100 * b.area, 1) AS percent, c.caption\n"
+        "FROM boxes b JOIN captions c USING (corpus, key) JOIN samples s USING (corpus, key)\n"
+        "WHERE corpus = 'scenes' AND b.class = 'cube' AND b.area > 0.1 AND c.caption LIKE '%red cube%'\n"
+        "ORDER BY b.area DESC",
     ),
     Question(
         words="Which photographs are the most colorful, and what do they show?",
-        query="SELECT source, round(colorfulness, 1) AS colorfulness, round(entropy, 2) AS entropy_bits, caption\n"
-        "FROM metadata JOIN samples USING (corpus, key) JOIN captions USING (corpus, key)\n"
-        "WHERE corpus = 'photos' ORDER BY colorfulness DESC LIMIT 6",
+        query="SELECT s.source, round(m.colorfulness, 1) AS colorfulness, round(m.entropy, 2) AS entropy_bits, "
+        "c.caption\nFROM metadata m JOIN samples s USING (corpus, key) JOIN captions c USING (corpus, key)\n"
+        "WHERE corpus = 'photos' ORDER BY m.colorfulness DESC LIMIT 6",
     ),
     Question(
         words="How many tokens does each modality of each corpus have, and what does one weigh on disk?",

@@ -32,9 +32,9 @@ QUESTIONS: tuple[Question, ...] = (
     ),
     Question(
         words="Which photographs are the most colorful?",
-        query="SELECT source, round(colorfulness, 1) AS colorfulness, caption FROM metadata\n"
-        "JOIN samples USING (corpus, key) LEFT JOIN captions USING (corpus, key)\n"
-        "ORDER BY colorfulness DESC LIMIT 8",
+        query="SELECT s.source, round(m.colorfulness, 1) AS colorfulness, c.caption FROM metadata m\n"
+        "JOIN samples s USING (corpus, key) LEFT JOIN captions c USING (corpus, key)\n"
+        "ORDER BY m.colorfulness DESC LIMIT 8",
     ),
     Question(
         words="Which kinds of boxes are there, and how large are they?",
@@ -163,10 +163,11 @@ def _sample(page: Page, sample: contact.Sample, stem: str) -> None:
             page.add(header, "span", f"{name}: {cell(value, 80)}", class_="faint")
     texts = page.add(article, "div", class_="texts")
     cards = page.add(article, "div", class_="cards")
-    for card in sample.cards:
+    # Tables are wider than pictures: they stand last.
+    for card in sorted(sample.cards, key=_is_record):
         if isinstance(card.label, str) or isinstance(card.decoded, str):
             _text(page, texts, card)
-        elif isinstance(card.label, Mapping) or isinstance(card.decoded, Mapping):
+        elif _is_record(card):
             _record(page, cards, card)
         else:
             _pictures(page, cards, card, f"{stem}-{card.modality}")
@@ -205,6 +206,10 @@ def _pictures(page: Page, parent: Element, card: contact.Card, stem: str) -> Non
         else:
             page.add(figure, "div", "not kept" if form == "label" else "–", class_="none")
         page.add(figure, "small", words)
+
+
+def _is_record(card: contact.Card) -> bool:
+    return isinstance(card.label, Mapping) or isinstance(card.decoded, Mapping)
 
 
 def _made(card: contact.Card) -> str:

@@ -104,6 +104,8 @@ def read_entry(storage: Storage, version: int) -> Entry | None:
             )
         if document["version"] != version:
             raise ValueError(f"it says version {document['version']}")
+        if not all(isinstance(action, dict) for action in document["actions"]):
+            raise ValueError("its actions are no objects")
         return Entry(
             version=version,
             txn=document["txn"],

@@ -15,7 +15,7 @@ from manifests.errors import ConfigError, nearest
 Kind = Literal["image", "feature_map", "vector", "structured", "text"]
 Grain = Literal["sample", "crop"]
 Form = Literal["label", "token"]
-# How a label of a whole photograph becomes the label of a crop (`manifests/images.py` holds the code):
+# How a label of a whole photograph becomes the label of a crop (`manifests/crops.py` holds the code):
 # `pixels` area resampling, `linear`, `nearest` maps, `normals` nearest and x mirrored under a flip,
 # `boxes` clipped, `instances` clipped and re-rasterized, `whole` the crop changes nothing.
 CropLabelRule = Literal["pixels", "linear", "nearest", "normals", "boxes", "instances", "whole"]

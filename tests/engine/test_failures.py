@@ -9,7 +9,9 @@ from manifests.errors import TooManyFailures
 from manifests.shards import Status
 
 
-@given(rows=st.lists(st.integers(0, 63), unique=True), bad=st.sets(st.integers(0, 63)), none=st.sets(st.integers(0, 63)))
+@given(
+    rows=st.lists(st.integers(0, 63), unique=True), bad=st.sets(st.integers(0, 63)), none=st.sets(st.integers(0, 63))
+)
 def test_isolate_finds_exactly_the_rows_that_raise(rows: list[int], bad: set[int], none: set[int]) -> None:
     def call(asked: list[int]) -> list[int | None]:
         if bad & set(asked):

@@ -1,12 +1,10 @@
 """The main job, whole: on both runners, after kills, with bad inputs, with more photographs."""
 
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -46,8 +44,12 @@ engine: {{runner: local, workers: 1, batch: 4}}
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
     path = tmp_path / "notes.jsonl"
-    path.write_text("".join(f'{{"text": "note {i}: light falls on a {c} cube", "year": {1990 + i}}}\n' for i, c in
-                            enumerate(["red", "blue", "green"])))
+    path.write_text(
+        "".join(
+            f'{{"text": "note {i}: light falls on a {c} cube", "year": {1990 + i}}}\n'
+            for i, c in enumerate(["red", "blue", "green"])
+        )
+    )
     return path
 
 
@@ -149,7 +151,9 @@ def test_more_photographs_add_parts_and_change_nothing(tmp_path: Path, undisturb
     for name in ("work", "photos"):
         shutil.copytree(folder / name, tmp_path / name)
     file = tmp_path / "pipeline.yaml"
-    file.write_text(PIPELINE.format(workspace=tmp_path / "work", photos=tmp_path / "photos", notes=folder / "notes.jsonl"))
+    file.write_text(
+        PIPELINE.format(workspace=tmp_path / "work", photos=tmp_path / "photos", notes=folder / "notes.jsonl")
+    )
     before = shard_files(tmp_path / "work")
     make_photos(tmp_path / "photos" / "more", 5, seed=7)
     done = run(file)
@@ -178,7 +182,11 @@ def test_another_version_of_one_parameter_redoes_that_modality_alone(tmp_path: P
     folder, _ = undisturbed
     shutil.copytree(folder / "work", tmp_path / "work")
     before = shard_files(tmp_path / "work")
-    run(folder / "pipeline.yaml", f"workspace={tmp_path / 'work'}", "corpora.photos.modalities.palette.parameters.side=32")
+    run(
+        folder / "pipeline.yaml",
+        f"workspace={tmp_path / 'work'}",
+        "corpora.photos.modalities.palette.parameters.side=32",
+    )
     new = set(shard_files(tmp_path / "work")) - set(before)
     assert {name.split("/")[2] for name in new} == {"palette"}
 
@@ -187,9 +195,7 @@ def test_another_version_of_one_parameter_redoes_that_modality_alone(tmp_path: P
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ray_makes_the_same_bytes(tmp_path: Path, undisturbed, workers: int, ray_cluster) -> None:
     folder, workspace = undisturbed
-    run(
-        folder / "pipeline.yaml", f"workspace={tmp_path / 'work'}", "engine.runner=ray", f"engine.workers={workers}"
-    )
+    run(folder / "pipeline.yaml", f"workspace={tmp_path / 'work'}", "engine.runner=ray", f"engine.workers={workers}")
     assert shard_files(tmp_path / "work") == shard_files(workspace)
 
 
@@ -249,7 +255,9 @@ def test_killed_at_any_moment_the_next_run_makes_the_same_bytes(tmp_path: Path, 
         assert verifying.verify(catalog).findings == []
 
 
-def test_bad_inputs_are_failed_rows_and_the_rest_goes_on(tmp_path: Path, undisturbed, make_photos, hostile_files) -> None:
+def test_bad_inputs_are_failed_rows_and_the_rest_goes_on(
+    tmp_path: Path, undisturbed, make_photos, hostile_files
+) -> None:
     folder, _ = undisturbed
     photos = make_photos(tmp_path / "photos", 9)
     broken = hostile_files(photos)
@@ -263,7 +271,9 @@ def test_bad_inputs_are_failed_rows_and_the_rest_goes_on(tmp_path: Path, undistu
         ).to_pylist()
         assert {row["source"] for row in failed} == set(broken)
         assert {row["class"] for row in failed} == {"DecodeError"}
-        captions = {row["source"]: row["caption"] for row in catalog.sql("SELECT source, caption FROM samples").to_pylist()}
+        captions = {
+            row["source"]: row["caption"] for row in catalog.sql("SELECT source, caption FROM samples").to_pylist()
+        }
         assert captions["not_utf8.jpg"] is not None
         names = [source for source in captions if source.endswith("same.jpg")]
         assert len(names) == 2
@@ -349,7 +359,7 @@ def test_a_newer_workspace_is_refused(tmp_path: Path, undisturbed) -> None:
     folder, _ = undisturbed
     (tmp_path / "work/_meta").mkdir(parents=True)
     (tmp_path / "work/_meta/format.json").write_text('{"format": 2, "id": "x"}')
-    with pytest.raises(WorkspaceError, match="format 2.*newer modmill"):
+    with pytest.raises(WorkspaceError, match=r"format 2.*newer modmill"):
         run(folder / "pipeline.yaml", f"workspace={tmp_path / 'work'}")
 
 

@@ -36,6 +36,13 @@ def s3_bucket() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own: workspaces of one id, copies of each other, stand in several tests."""
+    monkeypatch.setenv("MODMILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Storage:
     """An empty workspace on the local disk."""
@@ -68,9 +75,7 @@ class Make:
         fingerprint: str = RECIPE,
         crops: int | None = None,
     ) -> actions.RecipeCurrent:
-        return actions.RecipeCurrent(
-            corpus=corpus, modality=modality, form=form, fingerprint=fingerprint, crops=crops
-        )
+        return actions.RecipeCurrent(corpus=corpus, modality=modality, form=form, fingerprint=fingerprint, crops=crops)
 
     @staticmethod
     def shard(corpus: str = "photos", part: int = 0, modality: str = "caption", **fields: Any) -> actions.ShardAdded:

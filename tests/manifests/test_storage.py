@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -177,7 +178,7 @@ def test_of_many_processes_that_put_one_name_exactly_one_wins(disk: Storage, sta
         racer.stdin.write("go\n")
         racer.stdin.flush()
     wins = {name: json.loads(racer.communicate()[0]) for name, racer in zip("abc", racers, strict=True)}
-    assert sorted(sum(wins.values(), [])) == list(range(60))
+    assert sorted(number for numbers in wins.values() for number in numbers) == list(range(60))
     for name, numbers in wins.items():
         for number in numbers:
             assert disk.read(f"race/{number}") == name.encode() * 100
@@ -267,7 +268,7 @@ def test_a_store_that_refuses_in_other_words_is_understood() -> None:
     class SaysInvalid(MemoryFileSystem):
         """Finds nothing at first, and answers 412 as s3fs passes it on where the store names no condition."""
 
-        store: dict = {}
+        store: ClassVar[dict] = {}
         asked = 0
 
         def exists(self, path: str, **_: object) -> bool:

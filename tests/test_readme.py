@@ -1,0 +1,121 @@
+"""What the README says is so: its labeler and modality work, its table and tree are true, its verbs exist."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def block(name: str) -> str:
+    """The code block behind the comment `<!-- name -->`."""
+    found = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert found, f"README has no block {name}"
+    return found[1]
+
+
+def labelers_table() -> str:
+    from labelers import protocol
+
+    lines = ["| labeler | makes | runs on | from | code | weights |", "|---|---|---|---|---|---|"]
+    for name in protocol.names():
+        spec = protocol.find(name).spec
+        makes = ", ".join(spec.outputs) if spec.outputs else "whatever the source brings along"
+        runs_on = "the whole photograph" if spec.scope == "image" else "every crop"
+        if "image" not in spec.inputs:
+            runs_on = "the sample"
+        weights = spec.licence_weights or "none needed"
+        lines.append(f"| `{name}` | {makes} | {runs_on} | {', '.join(spec.inputs)} | {spec.licence_code} | {weights} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_labelers_is_true() -> None:
+    assert labelers_table() in README, f"the README's table should be:\n{labelers_table()}"
+
+
+def test_the_labeler_of_the_readme_works_by_its_file_alone(tmp_path: Path, make_photos, monkeypatch) -> None:
+    import labelers
+    from engine import config as pipeline
+    from engine import run as running
+    from manifests.catalog import Catalog
+
+    (tmp_path / "labelers").mkdir()
+    (tmp_path / "labelers/luma.py").write_text(block("labeler"))
+    monkeypatch.setattr(labelers, "__path__", [*labelers.__path__, str(tmp_path / "labelers")])
+    make_photos(tmp_path / "photos", 3)
+    (tmp_path / "pipeline.yaml").write_text(
+        "workspace: work\n"
+        "corpora: {photos: {source: photos, modalities: {edges: {keep: true, tokens: false, labeler: luma}}}}\n"
+        "engine: {runner: local, workers: 1}\n"
+    )
+    override = "corpora.photos.modalities.edges.parameters.threshold=0.6"
+    running.run(pipeline.load(tmp_path / "pipeline.yaml", [override]), quiet=True)
+    with Catalog.open(tmp_path / "work") as catalog:
+        assert [(row["modality"], row["ok"]) for row in catalog.coverage()] == [("edges", 3)]
+        recipe = catalog.sql("SELECT producer, parameters FROM recipes").to_pylist()[0]
+        assert recipe == {"producer": "luma", "parameters": '{"threshold":0.6}'}
+    monkeypatch.delitem(sys.modules, "labelers.luma")
+
+
+def test_the_modality_of_the_readme_works(tmp_path: Path, make_photos, monkeypatch) -> None:
+    from engine import config as pipeline
+    from engine import run as running
+    from manifests.catalog import Catalog
+    from manifests.shards import read_tar
+
+    (tmp_path / "my_heat.py").write_text(block("modality"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    photos = make_photos(tmp_path / "photos", 3)
+    for photo in sorted(photos.glob("*.jpg")):
+        np.save(photo.with_suffix(".npy"), np.full((20, 30), 27_000, np.uint16))
+    (tmp_path / "pipeline.yaml").write_text(
+        "workspace: work\n"
+        "corpora: {photos: {source: photos, modalities: {'my_heat:HEAT': "
+        "{keep: true, tokens: false, parameters: {path: '{stem}.npy'}}}}}\n"
+        "engine: {runner: local, workers: 1}\n"
+    )
+    running.run(pipeline.load(tmp_path / "pipeline.yaml"), quiet=True)
+    with Catalog.open(tmp_path / "work") as catalog:
+        shard = catalog.live_shards()[0]
+        assert (shard.modality, shard.ok, shard.format) == ("heat", 3, "webdataset")
+        with catalog.storage.open(shard.path) as file:
+            values = read_tar(file).values
+        assert values is not None
+        assert values[0].startswith(b"\x89PNG")
+
+
+def test_every_verb_is_in_the_readme() -> None:
+    from engine.cli import app
+
+    verbs = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert sorted(verbs) == sorted(["demo", "init", "doctor", "run", "status", "sql", "verify"])
+    for verb in verbs:
+        assert re.search(rf"(modmill|make) {verb}\b", README), verb
+
+
+def test_the_tree_of_the_readme_is_there() -> None:
+    tree = re.search(r"## The tree\n\n```\n(.*?)```", README, re.DOTALL)
+    assert tree
+    for line in tree[1].splitlines():
+        assert (ROOT / line.split()[0]).exists(), line
+
+
+def test_the_pipeline_file_of_the_first_screen_loads(tmp_path: Path) -> None:
+    from engine import config as pipeline
+
+    found = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert found
+    (tmp_path / "photos.yaml").write_text(found[1])
+    config = pipeline.load(tmp_path / "photos.yaml")
+    assert config.corpora["photos"].crops == 2
+    pipeline.check_labelers(config)
+
+
+@pytest.mark.parametrize("path", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=lambda path: path.name)
+def test_links_and_pictures_are_there(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert target.startswith("http") or (path.parent / target).exists(), target
