@@ -2,9 +2,7 @@
 
     python benchmarks/scenes.py OUT --count 1000 --seed 0 --size 224 --workers 2 --sheet sheet.png
 
-One to three solids of different colors stand on, or float over, a floor under a sky. What the caption says is true in the
-picture, and every label is computed at pixel centers from the same rays.
-
+Captions are true in the picture, and every label is computed at pixel centers from the rays that make the picture.
 Camera: a pinhole at the origin; x right, y down, z along the view. The center of pixel (row, column) is the point
 (column + 0.5, row + 0.5) of the picture. Rays have z = 1 there, so that the distance along a ray is the depth. The world
 in which the solids stand has the same origin and x; its y is straight down: the camera looks `pitch_rad` below its z.
@@ -12,26 +10,18 @@ Below, n rays or points are float32 (3, n), rows x, y, z of the world.
 """
 
 import argparse
-import functools
 import itertools
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-# Half width and half height, in radii; a cube's or pyramid's width is along its edges.
-SHAPES = {
-    "sphere": (1, 1),
-    "cube": (0.82, 0.82),
-    "cylinder": (0.72, 0.95),
-    "cone": (0.95, 1.1),
-    "pyramid": (0.92, 0.95),
-}
+# Half width and half height, in radii; a cube's width is along its edges.
+SHAPES = {"sphere": (1.0, 1.0), "cube": (0.8, 0.8), "cylinder": (0.7, 0.95), "cone": (0.95, 1.1), "dome": (1.0, 0.65)}
 CLASSES = ("sky", "ground", *SHAPES)  # segmentation is an index into these; 255, its null marker, does not occur
 COLORS = {  # sRGB
     "red": (215, 32, 36),
@@ -44,26 +34,21 @@ COLORS = {  # sRGB
     "black": (32, 32, 35),
 }
 SIZES = {"small": 0.3, "large": 0.5}  # radius in metres
-GROUNDS = ("checkered", "striped", "speckled", "wooden", "tiled", "dotted")
+GROUNDS = ("checkered", "striped", "marbled", "wooden", "tiled", "dotted")
 RELATIONS = ("left of", "right of", "in front of", "behind")
 FAR_M = 30.0  # depth at which the ground ends and the sky begins
 FOCAL = 1.1  # focal length as a share of the picture's side: 48.9 degrees across
 
-_Hits = tuple[np.ndarray, np.ndarray, np.ndarray]  # of n rays, as _trace returns them
-# In its own axes, from -1 to 1, a solid is turned about y, its squared radius p + q y + r y^2, or it is where planes
-# (a, b, c, w) have a x + b y + c z <= w.
-_TURNED = {"sphere": (1.0, 0.0, -1.0), "cylinder": (1.0, 0.0, 0.0), "cone": (0.25, 0.5, 0.25)}
-_PLANES = {
-    "cube": [(1, 0, 0, 1), (-1, 0, 0, 1), (0, 1, 0, 1), (0, -1, 0, 1), (0, 0, 1, 1), (0, 0, -1, 1)],
-    "pyramid": [(0, 1, 0, 1), (2, -1, 0, 1), (-2, -1, 0, 1), (0, -1, 2, 1), (0, -1, -2, 1)],
-}
+# In its own axes a solid spans -1 to 1. All but the cube are turned about y: squared radius p + q y + r y^2.
+_PROFILES = {"sphere": (1, 0, -1), "cylinder": (1, 0, 0), "cone": (0.25, 0.5, 0.25), "dome": (0.5, 0.5, 0)}
 _SUN, _AMBIENT = 0.86, 0.35  # light on a surface that faces the sun, and from the whole sky
 _GAMMA = 2.2  # in place of sRGB's curve, from colors to linear light and back
 _CODES = np.rint(255 * np.linspace(0, 1, 4096) ** (1 / _GAMMA)).astype(np.uint8)
-_ORIGIN = np.zeros((3, 1), np.float32)
 _SUBPIXELS = np.array([[-0.125, -0.375], [0.375, -0.125], [0.125, 0.375], [-0.375, 0.125]], np.float32)[..., None]
+_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 _PROBE = 56  # side of the picture by which a layout is judged; fixed, so that layouts do not depend on the size
-_LEAST_PX = 0.006 * _PROBE**2  # visible pixels of a solid in it: twice 150 px at 224
+_PROBE_GRID = np.indices((_PROBE, _PROBE), np.float32).reshape(2, -1)
+_Hits = tuple[np.ndarray, np.ndarray, np.ndarray]  # of n rays, as _trace returns them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +63,6 @@ class Solid:
     half_m: tuple[float, float]
     yaw_rad: float
 
-    @property
-    def name(self) -> str:
-        """What the caption calls it, such as "large floating red cube"."""
-        return f"{self.size} {'floating ' if self.is_floating else ''}{self.color} {self.shape}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
@@ -90,12 +70,10 @@ class Scene:
 
     rgb            uint8 (h, w, 3) sRGB; edges are anti-aliased
     depth          float32 (h, w), metres along the camera's z axis, over 0 to FAR_M; NaN in the sky
-    normals        float32 (h, w, 3), unit vectors, x right, y down, z away from the camera: what faces the camera has
-                   z < 0; (0, 0, 0) in the sky
+    normals        float32 (h, w, 3), unit vectors, x right, y down, z away from the camera; (0, 0, 0) in the sky
     segmentation   uint8 (h, w), index into CLASSES
     instances      uint8 (h, w), 0 none, i = the i-th solid, from left to right
-    boxes          {"class", "color", "score", "x0", "y0", "x1", "y1"} of each solid: its visible pixels' extent, in
-                   fractions of the picture
+    boxes          {"class", "color", "score", "x0", "y0", "x1", "y1"} of each solid's visible pixels, fractions of a side
     caption        lower-case ASCII
     solids         what was placed
     """
@@ -105,7 +83,7 @@ class Scene:
     normals: np.ndarray
     segmentation: np.ndarray
     instances: np.ndarray
-    boxes: list[dict[str, Any]]
+    boxes: list[dict[str, str | float]]
     caption: str
     solids: tuple[Solid, ...]
 
@@ -131,64 +109,59 @@ def intrinsics(size: int) -> np.ndarray:
 def render(index: int, *, seed: int = 0, size: int = 224) -> Scene:
     """Scene `index` of the corpus `seed`. Another size shows the same solids.
 
-    Raises ValueError for a negative index or seed and for a size that is not from 16 to 4096 px.
+    Raises ValueError for a negative index or seed and for a size that is not from 32 to 4096 px.
     """
-    if index < 0 or seed < 0 or not 16 <= size <= 4096:
-        raise ValueError(f"scene {index=} {seed=} {size=}: expected index >= 0, seed >= 0, size from 16 to 4096 px")
+    if index < 0 or seed < 0 or not 32 <= size <= 4096:
+        raise ValueError(f"scene {index=} {seed=} {size=}: expected index >= 0, seed >= 0, size from 32 to 4096 px")
     view, solids, caption = _layout(np.random.default_rng((seed, index)))
-    grid = _grid(size)
+    grid = np.indices((size, size), np.float32).reshape(2, -1)
     rays = _rays(view, size, grid)
     hits = depth, owner, normal = _trace(view, solids, rays)
     linear = _shade(view, solids, rays, hits)
-    edges = _edges(linear, owner, size)
+    # More rays through the pixels that differ visibly from a neighbor.
+    maps = owner.reshape(size, size), np.sqrt(linear[0] + linear[1] + linear[2]).reshape(size, size)
+    borders, steps = (cv2.morphologyEx(one, cv2.MORPH_GRADIENT, _CROSS) for one in maps)
+    edges = np.flatnonzero((borders > 0) | (steps > 0.12))
     rays = _rays(view, size, np.concatenate(grid.take(edges, axis=1) + _SUBPIXELS, axis=1))
-    linear[:, edges] = (
-        _shade(view, solids, rays, _trace(view, solids, rays)).reshape(3, len(_SUBPIXELS), -1).mean(axis=1)
-    )
+    linear[:, edges] = _shade(view, solids, rays, _trace(view, solids, rays)).reshape(3, 4, -1).mean(axis=1)
     codes = _CODES[(np.minimum(linear, 1) * 4095 + 0.5).astype(np.intp)]
-
     is_sky = np.isinf(depth)
     cos, sin = np.float32(np.cos(view.pitch_rad)), np.float32(np.sin(view.pitch_rad))
     normals = np.stack([normal[0], normal[1] * cos - normal[2] * sin, normal[1] * sin + normal[2] * cos], axis=1)
-    normals[is_sky] = 0
     classes = np.array([1, *(CLASSES.index(solid.shape) for solid in solids)], np.uint8)
-    instances = owner.reshape(size, size)
     return Scene(
         rgb=cv2.merge(list(codes.reshape(3, size, size))),
         depth=np.where(is_sky, np.float32(np.nan), depth).reshape(size, size),
         normals=normals.reshape(size, size, 3),
         segmentation=np.where(is_sky, np.uint8(0), classes[owner]).reshape(size, size),
-        instances=instances,
-        boxes=[_box(solid, instances == number) for number, solid in enumerate(solids, start=1)],
+        instances=maps[0],
+        boxes=[_box(solid, maps[0] == number) for number, solid in enumerate(solids, start=1)],
         caption=caption,
         solids=solids,
     )
 
 
-def _box(solid: Solid, mask: np.ndarray) -> dict[str, Any]:
+def _box(solid: Solid, mask: np.ndarray) -> dict[str, str | float]:
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    extent = {"x0": x, "y0": y, "x1": x + width, "y1": y + height}
-    corners = {name: pixels / len(mask) for name, pixels in extent.items()}
-    return {"class": solid.shape, "color": solid.color, "score": 1.0, **corners}
+    corners = {"x0": x, "y0": y, "x1": x + width, "y1": y + height}
+    shares = {name: pixels / len(mask) for name, pixels in corners.items()}
+    return {"class": solid.shape, "color": solid.color, "score": 1.0, **shares}
 
 
 def _layout(rng: np.random.Generator) -> tuple[_View, tuple[Solid, ...], str]:
-    """A view, solids that can all be seen well, from left to right, and the caption.
-
-    Draws until a layout passes; after every 16 vain draws with one solid less.
-    """
+    """A view, solids that can all be seen well, from left to right, and the caption; drawn until a layout passes."""
     view, wanted = _draw_view(rng), int(rng.integers(1, 4))
-    vain, caption, solids = 0, None, ()
+    vain, solids, caption = 0, (), None
     while caption is None:
-        colors = rng.permutation(list(COLORS))[: max(1, wanted - vain // 16)]
-        solids = [_draw_solid(rng, view, str(color)) for color in colors]
+        colors = rng.permutation(list(COLORS))[: max(1, wanted - vain // 16)]  # one less after every 16
+        solids = tuple(_draw_solid(rng, view, str(color)) for color in colors)
         places = _places(view, solids)
         if places is not None:
             order = np.argsort(places[:, 0])
             solids = tuple(solids[i] for i in order)
             caption = _caption(view, solids, places[order], int(rng.integers(len(solids))))
         vain += 1
-    return view, tuple(solids), caption
+    return view, solids, caption
 
 
 def _draw_view(rng: np.random.Generator) -> _View:
@@ -196,9 +169,10 @@ def _draw_view(rng: np.random.Generator) -> _View:
     light = [np.sin(azimuth) * np.cos(elevation), -np.sin(elevation), -np.cos(azimuth) * np.cos(elevation)]
     ground = GROUNDS[rng.integers(len(GROUNDS))]
     # Muted and of middle brightness, so that every color of a solid stands out, black and white too.
-    tone = rng.uniform(0.24, 0.42) * (1 + rng.uniform(-0.32, 0.32, size=3))
+    tone = rng.uniform(0.24, 0.42) * (1 + rng.uniform(-0.25, 0.25, size=3))
     if ground == "wooden":
         tone = np.array([0.34, 0.19, 0.10]) * rng.uniform(0.8, 1.3)
+    horizon = rng.uniform(0.5, 0.9) * (1 + rng.uniform(-0.15, 0.15, size=3))
     return _View(
         height_m=rng.uniform(1.15, 1.45),
         pitch_rad=rng.uniform(0.24, 0.36),
@@ -206,74 +180,55 @@ def _draw_view(rng: np.random.Generator) -> _View:
         ground=ground,
         tones=np.array([tone, tone * rng.uniform(0.45, 0.6)], np.float32),
         texture=(rng.uniform(0.4, 0.7), rng.uniform(-0.7, 0.7), *rng.uniform(0, 64, size=2)),
-        sky=np.array([rng.uniform(0.05, (0.4, 0.4, 0.7)), rng.uniform(0.5, (0.95, 0.85, 0.9))], np.float32),
+        sky=np.array([horizon * rng.uniform((0.2, 0.4, 0.7), (0.7, 0.8, 1.0)), horizon], np.float32),
     )
 
 
 def _draw_solid(rng: np.random.Generator, view: _View, color: str) -> Solid:
     shape, size = list(SHAPES)[rng.integers(len(SHAPES))], list(SIZES)[rng.integers(len(SIZES))]
-    radius = SIZES[size] * rng.uniform(0.93, 1.07)
-    half_width, half_height = (radius * share for share in SHAPES[shape])
-    lift = rng.uniform(0.25, 0.55) if rng.random() < 0.15 else 0.0
+    radius, (width, height) = SIZES[size] * rng.uniform(0.93, 1.07), SHAPES[shape]
+    half_m = radius * width, radius * height
+    lift_m = rng.uniform(0.25, 0.55) if rng.random() < 0.15 else 0.0
     z = rng.uniform(1.9, 4.6)
-    reach = 0.5 / FOCAL * z - half_width  # half of what the camera sees there
+    reach = 0.5 / FOCAL * z - half_m[0]  # half of what the camera sees there
+    center_m, yaw_rad = (rng.uniform(-reach, reach), view.height_m - half_m[1] - lift_m, z), rng.uniform(0, np.pi / 2)
     return Solid(
-        shape=shape,
-        color=color,
-        size=size,
-        is_floating=lift > 0,
-        center_m=(rng.uniform(-reach, reach), view.height_m - half_height - lift, z),
-        half_m=(half_width, half_height),
-        yaw_rad=rng.uniform(0, np.pi / 2),
+        shape=shape, color=color, size=size, is_floating=lift_m > 0, center_m=center_m, half_m=half_m, yaw_rad=yaw_rad
     )
 
 
 def _places(view: _View, solids: Sequence[Solid]) -> np.ndarray | None:
-    """Mean column, 0 to 1, and mean depth of each solid's visible pixels in the probe: (k, 2).
-
-    None where two solids touch, or where one is cut by the frame, small, or half hidden.
-    """
+    """Mean column, 0 to 1, and depth of each solid's visible pixels (k, 2); None if one is cut, small or half hidden."""
     for one, other in itertools.combinations(solids, 2):
         (x, _, z), (other_x, _, other_z), width = one.center_m, other.center_m, one.half_m[0] + other.half_m[0]
         is_apart = np.hypot(x - other_x, z - other_z) > 1.45 * max(width, 0.5)
         if not is_apart or abs(x / z - other_x / other_z) < 0.6 * (one.half_m[0] / z + other.half_m[0] / other_z):
             return None
-    depth, owner, _ = _trace(view, solids, _rays(view, _PROBE, _grid(_PROBE)))
+    depth, owner, _ = _trace(view, solids, _rays(view, _PROBE, _PROBE_GRID))
     picture = owner.reshape(_PROBE, _PROBE)
     seen = [np.flatnonzero(owner == number) for number in range(1, len(solids) + 1)]
-    if picture[[0, -1]].any() or picture[:, [0, -1]].any() or min(map(len, seen)) < _LEAST_PX:
-        return None
+    if picture[[0, -1]].any() or picture[:, [0, -1]].any() or min(map(len, seen)) < 20:
+        return None  # 20 pixels here are 320 at 224
     return np.array([((pixels % _PROBE).mean() / _PROBE, depth[pixels].mean()) for pixels in seen])
 
 
 def _caption(view: _View, solids: Sequence[Solid], places: np.ndarray, subject: int) -> str | None:
     """A sentence that relates the subject to the other solids; None where a relation is not plain to see."""
+    names = [f"{one.size} {'floating ' if one.is_floating else ''}{one.color} {one.shape}" for one in solids]
     told = []
-    for solid, place in zip(solids, places, strict=True):
-        column, depth = places[subject] - place
-        across = column / FOCAL * (places[subject, 1] + place[1]) / 2
-        is_across = abs(across) >= abs(depth)
-        if solid is solids[subject]:
-            continue
-        if abs(column) < 0.1 if is_across else abs(depth) < 0.45:
+    for other in (i for i in range(len(solids)) if i != subject):
+        column, depth = places[subject] - places[other]
+        is_across = abs(column) / FOCAL * (places[subject, 1] + places[other, 1]) / 2 >= abs(depth)
+        offset = column if is_across else depth
+        if abs(offset) < (0.1 if is_across else 0.45):
             return None
-        relation = RELATIONS[(0 if column < 0 else 1) if is_across else (2 if depth < 0 else 3)]
-        told.append(f" {relation} a {solid.name}")
-    floats = solids[subject].is_floating
-    return f"a {solids[subject].name}{' and'.join(told)} {'over' if floats else 'on'} a {view.ground} floor"
-
-
-def _center(solid: Solid) -> np.ndarray:
-    return np.array(solid.center_m, np.float32)[:, None]
+        told.append(f" {RELATIONS[2 * (not is_across) + (offset > 0)]} a {names[other]}")
+    place = "over" if solids[subject].is_floating else "on"
+    return f"a {names[subject]}{' and'.join(told)} {place} a {view.ground} floor"
 
 
 def _dot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return one[0] * other[0] + one[1] * other[1] + one[2] * other[2]
-
-
-def _grid(size: int) -> np.ndarray:
-    """Row and column of every pixel, float32 (2, size * size)."""
-    return np.indices((size, size), dtype=np.float32).reshape(2, -1)
 
 
 def _rays(view: _View, size: int, grid: np.ndarray) -> np.ndarray:
@@ -289,58 +244,54 @@ def _trace(view: _View, solids: Sequence[Solid], rays: np.ndarray) -> _Hits:
         depth = np.float32(view.height_m) / rays[1]
     depth[(depth <= 0) | (depth > FAR_M)] = np.inf
     owner, normal = np.zeros(depth.shape, np.uint8), np.zeros_like(rays)
-    normal[1] = -1
+    normal[1] = np.where(np.isinf(depth), 0, -1)
     for number, solid in enumerate(solids, start=1):
-        near, distance, normals = _cast(solid, _ORIGIN, rays)
+        near, distance, normals = _cast(solid, 0, rays)
         closer = np.flatnonzero(distance < depth[near])
         hit = near[closer]
         depth[hit], owner[hit], normal[:, hit] = distance[closer], number, normals.take(closer, axis=1)
     return depth, owner, normal
 
 
-def _cast(solid: Solid, start: np.ndarray, rays: np.ndarray) -> _Hits:
+def _cast(solid: Solid, start: np.ndarray | int, rays: np.ndarray) -> _Hits:
     """Where rays enter a solid: indices (k,) of rays near it, distance (k,), inf for a miss, and unit normal (3, k).
 
-    `start` or `rays` may be (3, 1) and then serves all.
+    `start` (0: the camera) or `rays` may be (3, 1) and then serves all.
     """
     width, height = solid.half_m
     bound = np.float32(1.01 * (width**2 if solid.shape == "sphere" else 2 * width**2 + height**2))
-    offset = start - _center(solid)
+    offset = start - np.array(solid.center_m, np.float32)[:, None]
     along = _dot(offset, rays)
     near = np.flatnonzero((along < 0) & (along * along > _dot(rays, rays) * (_dot(offset, offset) - bound)))
     cos, sin = np.cos(solid.yaw_rad), np.sin(solid.yaw_rad)
     frame = np.array([[cos / width, 0, -sin / width], [0, 1 / height, 0], [sin / width, 0, cos / width]], np.float32)
     origin, way = (frame @ (lines if lines.shape[1] == 1 else lines.take(near, axis=1)) for lines in (offset, rays))
     with np.errstate(divide="ignore", invalid="ignore"):  # rays along a face, and rays that miss
-        if solid.shape in _TURNED:
-            distance, normal = _enter_turned(_TURNED[solid.shape], origin, way)
-        else:
-            distance, normal = _enter_planes(np.array(_PLANES[solid.shape], np.float32), origin, way)
+        profile = _PROFILES.get(solid.shape)
+        distance, normal = _enter_cube(origin, way) if profile is None else _enter_turned(profile, origin, way)
         normal = frame.T @ normal  # normals go by the transpose of what points go by
         return near, np.where(distance > 0, distance, np.float32(np.inf)), normal / np.sqrt(_dot(normal, normal))
 
 
-def _enter_planes(planes: np.ndarray, origin: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The last plane that is entered, if it is before the first that is left."""
-    speed = planes[:, :3] @ way
-    distance = (planes[:, 3:] - planes[:, :3] @ origin) / speed
-    entries = np.where(speed < 0, distance, np.float32(-np.inf))
-    leave = np.where(speed > 0, distance, np.float32(np.inf)).min(axis=0)
-    entry = entries.max(axis=0)
-    return np.where(entry < leave, entry, np.float32(np.inf)), planes[entries.argmax(axis=0), :3].T
+def _enter_cube(origin: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The last of three pairs of planes that is entered, if that is before the first is left."""
+    inverse = 1 / np.where(way == 0, np.float32(1e-20), way)
+    middle, half = -origin * inverse, np.abs(inverse)
+    entries = middle - half
+    entry, leave = entries.max(axis=0), (middle + half).min(axis=0)
+    return np.where(entry < leave, entry, np.float32(np.inf)), np.where(entries == entry, -np.sign(way), np.float32(0))
 
 
 def _enter_turned(profile: Sequence[float], origin: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of the two points on the curved side and the one on the flat end that faces the ray."""
-    p, q, r = profile
-    (ox, oy, oz), (dx, dy, dz) = origin, way
+    """The nearest of two points on the curved side and one on the flat end that faces the ray."""
+    (p, q, r), (ox, oy, oz), (dx, dy, dz) = profile, origin, way
     a = dx * dx + dz * dz - r * dy * dy
     b = ox * dx + oz * dz - (q / 2 + r * oy) * dy
     root = np.sqrt(b * b - a * (ox * ox + oz * oz - p - (q + r * oy) * oy))
     best = np.full(root.shape, np.inf, np.float32)
     for side in ((-b - root) / a, (-b + root) / a):
-        is_on = (np.abs(oy + side * dy) < 1.0001) & (side > 0) & (side < best)  # a sphere's poles are at 1
-        best = np.where(is_on, side, best)
+        is_nearer = (np.abs(oy + side * dy) < 1.0001) & (side > 0) & (side < best)  # a sphere's poles are at 1
+        best = np.where(is_nearer, side, best)
     end = -np.sign(dy)
     flat = (end - oy) / dy
     is_flat = (np.square(ox + flat * dx) + np.square(oz + flat * dz) <= p + q * end + r) & (flat > 0) & (flat < best)
@@ -351,20 +302,16 @@ def _enter_turned(profile: Sequence[float], origin: np.ndarray, way: np.ndarray)
 
 def _shade(view: _View, solids: Sequence[Solid], rays: np.ndarray, hits: _Hits) -> np.ndarray:
     """Linear rgb (3, n), 0 and up, of what the rays hit."""
-    depth, owner, normal = hits
+    (depth, owner, normal), linear = hits, np.empty_like(rays)
     is_sky = np.isinf(depth)
-    pixels = [np.flatnonzero(is_sky), np.flatnonzero((owner == 0) & ~is_sky)]
-    sky, floor = pixels
-    colors = [_sky(view, rays.take(sky, axis=1)), _floor(view, solids, rays.take(floor, axis=1), depth.take(floor))]
+    sky, floor = np.flatnonzero(is_sky), np.flatnonzero((owner == 0) & ~is_sky)
+    linear[:, sky] = _sky(view, rays.take(sky, axis=1))
+    linear[:, floor] = _floor(view, solids, rays.take(floor, axis=1), depth.take(floor))
     for number, solid in enumerate(solids, start=1):
         seen = np.flatnonzero(owner == number)
-        others = [other for other in solids if other is not solid]
         points = rays.take(seen, axis=1) * depth.take(seen)
-        pixels.append(seen)
-        colors.append(_surface(view, others, solid, points, normal.take(seen, axis=1)))
-    place = np.empty(len(depth), np.intp)
-    place[np.concatenate(pixels)] = np.arange(len(depth))
-    return np.concatenate(colors, axis=1).take(place, axis=1)  # several times as fast as to assign columns
+        linear[:, seen] = _surface(view, solids, solid, points, normal.take(seen, axis=1))
+    return linear
 
 
 def _is_sunlit(view: _View, solids: Sequence[Solid], points: np.ndarray) -> np.ndarray:
@@ -376,12 +323,12 @@ def _is_sunlit(view: _View, solids: Sequence[Solid], points: np.ndarray) -> np.n
     return is_sunlit
 
 
-def _surface(view: _View, others: Sequence[Solid], solid: Solid, points: np.ndarray, normal: np.ndarray) -> np.ndarray:
-    cosine = np.maximum(_dot(view.light, normal), 0)
-    cosine *= _is_sunlit(view, others, points)  # a convex solid throws no shadow on its own sunny side
+def _surface(view: _View, solids: Sequence[Solid], solid: Solid, points: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    others = [other for other in solids if other is not solid]  # a convex solid does not shade its own sunny side
+    cosine = np.maximum(_dot(view.light, normal), 0) * _is_sunlit(view, others, points)
     ambient = _AMBIENT * (0.75 - 0.25 * normal[1])  # the floor sends back half of what the sky does
     linear = (np.array(COLORS[solid.color], np.float32)[:, None] / 255) ** _GAMMA * (ambient + _SUN * cosine)
-    if solid.shape in _TURNED:  # Blinn's highlight; on a flat face it would bleach the color
+    if solid.shape != "cube":  # Blinn's highlight; it would bleach a whole flat face
         toward = view.light - points / np.sqrt(_dot(points, points))
         shine = np.maximum(_dot(toward, normal), 0) / np.sqrt(_dot(toward, toward))
         linear += np.where(cosine > 0, 0.25 * shine**48, np.float32(0))
@@ -392,11 +339,10 @@ def _floor(view: _View, solids: Sequence[Solid], rays: np.ndarray, depth: np.nda
     points = rays * depth
     ambient = np.full_like(depth, _AMBIENT)
     for solid in solids:  # the share of the sky that a sphere in its place hides
-        radius, offset = np.float32(solid.half_m[0]), points - _center(solid)
+        radius, offset = np.float32(solid.half_m[0]), points - np.array(solid.center_m, np.float32)[:, None]
         squared = np.maximum(_dot(offset, offset), radius * radius)
         ambient *= 1 - 0.75 * radius * radius * offset[1] / (squared * np.sqrt(squared))
     light = ambient - _SUN * view.light[1] * _is_sunlit(view, solids, points)
-
     period, angle, *offsets = view.texture
     cos, sin = np.float32(np.cos(angle) / period), np.float32(np.sin(angle) / period)
     a = points[0] * cos + points[2] * sin + np.float32(offsets[0])
@@ -410,25 +356,24 @@ def _floor(view: _View, solids: Sequence[Solid], rays: np.ndarray, depth: np.nda
 
 def _pattern(ground: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Values (n,), about 0 to 1, of a pattern in the plane a, b."""
-    if ground == "checkered":
-        return (np.floor(a) + np.floor(b)) % 2
     if ground == "striped":
         return np.floor(1.4 * a) % 2
-    if ground == "speckled":
+    if ground == "marbled":
         return np.clip(4 * _noise(4 * a, 4 * b) - 1.5, 0, 1)
     if ground == "wooden":
         board = np.floor(2 * a)
         length = 0.4 * b + 0.37 * board
         tone = 0.3 + 0.4 * np.sin(7 * board + 5 * np.floor(length)) + 0.3 * _noise(9 * a, b)
         return np.where((2 * a - board < 0.05) | (length % 1 < 0.012), np.float32(1.3), tone)
-    a, b = a - np.floor(a) - 0.5, b - np.floor(b) - 0.5
-    is_dark = np.maximum(np.abs(a), np.abs(b)) > 0.46 if ground == "tiled" else a * a + b * b < 0.08
-    return is_dark.astype(np.float32)
+    row, column = np.floor(a), np.floor(b)
+    if ground == "checkered":
+        return (row + column) % 2
+    a, b = a - row - 0.5, b - column - 0.5
+    return np.float32(1) * (np.maximum(np.abs(a), np.abs(b)) > 0.46 if ground == "tiled" else a * a + b * b < 0.08)
 
 
 def _sky(view: _View, rays: np.ndarray) -> np.ndarray:
-    up = np.maximum(-rays[1], 0)
-    zenith, horizon = view.sky[0][:, None], view.sky[1][:, None]
+    up, (zenith, horizon) = np.maximum(-rays[1], 0), view.sky[..., None]
     color = horizon + np.minimum(3 * up, 1) * (zenith - horizon)
     cover = np.clip(3 * _noise(3 * rays[0] + np.float32(view.texture[2]), 12 * up) - 1.5, 0, 1)
     return color + 0.7 * cover * (0.2 + 0.8 * horizon - color)
@@ -439,20 +384,12 @@ def _noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return 0.5 + 0.25 * (np.sin(2.3 * a + 1.9 * np.sin(1.7 * b)) + np.sin(2.9 * b + 2.1 * np.sin(1.3 * a + b)))
 
 
-def _edges(linear: np.ndarray, owner: np.ndarray, size: int) -> np.ndarray:
-    """Flat indices of the pixels that differ visibly from a neighbor: those that need more than one ray."""
-    brightness, cross = np.sqrt(linear[0] + linear[1] + linear[2]), cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    steps = [cv2.morphologyEx(one.reshape(size, size), cv2.MORPH_GRADIENT, cross) for one in (brightness, owner)]
-    return np.flatnonzero((steps[0] > 0.12) | (steps[1] > 0))
-
-
 def write(folder: Path, count: int, *, seed: int = 0, size: int = 224, start: int = 0) -> None:
     """Writes scenes `start` to `start + count` as a corpus of files, over what is there; equal input, equal bytes.
 
     images/000000.png         8-bit RGB; its caption is images/000000.txt
     depth/000000.png          16-bit, millimetres; 0 in the sky
-    normals/000000.png        8-bit RGB, round((n + 1) / 2 * 255); the sky's (0, 0, 0) is 128, 128, 128, which no unit
-                              vector gives
+    normals/000000.png        8-bit RGB, round(127.5 n + 127.5); 128, 128, 128, which no unit vector gives, in the sky
     segmentation/000000.png   8-bit, index into CLASSES
     instances/000000.png      8-bit, 0 none, i = the i-th record of the boxes
     boxes/000000.json         the list of Scene.boxes
@@ -464,7 +401,7 @@ def write(folder: Path, count: int, *, seed: int = 0, size: int = 224, start: in
         pictures = {
             "images": scene.rgb[..., ::-1],  # OpenCV writes BGR
             "depth": np.rint(1000 * np.nan_to_num(scene.depth)).astype(np.uint16),
-            "normals": _normals_picture(scene)[..., ::-1],
+            "normals": np.rint(127.5 * scene.normals[..., ::-1] + 127.5).astype(np.uint8),
             "segmentation": scene.segmentation,
             "instances": scene.instances,
         }
@@ -478,41 +415,34 @@ def sheet(scenes: Sequence[Scene]) -> np.ndarray:
     """A contact sheet, uint8 (H, W, 3) RGB: a row a scene, with rgb, depth, normals, segmentation, instances."""
     rows = []
     for scene in scenes:
-        nearness = np.nan_to_num(255 * np.minimum(1.3 / scene.depth, 1))
-        maps = nearness, 36 * scene.segmentation, 80 * scene.instances
+        maps = np.nan_to_num(255 * np.minimum(1.3 / scene.depth, 1)), 36 * scene.segmentation, 80 * scene.instances
         depth, *indices = (cv2.applyColorMap(one.astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1] for one in maps)
-        row = np.concatenate([scene.rgb, depth, _normals_picture(scene), *indices], axis=1)
+        normals = np.rint(127.5 * scene.normals + 127.5).astype(np.uint8)
+        row = np.concatenate([scene.rgb, depth, normals, *indices], axis=1)
         strip = np.full((24, row.shape[1], 3), 255, np.uint8)
         cv2.putText(strip, scene.caption, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
         rows += [row, strip]
     return np.concatenate(rows)
 
 
-def _normals_picture(scene: Scene) -> np.ndarray:
-    return np.rint((scene.normals + 1) / 2 * 255).astype(np.uint8)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+def main() -> None:
+    """Writes a corpus, and a contact sheet of its first scenes where one is asked for."""
     parser = argparse.ArgumentParser(description="Write procedural scenes with exact labels as a corpus of files.")
-    parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="the corpus's folder")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the corpus's folder")
     parser.add_argument("--count", type=int, default=1000, help="how many scenes (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which corpus (%(default)s)")
     parser.add_argument("--size", type=int, default=224, help="px a side (%(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw the first scenes, at most 12, on one page")
-    given = parser.parse_args(arguments)
-    if given.out is None and given.sheet is None:
-        parser.error("nothing to do: give OUT, --sheet or both")
+    given = parser.parse_args()
+    chosen = {"seed": given.seed, "size": given.size}
+    with ProcessPoolExecutor(given.workers) as pool:
+        for run in [pool.submit(write, given.out, 1, **chosen, start=index) for index in range(given.count)]:
+            run.result()
+    print(f"{given.count} scenes in {given.out}")
     if given.sheet is not None:
-        page = sheet([render(index, seed=given.seed, size=given.size) for index in range(min(given.count, 12))])
+        page = sheet([render(index, **chosen) for index in range(min(given.count, 12))])
         given.sheet.write_bytes(cv2.imencode(".png", page[..., ::-1])[1].tobytes())
-    if given.out is not None:
-        with ProcessPoolExecutor(given.workers) as pool:
-            one = functools.partial(write, given.out, 1, seed=given.seed, size=given.size)
-            for run in [pool.submit(one, start=index) for index in range(given.count)]:
-                run.result()
-        print(f"{given.count} scenes in {given.out}")
 
 
 if __name__ == "__main__":

@@ -35,9 +35,10 @@ class CodebookUse:
 
     @property
     def perplexity(self) -> float:
-        """exp of the entropy: how many tokens would do, were they all equally common."""
-        shares = self.counts[self.counts > 0] / max(1, self.counts.sum())
-        return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
+        """How many tokens would do, were they all equally common; 0 where there are none."""
+        from tokenize_jobs.report import codebook_figures
+
+        return codebook_figures(self.counts)["perplexity"] if self.used else 0.0
 
 
 def codebook_use(catalog: Catalog) -> list[CodebookUse]:

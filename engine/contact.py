@@ -100,11 +100,14 @@ def modality_of(name: str) -> Modality | None:
         return None
 
 
-def order_of(name: str) -> tuple[int, str]:
-    """Where a modality stands on the sheet: as in the table, others after those."""
-    names = list(MODALITIES)
+def order_of(name: str) -> tuple[int, int, str]:
+    """Where a modality stands on the sheet: pictures, lists, records, texts; as in the table, others after those."""
+    names, modality = list(MODALITIES), modality_of(name)
     base = name.partition("@")[0]
-    return (names.index(base) if base in names else len(names), name)
+    rank = 0
+    if modality is not None and modality.is_structured:
+        rank = 3 if modality.kind == "text" else 1 if modality.many else 2
+    return rank, names.index(base) if base in names else len(names), name
 
 
 # ---- reading

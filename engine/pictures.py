@@ -38,7 +38,7 @@ _SHOWN = (1, 92)  # percentiles at the ends of the scale: a floor's far end woul
 def picture(modality: Modality | None, label: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     """An array of a modality, (h, w) or (h, w, c) of any numbers, as a picture of its own height and width.
 
-    uint8 with three channels are shown as they are, normals as (n + 1) / 2, class maps in fixed colors, single channels
+    uint8 with three channels are shown as they are, normals by their direction, class maps in fixed colors, single channels
     of other numbers in viridis, small ones bright, all else stretched to its own range. `modality` is None where nothing
     is known of it. `like` is the label that `label` was decoded from: tokens know no null, so the scale of both is that
     of the pixels where the label has a value.
@@ -62,7 +62,8 @@ def picture(modality: Modality | None, label: np.ndarray, like: np.ndarray | Non
     channels = np.zeros((*array.shape[:2], 3))
     channels[..., : min(3, array.shape[2])] = np.nan_to_num(array[..., :3].astype(np.float64))
     if modality is not None and modality.crop_rule == "normals":
-        return _bytes((channels + 1) / 2)
+        # As pictures of normals are usually drawn: x right, y up, z towards the camera, which is blue.
+        return _bytes((channels * (1, -1, -1) + 1) / 2)
     low, high = channels.min(), channels.max()
     return _bytes((channels - low) / (high - low if high > low else 1.0))
 
@@ -94,7 +95,7 @@ def with_boxes(base: np.ndarray, boxes: Sequence[Mapping[str, Any]]) -> np.ndarr
     """Boxes in fractions of the picture, with their classes, drawn over it; colors by place, as masks have them."""
     image = Image.fromarray(base)
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(max(10, base.shape[0] // 18))
+    font = ImageFont.load_default(max(10, base.shape[0] // 14))
     height, width = base.shape[:2]
     ordered = in_order(boxes)
     named = len({box["class"] for box in boxes}) > 1 or len(boxes) == 1
@@ -114,19 +115,17 @@ def with_boxes(base: np.ndarray, boxes: Sequence[Mapping[str, Any]]) -> np.ndarr
 def with_masks(base: np.ndarray, instances: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Instances (run lengths of any resolution that shows the whole picture) as colored masks over a paled picture."""
     height, width = base.shape[:2]
-    shown = (0.45 * base + 0.55 * 245).astype(np.uint8)
+    gray = cv2.cvtColor(cv2.cvtColor(base, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    shown = (0.4 * gray + 0.6 * 245).astype(np.uint8)
     # Small ones last, so that large ones do not hide them.
     numbered = sorted(enumerate(in_order(instances)), key=lambda entry: -_area(entry[1]))
     for number, instance in numbered:
         mask = rle_decode(instance["rle_counts"], instance["rle_height"], instance["rle_width"]).astype(np.uint8)
         mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
-        inside = mask > 0
         color = np.array(color_of(number))
-        shown[inside] = (0.35 * base[inside] + 0.65 * color).astype(np.uint8)
-        contours, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        outline = tuple(int(channel) for channel in color * 0.6)
-        shown = np.ascontiguousarray(shown)
-        cv2.drawContours(shown, contours, -1, outline, 1)
+        shown[mask > 0] = (0.4 * gray + 0.6 * color)[mask > 0].astype(np.uint8)
+        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(shown, contours, -1, (0.6 * color).astype(int).tolist(), 1)
     return shown
 
 
@@ -211,7 +210,7 @@ def _put(
     elif isinstance(cell, str):
         draw.multiline_text((x, y), _wrapped(draw, cell, font, TILE, 12), font=font, fill=_INK, spacing=4)
     else:
-        draw.text((x, y + TILE // 2 - 9), "–", font=font, fill=_FAINT)
+        draw.text((x + TILE // 2 - 5, y + TILE // 2 - 9), "-", font=font, fill=_FAINT)
 
 
 def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int, most_lines: int) -> str:
@@ -229,7 +228,7 @@ def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int, most_l
             line = _one_line(draw, word, font, width)
         lines.append(line)
     if len(lines) > most_lines:
-        lines = [*lines[: most_lines - 1], lines[most_lines - 1] + " …"]
+        lines = [*lines[: most_lines - 1], lines[most_lines - 1] + " ..."]
     return "\n".join(lines)
 
 
@@ -237,9 +236,9 @@ def _one_line(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> st
     text = " ".join(text.split())[:400]
     if draw.textlength(text, font=font) <= width:
         return text
-    while text and draw.textlength(text + "…", font=font) > width:
+    while text and draw.textlength(text + "...", font=font) > width:
         text = text[:-1]
-    return text + "…"
+    return text + "..."
 
 
 def _area(box: Mapping[str, Any]) -> float:

@@ -162,13 +162,13 @@ def _sample(page: Page, sample: contact.Sample, stem: str) -> None:
         if isinstance(value, str | int | float) and name != "caption":
             page.add(header, "span", f"{name}: {cell(value, 80)}", class_="faint")
     texts = page.add(article, "div", class_="texts")
-    cards = page.add(article, "div", class_="cards")
-    # Tables are wider than pictures: they stand last.
-    for card in sorted(sample.cards, key=_is_record):
+    beside = page.add(article, "div", class_="beside")
+    cards = page.add(beside, "div", class_="cards")
+    for card in sample.cards:
         if isinstance(card.label, str) or isinstance(card.decoded, str):
             _text(page, texts, card)
-        elif _is_record(card):
-            _record(page, cards, card)
+        elif isinstance(card.label, Mapping) or isinstance(card.decoded, Mapping):
+            _record(page, beside, card)
         else:
             _pictures(page, cards, card, f"{stem}-{card.modality}")
 
@@ -180,7 +180,7 @@ def _text(page: Page, parent: Element, card: contact.Card) -> None:
 
 
 def _record(page: Page, parent: Element, card: contact.Card) -> None:
-    figure = page.add(parent, "figure", class_="wide")
+    figure = page.add(parent, "figure", class_="record")
     page.add(figure, "figcaption", card.modality)
     columns = {"label": card.label, _made(card): card.decoded}
     records = {words: record for words, record in columns.items() if isinstance(record, Mapping)}
@@ -190,7 +190,7 @@ def _record(page: Page, parent: Element, card: contact.Card) -> None:
         page.add(head, "th", words, class_="number" if words else "text")
     for name in dict.fromkeys(name for record in records.values() for name in record):
         row = page.add(table, "tr")
-        page.add(row, "th", str(name).replace("_", " "))
+        page.add(row, "th", str(name))
         for record in records.values():
             page.add(row, "td", cell(record.get(name), 60), class_="number")
 
@@ -204,12 +204,10 @@ def _pictures(page: Page, parent: Element, card: contact.Card, stem: str) -> Non
             link = page.add(figure, "a", href=path)
             page.add(link, "img", src=path, alt=f"{card.modality}, {words}", loading="lazy")
         else:
-            page.add(figure, "div", "not kept" if form == "label" else "–", class_="none")
+            absent = "not kept" if form == "label" else "no tokens" if card.tokens is None else "not shown"
+            page.add(figure, "div", absent, class_="none")
+            words = "" if shown is None and form == "tokens" and card.tokens is None else words
         page.add(figure, "small", words)
-
-
-def _is_record(card: contact.Card) -> bool:
-    return isinstance(card.label, Mapping) or isinstance(card.decoded, Mapping)
 
 
 def _made(card: contact.Card) -> str:
@@ -232,7 +230,7 @@ def _sheet(shown: Sequence[contact.Sample]) -> np.ndarray:
 
 def _sheet_cell(shown: contact.Cell) -> np.ndarray | str | None:
     if isinstance(shown, Mapping):
-        return "\n".join(f"{name.replace('_', ' ')}  {cell(value, 20)}" for name, value in shown.items())
+        return "\n".join(f"{name}  {cell(value, 20)}" for name, value in shown.items())
     return shown
 
 

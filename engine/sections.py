@@ -180,19 +180,22 @@ class GridFit(Section):
     )
     codebook: int = Field(default=1024, ge=2, le=1_048_576, description="vocabulary: how many codes")
     steps: int = Field(default=400, ge=1, description="optimizer steps")
-    batch: int = Field(default=32, ge=1, le=65_536, description="crops a step")
+    batch: int | None = Field(default=None, ge=1, le=65_536, description="windows of crops a step")
+    window: int | None = Field(default=None, ge=2, description="side of a window, px")
+    mirror: bool | None = Field(default=None, description="whether half of the windows are mirrored")
     seed: Seed = Field(default=0, description="seed of weights and order")
     checkpoint_every: int = Field(default=50, ge=1, description="steps between checkpoints of the fit")
     latent: int | None = Field(default=None, ge=1, description="channels of a code")
     width: int | None = Field(default=None, ge=1, description="channels of the networks")
     depth: int | None = Field(default=None, ge=1, description="blocks of the networks")
-    lr: float | None = Field(default=None, gt=0, description="learning rate")
+    rate: float | None = Field(default=None, gt=0, description="learning rate of vectors, kernels and linear maps")
+    matrix_rate: float | None = Field(default=None, gt=0, description="learning rate of the trunks' matrices")
 
 
 class TextFit(Section):
     """How the one tokenizer of all sequences is fitted, or the file that holds one."""
 
-    vocabulary: int = Field(default=30_000, ge=512, le=1_048_576, description="tokens at most")
+    vocabulary: int = Field(default=30_000, ge=4397, le=1_048_576, description="tokens at most")
     min_frequency: int = Field(default=2, ge=1, description="how often a pair of tokens must occur to become one")
     file: str | None = Field(
         default=None, min_length=1, description="a tokenizers JSON file to use, such as 4M's published one"

@@ -42,6 +42,9 @@ class Catalog:
         self.storage = storage
         self.workspace_id = log.workspace_id(storage)
         self._index = Index(storage, cache_folder() / self.workspace_id)
+        # The content views at hand, and the state of the index that they are of.
+        self._content: set[str] = set()
+        self._content_of: tuple[duckdb.DuckDBPyConnection, int] | None = None
 
     @classmethod
     def open(cls, uri: str | Path) -> Self:
@@ -110,8 +113,24 @@ class Catalog:
 
     def _answer(self, query: str, parameters: Sequence[Any]) -> pa.Table:
         connection = self._index.connection
-        for name in content.views_named(query):
+        if (connection, self.version) != self._content_of:
+            for name in self._content:
+                connection.execute(f"DROP VIEW IF EXISTS {name}")
+            self._content, self._content_of = set(), (connection, self.version)
+        try:
+            return self._read(query, parameters)
+        except duckdb.CatalogException:
+            # Content views cost a look at every file, so they are made when a query proves to need them.
+            missing = [name for name in content.views_named(query) if name not in self._content]
+            if not missing:
+                raise
+        for name in missing:
             content.make_view(connection, self.storage, name)
+            self._content.add(name)
+        return self._read(query, parameters)
+
+    def _read(self, query: str, parameters: Sequence[Any]) -> pa.Table:
+        connection = self._index.connection
         connection.execute("BEGIN TRANSACTION READ ONLY")
         try:
             return connection.sql(query, params=list(parameters)).to_arrow_table()

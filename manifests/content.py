@@ -1,6 +1,6 @@
 """Views over row-level Parquet files: `samples`, `failures`, and what kept structured labels say.
 
-Each is made when a query names it, over the files that are live then: a list of files is what DuckDB wants, and binding
+Each is made when a query needs it, over the files that are live then: a list of files is what DuckDB wants, and binding
 it costs a look at each of them.
 """
 

@@ -45,6 +45,7 @@ class Index:
     def __init__(self, storage: Storage, folder: Path) -> None:
         self._storage = storage
         self._lock, self._path = _free_file(folder)
+        self._columns: dict[str, dict[str, str]] = {}
         try:
             if not self._take_up():
                 self._start()
@@ -87,7 +88,7 @@ class Index:
             work()
             return
         except duckdb.Error as error:
-            if self._path is None or not _is_torn(error):
+            if self._path is None or not _is_torn(error, self._path):
                 raise
         # Only here has the error let go of its frames, which hold the old file open.
         self.connection.close()
@@ -199,7 +200,10 @@ class Index:
 
     def _types(self, table: str) -> dict[str, str]:
         """The columns of a table, name to type."""
-        return {name: kind for name, kind, *_ in self.connection.execute(f"DESCRIBE {table}").fetchall()}
+        if table not in self._columns:
+            described = self.connection.execute(f"DESCRIBE {table}").fetchall()
+            self._columns[table] = {name: kind for name, kind, *_ in described}
+        return self._columns[table]
 
 
 def _plain(name: str, value: Any, blobs: bool) -> Any:
@@ -265,7 +269,7 @@ def _script() -> tuple[str, str]:
     return script, sha256_hex(script.encode())
 
 
-def _is_torn(error: duckdb.Error) -> bool:
-    """Whether an error says that the file itself is broken, or that DuckDB gave it up."""
+def _is_torn(error: duckdb.Error, path: Path) -> bool:
+    """Whether an error says that the index file itself is broken or cut, or that DuckDB gave it up."""
     given_up = (duckdb.FatalException, duckdb.InternalException, duckdb.SerializationException)
-    return isinstance(error, given_up) or "Corrupt database file" in str(error)
+    return isinstance(error, given_up) or "Corrupt database file" in str(error) or str(path) in str(error)

@@ -6,6 +6,7 @@ your own and name it `my_module:MODALITY` in the pipeline file.
 """
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -259,7 +260,7 @@ def get(name: str) -> Modality:
         module_name, _, attribute = name.partition(":")
         try:
             found = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ConfigError(f"modality {name!r} cannot be imported: {error}") from error
         if not isinstance(found, Modality):
             raise ConfigError(f"modality {name!r} is a {type(found).__name__}, expected a manifests.modality.Modality")
@@ -270,7 +271,8 @@ def get(name: str) -> Modality:
     modality = MODALITIES[base]
     if not at:
         return modality
-    if not size_text.isdigit() or not 16 <= int(size_text) <= 4096 or int(size_text) % 16:
+    # One spelling a size: the name is part of recipes and paths.
+    if not re.fullmatch("[1-9][0-9]{1,3}", size_text) or int(size_text) > 4096 or int(size_text) % 16:
         raise ConfigError(f"modality {name!r}: the size after @ must be a multiple of 16 from 16 to 4096")
     size = int(size_text)
     if size == DEFAULT_SIZE:

@@ -96,8 +96,8 @@ def write_tokens(
 ) -> bytes:
     """A Parquet shard of tokens; `values` are sequences of integers, None where the row is not ok.
 
-    Parquet holds such lists as INT32: DELTA_BINARY_PACKED under zstd, without dictionary, is about the size of the
-    narrow type (0.90–1.04 of it from 1,000 rows up), and plain readers see integers.
+    Parquet holds such lists as INT32: DELTA_BINARY_PACKED under zstd, without dictionary, takes 1.07–1.16 of the bits
+    of random tokens (from 1,000 rows of 196 up), and plain readers see integers.
     """
     tokens = pa.array(values, pa.list_(token_type(vocabulary)))
     return _write_parquet(keys, statuses, "tokens", tokens, facts)

@@ -167,9 +167,7 @@ def trimmed_statistics(values: Float[np.ndarray, "N"]) -> tuple[float, float]:
 class GridTokenizer:
     """A fitted grid tokenizer. On a CPU equal labels in a batch of equal shape give equal tokens."""
 
-    def __init__(
-        self, network: GridNetwork, coding: Coding, *, modality: str, size: int, device: str = "cpu"
-    ) -> None:
+    def __init__(self, network: GridNetwork, coding: Coding, *, modality: str, size: int, device: str = "cpu") -> None:
         self.network = network.to(device).eval()
         self.coding = coding
         self.device = device
@@ -243,7 +241,13 @@ class GridTokenizer:
 
 
 def write(
-    folder: Path, network: GridNetwork, coding: Coding, *, modality: Modality, shape: Mapping[str, int], fit: Mapping[str, Any]
+    folder: Path,
+    network: GridNetwork,
+    coding: Coding,
+    *,
+    modality: Modality,
+    shape: Mapping[str, int],
+    fit: Mapping[str, Any],
 ) -> None:
     """Write config.json and model.safetensors; `shape` built the network, `fit` says how it was fitted.
 

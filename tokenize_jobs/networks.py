@@ -96,6 +96,7 @@ class GridNetwork(nn.Module):
     """Encoder, codebook and decoder; for a map of classes also an embedding before and a classifier behind.
 
     `channels` are those of the encoder's pixels; with `classes` > 0 they are the channels of the class embedding, which
+    is fixed (unit vectors, orthogonal where `channels` suffice) and
     has `classes` + 1 rows: the last is the null class, an input that is never an output. To raise on a GPU: `width` to
     512 and the blocks to 8 each, `codebook` to 8192 or 16384.
     """
@@ -114,7 +115,7 @@ class GridNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.patch = patch
-        self.embedding = nn.Embedding(classes + 1, channels) if classes else None
+        self.embedding = nn.Embedding(classes + 1, channels).requires_grad_(False) if classes else None
         self.encoder = Encoder(channels=channels, patch=patch, latent=latent, width=width, blocks=encoder_blocks)
         self.codebook = Codebook(codebook, latent)
         self.decoder = Decoder(channels=channels, patch=patch, latent=latent, width=width, blocks=decoder_blocks)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-# Latents at a time when a large set is quantized: bounds the distance matrix to rows x codes.
-_ROWS = 8192
+# Latents at a time: the matrix of distances, rows x codes, then stays in the processor's cache.
+_ROWS = 1024
 
 
 class Codebook(nn.Module):
@@ -65,9 +65,9 @@ class MovingAverages:
         replace dead codes comes from `rng` alone.
         """
         size = len(self.count)
-        chosen = _one_hot(indices, size)
-        self.count.mul_(decay).add_(chosen.sum(dim=0), alpha=1 - decay)
-        self.total.mul_(decay).addmm_(chosen.T, latents, alpha=1 - decay)
+        count, total = _sums(latents, indices, size)
+        self.count.mul_(decay).add_(count, alpha=1 - decay)
+        self.total.mul_(decay).add_(total, alpha=1 - decay)
         share = len(latents) / size
         dead = self.count < share / 32
         picks = torch.from_numpy(rng.integers(len(latents), size=size)).to(latents.device)
@@ -91,13 +91,7 @@ def start_codebook(
     codebook.codes.copy_(latents[torch.from_numpy(first).to(latents.device)])
     count = torch.zeros(size, device=latents.device)
     for _ in range(rounds):
-        indices = codebook.nearest(latents)
-        count.zero_()
-        total = torch.zeros_like(codebook.codes)
-        for rows, chosen in zip(latents.split(_ROWS), indices.split(_ROWS), strict=True):
-            hits = _one_hot(chosen, size)
-            count += hits.sum(dim=0)
-            total.addmm_(hits.T, rows)
+        count, total = _sums(latents, codebook.nearest(latents), size)
         means = total / count.clamp(min=1).unsqueeze(1)
         picks = torch.from_numpy(rng.integers(count_all, size=size)).to(latents.device)
         codebook.codes.copy_(torch.where((count > 0).unsqueeze(1), means, latents[picks]))
@@ -105,6 +99,10 @@ def start_codebook(
     return MovingAverages(share, codebook.codes * share.unsqueeze(1))
 
 
-def _one_hot(indices: Int64[Tensor, "N"], size: int) -> Float[Tensor, "N K"]:
-    """float32 rows for sums by matrix product: a scattered sum adds in an order that threads decide."""
-    return torch.zeros(len(indices), size, device=indices.device).scatter_(1, indices.unsqueeze(1), 1.0)
+def _sums(latents: Float[Tensor, "N D"], indices: Int64[Tensor, "N"], size: int) -> tuple[Tensor, Tensor]:
+    """How many latents chose each code (K,) float32, and their sums (K, D).
+
+    index_add_ adds in the order of the rows on a CPU; on a GPU the order, and the last bits, may differ.
+    """
+    total = torch.zeros(size, latents.shape[1], device=latents.device).index_add_(0, indices, latents)
+    return torch.bincount(indices, minlength=size).float(), total

@@ -108,7 +108,7 @@ def test_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "corpora.photos.crop.scale=[0.5, 1]",
             "corpora.photos.modalities.rgb.keep=true",
             "corpora.more={source: elsewhere, modalities: [palette]}",
-            "tokenizers.rgb.lr=1e-3",
+            "tokenizers.rgb.rate=1e-3",
             "engine.runner=local",
             "corpora.photos.crops=5",
         ],
@@ -119,7 +119,7 @@ def test_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded.corpora["more"].source == str(tmp_path / "elsewhere")
     assert list(photos.modalities) == ["rgb", "caption"]
     assert photos.modalities["rgb"].keep is True
-    assert loaded.fit_options("rgb")["lr"] == 0.001
+    assert loaded.fit_options("rgb")["rate"] == 0.001
 
 
 def test_an_override_of_one_default_modality_keeps_the_others(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ corpora:
   Bad Name: {source: x}
   2024: {source: x}
 tokenizers:
-  rgb: {lr: fast}
+  rgb: {rate: fast}
 engine: {device: gpu}
 enigne: {}
 """
@@ -179,7 +179,7 @@ enigne: {}
         "pipeline.yaml:9: corpora.photos.modalities.rbg: unknown modality 'rbg'; did you mean 'rgb'?",
         "pipeline.yaml:10: corpora has the name 'Bad Name'",
         "pipeline.yaml:11: corpora has the name 2024; expected text; put it in quotes",
-        "pipeline.yaml:13: tokenizers.rgb.lr is 'fast'; it should be a valid number",
+        "pipeline.yaml:13: tokenizers.rgb.rate is 'fast'; it should be a valid number",
         "pipeline.yaml:14: engine.device is 'gpu'",
         "pipeline.yaml:15: enigne is no option; did you mean 'engine'?",
     ):
@@ -330,3 +330,15 @@ def test_config_needs_no_torch_and_no_ray() -> None:
     code = "import sys, engine.config, engine.sources; print(sorted({'torch', 'ray', 'duckdb'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_option_of_a_fit_is_one_that_the_fit_takes() -> None:
+    from dataclasses import fields
+
+    from engine.sections import GridFit
+    from train.fit_tokenizer import GridOptions
+
+    known = {field.name: field.default for field in fields(GridOptions)}
+    for name, field in GridFit.model_fields.items():
+        assert name in known, name
+        assert field.default in (None, known[name]), name

@@ -34,8 +34,8 @@ modalities:
   rgb: {{keep: true}}
   edges: {{format: webdataset}}
 tokenizers:
-  rgb: {{steps: 6, batch: 4, codebook: 32, checkpoint_every: 2}}
-  edges: {{steps: 3, batch: 4, codebook: 16, checkpoint_every: 2}}
+  rgb: {{steps: 6, batch: 4, codebook: 32, width: 16, checkpoint_every: 2}}
+  edges: {{steps: 3, batch: 4, codebook: 16, width: 16, checkpoint_every: 2}}
 fit_rows: 16
 engine: {{runner: local, workers: 1, batch: 4}}
 """
