@@ -283,21 +283,21 @@ def _enter_cube(origin: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _enter_turned(profile: Sequence[float], origin: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of two points on the curved side and one on the flat end that faces the ray."""
+    """Through the curved side, where it falls along the ray below 0, or before that through the end that faces the ray."""
     (p, q, r), (ox, oy, oz), (dx, dy, dz) = profile, origin, way
     a = dx * dx + dz * dz - r * dy * dy
     b = ox * dx + oz * dz - (q / 2 + r * oy) * dy
-    root = np.sqrt(b * b - a * (ox * ox + oz * oz - p - (q + r * oy) * oy))
-    best = np.full(root.shape, np.inf, np.float32)
-    for side in ((-b - root) / a, (-b + root) / a):
-        is_nearer = (np.abs(oy + side * dy) < 1.0001) & (side > 0) & (side < best)  # a sphere's poles are at 1
-        best = np.where(is_nearer, side, best)
+    side = (-b - np.sqrt(b * b - a * (ox * ox + oz * oz - p - (q + r * oy) * oy))) / a
+    # A little over the edges, so that rounding opens no gap between side and end.
+    side = np.where((np.abs(oy + side * dy) < 1.0001) & (side > 0), side, np.float32(np.inf))
     end = -np.sign(dy)
     flat = (end - oy) / dy
-    is_flat = (np.square(ox + flat * dx) + np.square(oz + flat * dz) <= p + q * end + r) & (flat > 0) & (flat < best)
-    best = np.where(is_flat, flat, best)
-    x, y, z = origin + best * way
-    return best, np.where(is_flat, np.stack([0 * end, end, 0 * end]), np.stack([x, -q / 2 - r * y, z]))
+    is_flat = (
+        (np.square(ox + flat * dx) + np.square(oz + flat * dz) < p + q * end + r + 1e-5) & (flat > 0) & (flat < side)
+    )
+    distance = np.where(is_flat, flat, side)
+    x, y, z = origin + distance * way
+    return distance, np.where(is_flat, np.stack([0 * end, end, 0 * end]), np.stack([x, -q / 2 - r * y, z]))
 
 
 def _shade(view: _View, solids: Sequence[Solid], rays: np.ndarray, hits: _Hits) -> np.ndarray:

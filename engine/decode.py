@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from engine import sources
+from engine.corpus_plan import CorpusPlan
 from engine.failures import Outcome, failed
-from engine.plan import CorpusPlan
 from manifests import images
 from manifests.errors import SourceError
 from manifests.recipe import sha256_hex

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.plan import CorpusPlan, FitItem, FitRows, Target, fit_order, is_held_out
+from engine.corpus_plan import CorpusPlan
+from engine.plan import FitItem, FitRows, Target, fit_order, is_held_out
 from engine.worker import Worker
 from manifests import shards
 from manifests.actions import TokenizerAdded

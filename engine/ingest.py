@@ -1,24 +1,22 @@
 """A corpus's source becomes samples: new keys are appended as new parts, in the source's order; no part ever changes."""
 
-import contextlib
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine import config, listing, sources
+from engine.column_types import known_types, typed_columns
+from engine.source_stats import SourceStats
 from manifests.actions import CorpusAdded, PartAdded, SourcesChanged
-from manifests.catalog import Catalog, cache_folder
+from manifests.catalog import Catalog
 from manifests.errors import ConfigError, SourceError
 from manifests.recipe import sha256_hex
-from manifests.shards import SAMPLE_COLUMNS, keys_digest, write_samples
+from manifests.shards import keys_digest, write_samples
 from manifests.storage import put_same
 
 _HASH_THREADS = 8
@@ -60,7 +58,7 @@ def ingest(
         query = "SELECT key, source, size_bytes, sha256 FROM samples WHERE corpus = ?"
         before = {row["key"]: row for row in catalog.sql(query, [corpus]).to_pylist()}
     fresh = [listed for listed in scan.samples if listed.key not in before]
-    stats = _StatCache(catalog.workspace_id, corpus)
+    stats = SourceStats(catalog.workspace_id, corpus)
     document = config.document(section)
     if known is None or known["source"] != document["source"]:
         catalog.commit(
@@ -77,7 +75,7 @@ def ingest(
             run=run,
         )
     first_part = len(catalog.parts(corpus))
-    types: dict[str, pa.DataType] = _column_types(catalog, corpus)
+    types: dict[str, pa.DataType] = known_types(catalog, corpus)
     done = new_parts = 0
     if fresh:
         on_new(len(fresh))
@@ -135,7 +133,7 @@ def _write_part(
     chunk: Sequence[sources.Listed],
     part: int,
     types: dict[str, pa.DataType],
-    stats: "_StatCache",
+    stats: SourceStats,
 ) -> PartAdded:
     hashes = _hashes(scan, chunk, section, stats)
     columns = [scan.columns(listed) for listed in chunk]
@@ -173,7 +171,7 @@ def _write_part(
 
 
 def _hashes(
-    scan: sources.Scan, chunk: Sequence[sources.Listed], section: config.CorpusConfig, stats: "_StatCache"
+    scan: sources.Scan, chunk: Sequence[sources.Listed], section: config.CorpusConfig, stats: SourceStats
 ) -> list[bytes]:
     """The sha256 of each sample's source bytes; of no bytes where they cannot be read (the row fails when it is)."""
     if section.kind == "text":
@@ -194,62 +192,8 @@ def _hashes(
     return hashes
 
 
-def typed_columns(rows: Sequence[Mapping[str, Any]], known: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
-    """The source columns of a part as Arrow arrays: of the type that earlier parts have, where the values fit it.
-
-    A column whose values share no type becomes JSON text. A column named as one of the fixed columns of `samples` becomes
-    `source_<name>`.
-    """
-    names = dict.fromkeys(name for row in rows for name in row)
-    arrays = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        own = f"source_{name}" if name in SAMPLE_COLUMNS else name
-        arrays[own] = _typed(values, known.get(own))
-    return arrays
-
-
-def _typed(values: list[Any], known: pa.DataType | None) -> pa.Array:
-    if known is not None:
-        try:
-            return pa.array(values, known)
-        except (pa.ArrowException, TypeError, ValueError):
-            pass
-    try:
-        array = pa.array(values)
-        if pa.types.is_null(array.type):
-            return pa.array(values, pa.string())
-        if not _holds_empty_struct(array.type):
-            return array
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        pass
-    texts = [
-        value if value is None or isinstance(value, str) else json.dumps(value, sort_keys=True) for value in values
-    ]
-    return pa.array(texts, pa.string())
-
-
-def _holds_empty_struct(kind: pa.DataType) -> bool:
-    """Parquet cannot hold a struct without fields."""
-    if pa.types.is_struct(kind):
-        return kind.num_fields == 0 or any(_holds_empty_struct(kind.field(i).type) for i in range(kind.num_fields))
-    return pa.types.is_list(kind) and (pa.types.is_null(kind.value_type) or _holds_empty_struct(kind.value_type))
-
-
-def _column_types(catalog: Catalog, corpus: str) -> dict[str, pa.DataType]:
-    """The types that source columns have in the corpus's parts so far."""
-    types: dict[str, pa.DataType] = {}
-    for part in catalog.parts(corpus):
-        with catalog.storage.open(part.path) as file:
-            schema = pq.read_schema(file)
-        for item in schema:
-            if item.name not in SAMPLE_COLUMNS:
-                types.setdefault(item.name, item.type)
-    return types
-
-
 def _compare(
-    scan: sources.Scan, before: Mapping[str, Mapping[str, Any]], stats: "_StatCache", section: config.CorpusConfig
+    scan: sources.Scan, before: Mapping[str, Mapping[str, Any]], stats: SourceStats, section: config.CorpusConfig
 ) -> tuple[list[str], list[str]]:
     """The keys of samples whose source is gone, and of those whose source is not the one that was ingested.
 
@@ -285,39 +229,3 @@ def _record_changes(catalog: Catalog, corpus: str, vanished: Sequence[str], chan
     path = f"data/{corpus}/_samples/changes-{sha256[:8]}.parquet"
     put_same(catalog.storage, path, data, sha256)
     return SourcesChanged(corpus=corpus, path=path, vanished=len(vanished), changed=len(changed))
-
-
-class _StatCache:
-    """What size and modification time each local source had when it was last hashed; in the user's cache, so never in
-    the workspace, whose files hold no times."""
-
-    def __init__(self, workspace_id: str, corpus: str) -> None:
-        self._path = cache_folder() / workspace_id / f"sources-{corpus}.json"
-        self._known: dict[str, list[Any]] = {}
-        with contextlib.suppress(OSError, ValueError):
-            self._known = json.loads(self._path.read_text())
-
-    def get(self, listed: sources.Listed) -> str | None:
-        """The hash that was last seen, as hex."""
-        entry = self._known.get(listed.source)
-        return entry[2] if entry else None
-
-    def is_touched(self, listed: sources.Listed) -> bool:
-        """Whether a file that was hashed before has another size or modification time now."""
-        entry = self._known.get(listed.source)
-        return entry is not None and entry[:2] != [listed.size_bytes, listed.mtime_ns]
-
-    def put(self, listed: sources.Listed, sha256: bytes) -> None:
-        self._known[listed.source] = [listed.size_bytes, listed.mtime_ns, sha256.hex()]
-
-    def save(self, listed: Sequence[sources.Listed]) -> None:
-        """Keeps what is known of the sources that are there; losing it costs a change that goes unseen until work."""
-        present = {item.source for item in listed}
-        kept = {source: entry for source, entry in self._known.items() if source in present}
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(f"{self._path}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(kept))
-            os.replace(temporary, self._path)
-        except OSError:
-            pass

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.corpus_plan import CorpusPlan, LabelerUse
 from engine.decode import LoadedRow
 from engine.failures import ABSENT, Outcome, failed, isolate
-from engine.plan import CorpusPlan, LabelerUse
 from labelers.protocol import Labeler, check_label
 from manifests import crops
 from manifests.modality import Modality

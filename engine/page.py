@@ -71,7 +71,7 @@ class Page:
 
     def chart(self, parent: Element, counts: np.ndarray) -> None:
         """Counts (n,) from the largest down as an area; the y axis is log(1 + count), the dashed line their mean."""
-        width, height, left, top, below = 320, 104, 34, 6, 16
+        width, height, left, top, below = 320, 104, 42, 6, 16
         ordered = np.sort(counts)[::-1]
         places = np.unique(np.linspace(0, len(ordered) - 1, 300).round().astype(int))
         most = np.log1p(max(1, int(ordered[0])))

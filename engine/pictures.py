@@ -32,63 +32,68 @@ CATEGORIES: tuple[tuple[int, int, int], ...] = (
 )
 _NULL = (58, 60, 66)  # "no value here"
 _INK, _FAINT, _PAPER, _RULE = (24, 26, 30), (110, 114, 122), (255, 255, 255), (222, 225, 230)
+_FEW = 4
 _SHOWN = (1, 92)  # percentiles at the ends of the scale: a floor's far end would leave no colors for what is near
 
 
 def picture(modality: Modality | None, label: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     """An array of a modality, (h, w) or (h, w, c) of any numbers, as a picture of its own height and width.
 
-    uint8 with three channels are shown as they are, normals by their direction, class maps in fixed colors, single channels
-    of other numbers in viridis, small ones bright, all else stretched to its own range. `modality` is None where nothing
-    is known of it. `like` is the label that `label` was decoded from: tokens know no null, so the scale of both is that
-    of the pixels where the label has a value.
+    uint8 with three channels are shown as they are, normals by their direction, class maps in fixed colors, single
+    channels of other numbers in viridis, small ones bright, all else stretched to its own range; pixels without a value
+    in dark gray. `modality` is None where nothing is known of it. `like` is the label that `label` was decoded from:
+    tokens know no null, so that what they decode to means nothing where the label has no value.
     """
     array = np.asarray(label)
+    known = _known(modality, array)
+    if like is not None and like.shape == array.shape:
+        known &= _known(modality, like)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim == 2:
-        if array.dtype == np.uint8:
-            is_classes = modality is not None and modality.unit == "class index"
-            return class_colors(array) if is_classes else np.repeat(array[..., None], 3, axis=2)
-        known = np.isfinite(array) & (array != (modality.null if modality else None))
-        of_scale = known
-        if like is not None and like.shape == array.shape:
-            of_scale = known & np.isfinite(like) & (like != (modality.null if modality else None))
-        return scale_colors(array.astype(np.float64), known, of_scale)
-    if array.ndim != 3:
+        shown = _one_channel(modality, array, known)
+    elif array.ndim != 3:
         raise ValueError(f"an array of shape {array.shape} is no picture; expected (h, w) or (h, w, c)")
-    if array.dtype == np.uint8 and array.shape[2] == 3:
-        return array
-    channels = np.zeros((*array.shape[:2], 3))
-    channels[..., : min(3, array.shape[2])] = np.nan_to_num(array[..., :3].astype(np.float64))
+    elif array.dtype == np.uint8 and array.shape[2] == 3:
+        shown = array.copy()
+    else:
+        shown = _channels(modality, array, known)
+    shown[~known] = _NULL
+    return shown
+
+
+def _known(modality: Modality | None, array: np.ndarray) -> np.ndarray:
+    """Which pixels have a value: bool (h, w)."""
+    known = np.isfinite(array)
+    if modality is not None and modality.null is not None:
+        known &= array != modality.null
+    # A pixel is null where all of its channels are.
+    return known if array.ndim < 3 else known.any(axis=2)
+
+
+def _one_channel(modality: Modality | None, values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    if values.dtype == np.uint8:
+        is_classes = modality is not None and modality.unit == "class index"
+        return class_colors(values) if is_classes else np.repeat(values[..., None], 3, axis=2)
+    # Percentiles, so that the scale is the same for values times a factor plus a shift: tokens of depth hold no more.
+    low, high = np.percentile(values[known], _SHOWN) if known.any() else (0.0, 1.0)
+    share = (np.where(known, values, low) - low) / (high - low if high > low else 1.0)
+    return cv2.cvtColor(cv2.applyColorMap(_bytes(1 - share), cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+
+
+def _channels(modality: Modality | None, values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    channels = np.zeros((*values.shape[:2], 3))
+    channels[..., : min(3, values.shape[2])] = np.nan_to_num(values[..., :3].astype(np.float64))
     if modality is not None and modality.crop_rule == "normals":
         # As pictures of normals are usually drawn: x right, y up, z towards the camera, which is blue.
         return _bytes((channels * (1, -1, -1) + 1) / 2)
-    low, high = channels.min(), channels.max()
+    low, high = (channels[known].min(), channels[known].max()) if known.any() else (0.0, 1.0)
     return _bytes((channels - low) / (high - low if high > low else 1.0))
 
 
-def scale_colors(values: np.ndarray, known: np.ndarray, of_scale: np.ndarray) -> np.ndarray:
-    """Numbers (h, w) in viridis, small ones bright; what is not `known` in dark gray.
-
-    The scale runs over percentiles of the pixels `of_scale`, so that it is the same for values times a factor plus a
-    shift: tokens of depth hold no more.
-    """
-    if not of_scale.any():
-        return np.full((*values.shape, 3), _NULL, np.uint8)
-    low, high = np.percentile(values[of_scale], _SHOWN)
-    share = (np.where(known, values, low) - low) / (high - low if high > low else 1.0)
-    colors = cv2.applyColorMap(_bytes(1 - share), cv2.COLORMAP_VIRIDIS)
-    colors = cv2.cvtColor(colors, cv2.COLOR_BGR2RGB)
-    colors[~known] = _NULL
-    return colors
-
-
 def class_colors(classes: np.ndarray) -> np.ndarray:
-    """A uint8 (h, w) map of class numbers in fixed colors; 255 means none."""
-    table = np.array([CATEGORIES[number % len(CATEGORIES)] for number in range(256)], np.uint8)
-    table[255] = _NULL
-    return table[classes]
+    """A uint8 (h, w) map of class numbers in fixed colors."""
+    return np.array([CATEGORIES[number % len(CATEGORIES)] for number in range(256)], np.uint8)[classes]
 
 
 def with_boxes(base: np.ndarray, boxes: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -98,7 +103,8 @@ def with_boxes(base: np.ndarray, boxes: Sequence[Mapping[str, Any]]) -> np.ndarr
     font = ImageFont.load_default(max(10, base.shape[0] // 14))
     height, width = base.shape[:2]
     ordered = in_order(boxes)
-    named = len({box["class"] for box in boxes}) > 1 or len(boxes) == 1
+    # A segmenter without classes calls all its many boxes the same.
+    named = len({box["class"] for box in boxes}) > 1 or len(boxes) <= _FEW
     for number, box in enumerate(ordered):
         left, right = sorted(round(box[name] * (width - 1)) for name in ("x0", "x1"))
         top, bottom = sorted(round(box[name] * (height - 1)) for name in ("y0", "y1"))

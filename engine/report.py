@@ -23,6 +23,9 @@ class Question:
     query: str
 
 
+# Names of a tokenizer's figures: those that the charts show too, and the mark of the baseline's.
+_OF_CODES, _FLAT = ("codebook_use", "entropy_bits", "perplexity"), "flat_"
+
 # Questions that any workspace has an answer to, if an empty one.
 QUESTIONS: tuple[Question, ...] = (
     Question(
@@ -245,25 +248,32 @@ def _tokenizers(page: Page, uses: Sequence[CodebookUse]) -> None:
         "Measured on labels that they were not fitted on, where there are any. The charts show how often each token of the "
         "vocabulary occurs, commonest first, on a logarithmic scale; the dashed line is even use.",
     )
-    for family in dict.fromkeys(use.tokenizer.family for use in uses):
-        fitted = [use.tokenizer for use in uses if use.tokenizer.family == family]
-        names = dict.fromkeys(name for tokenizer in fitted for name in tokenizer.metrics)
-        rows = [
-            {
-                "tokenizer": tokenizer.name,
-                "family": family,
-                "fitted on": tokenizer.rows,
-                **{name.replace("_", " "): tokenizer.metrics.get(name) for name in names},
-            }
-            for tokenizer in fitted
-        ]
-        page.table(pa.Table.from_pylist(rows))
+    page.table(pa.Table.from_pylist([row for use in uses for row in _measures(use)]))
     charts = page.add(page.body, "div", class_="charts")
     for use in uses:
         panel = page.add(charts, "div")
         page.add(panel, "h3", use.tokenizer.name)
         page.add(panel, "p", _use_words(use))
         page.chart(panel, use.counts)
+
+
+def _measures(use: CodebookUse) -> list[dict[str, Any]]:
+    """A row for each figure of a tokenizer, beside that of the best picture of one color (or value, or class) a row."""
+    metrics = dict(use.tokenizer.metrics)
+    held_out = metrics.pop("held_out_rows", None)
+    # The charts show these of all tokens.
+    shown = [name for name in metrics if name not in _OF_CODES and not name.startswith(_FLAT)]
+    return [
+        {
+            "tokenizer": use.tokenizer.name,
+            "fitted on": use.tokenizer.rows,
+            "judged by": None if held_out is None else int(held_out),
+            "figure": name,
+            "value": float(metrics[name]),
+            "one color only": metrics.get(_FLAT + name),
+        }
+        for name in shown
+    ]
 
 
 def _use_words(use: CodebookUse) -> str:

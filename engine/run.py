@@ -5,22 +5,20 @@ photographs left over.
 """
 
 import os
-import platform
 import secrets
-import socket
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Literal, Protocol
 
 from engine import config as pipeline
-from engine import ingest, plan
+from engine import corpus_plan, ingest, plan
+from engine.corpus_plan import CorpusPlan
 from engine.failures import FailureBudget
-from engine.plan import CorpusPlan, FitItem, WorkItem
+from engine.plan import FitItem, WorkItem
 from engine.progress import Progress
+from engine.run_record import started
 from manifests import log
 from manifests.actions import (
     Action,
@@ -28,7 +26,6 @@ from manifests.actions import (
     RecipeAdded,
     RecipeCurrent,
     RunEnded,
-    RunStarted,
     ShardAdded,
     TokenizerAdded,
 )
@@ -40,18 +37,6 @@ from manifests.storage import open_storage
 Step = Literal["ingest", "fit", "label", "tokenize"]
 STEPS: tuple[Step, ...] = ("ingest", "fit", "label", "tokenize")
 _FORMS: Mapping[Step, Form] = {"label": "label", "tokenize": "token"}
-_RECORDED = (
-    "modmill",
-    "torch",
-    "ray",
-    "duckdb",
-    "pyarrow",
-    "numpy",
-    "opencv-python-headless",
-    "pillow",
-    "scikit-image",
-    "tokenizers",
-)
 
 
 class Runner(Protocol):
@@ -97,7 +82,7 @@ def run(
     with log.writer_lease(storage, name), Catalog(storage) as catalog:
         progress = Progress(folder / name / "events.jsonl", quiet=quiet)
         done = Done(run=name)
-        catalog.commit([_started(name, kind, config)], run=name)
+        catalog.commit([started(name, kind, config)], run=name)
         status = "failed"
         try:
             _Run(config, catalog, progress, done).all(steps, refit=refit, retry_failed=retry_failed)
@@ -176,9 +161,9 @@ class _Run:
     # -- plan ---------------------------------------------------------------------------------------------------------
 
     def _tokenizer_names(self) -> set[str]:
-        names = {plan.TEXT_TOKENIZER}
+        names = {corpus_plan.TEXT_TOKENIZER}
         for corpus in self.config.corpora:
-            names |= set(plan.corpus_modalities(self.config, corpus))
+            names |= set(corpus_plan.corpus_modalities(self.config, corpus))
         return names
 
     def _fitted(self) -> dict[str, TokenizerAdded | None]:
@@ -186,7 +171,7 @@ class _Run:
 
     def _plans(self, roots: Mapping[str, str]) -> dict[str, CorpusPlan]:
         fitted = self._fitted()
-        return {corpus: plan.corpus_plan(self.config, corpus, root, fitted) for corpus, root in roots.items()}
+        return {corpus: corpus_plan.corpus_plan(self.config, corpus, root, fitted) for corpus, root in roots.items()}
 
     def _missing_fits(
         self, roots: Mapping[str, str], parts: Mapping[str, Sequence[PartAdded]], *, refit: bool
@@ -203,20 +188,20 @@ class _Run:
     ) -> list[WorkItem]:
         fitted = {name: known for name, known in self._fitted().items() if known is not None}
         items = []
-        for corpus, corpus_plan in plans.items():
+        for corpus, planned in plans.items():
             live = self.catalog.live_shards(corpus)
-            items += plan.work_items(corpus_plan, parts[corpus], live, fitted, forms=forms, retry_failed=retry_failed)
+            items += plan.work_items(planned, parts[corpus], live, fitted, forms=forms, retry_failed=retry_failed)
         return items
 
     def _commit_recipes(self, plans: Mapping[str, CorpusPlan]) -> None:
         """Puts recipes that the log does not know into it, and says which are current from here on."""
         known = self.catalog.known_recipes()
         actions: list[Action] = []
-        for corpus, corpus_plan in plans.items():
+        for corpus, planned in plans.items():
             current = self.catalog.current_recipes(corpus)
-            for name, modality in corpus_plan.modalities.items():
+            for name, modality in planned.modalities.items():
                 for form, recipe in modality.written().items():
-                    grains = corpus_plan.grains(name, form)
+                    grains = planned.grains(name, form)
                     crops = None if grains == (None,) else len(grains)
                     if recipe.fingerprint not in known:
                         known.add(recipe.fingerprint)
@@ -287,37 +272,3 @@ class _Run:
             self.progress.update("work", item.part.rows, item=item.name, failed=failed)
             self.progress.event("item", item=item.name, shards=len(records), failed=failed)
             budget.add(sum(record.rows for record in records), failed)
-
-
-def _started(name: str, kind: str, config: pipeline.PipelineConfig) -> RunStarted:
-    return RunStarted(
-        run=name,
-        kind=kind,
-        time=log.now(),
-        host=socket.gethostname(),
-        commit=_commit(),
-        versions={**_versions(), "python": platform.python_version(), "machine": platform.machine()},
-        config=pipeline.document(config),
-    )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _RECORDED:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _commit() -> str | None:
-    """The commit of this code, None outside a clone."""
-    here = Path(__file__).resolve().parent
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None

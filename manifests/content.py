@@ -93,28 +93,26 @@ def _parquet(files: Iterable[str], options: str = "") -> str:
 def _samples(connection: duckdb.DuckDBPyConnection, files: Mapping[str, Sequence[str]]) -> str:
     """Samples of all corpora. A source column that corpora type differently is text, unless all have it as numbers."""
     sources = {corpus: _parquet(paths, ", union_by_name = true") for corpus, paths in files.items()}
-    types: dict[str, dict[str, str]] = {}
+    # By the name that DuckDB compares (ASCII without case) and the corpus: the name as it stands there, and its type.
+    columns: dict[bytes, dict[str, tuple[str, str]]] = {}
     for corpus, source in sources.items() if len(sources) > 1 else ():
         for column, kind, *_ in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall():
-            types.setdefault(column.lower(), {})[corpus] = kind
-    mixed = [
-        name
-        for name, kinds in types.items()
-        if len(set(kinds.values())) > 1 and not _NUMBERS.issuperset(kinds.values())
-    ]
+            columns.setdefault(column.encode().lower(), {})[corpus] = (column, kind)
+    texts: dict[str, list[str]] = {corpus: [] for corpus in sources}
+    for found in columns.values():
+        kinds = {kind for _, kind in found.values()}
+        if len(kinds) > 1 and not kinds <= _NUMBERS:
+            for corpus, (column, _) in found.items():
+                quoted = '"' + column.replace('"', '""') + '"'
+                texts[corpus].append(f"{quoted}::VARCHAR AS {quoted}")
     selected = []
     for corpus, source in sources.items():
-        texts = ", ".join(f"{_quoted(name)}::VARCHAR AS {_quoted(name)}" for name in mixed if corpus in types[name])
+        replaced = f" REPLACE ({', '.join(texts[corpus])})" if texts[corpus] else ""
         selected.append(
             "SELECT corpus, part, row, key, source, size_bytes, lower(hex(sha256)) AS sha256, "
-            "* EXCLUDE (corpus, part, row, key, source, size_bytes, sha256)"
-            f"{f' REPLACE ({texts})' if texts else ''} FROM {source}"
+            f"* EXCLUDE (corpus, part, row, key, source, size_bytes, sha256){replaced} FROM {source}"
         )
     return " UNION ALL BY NAME ".join(selected)
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _labels(name: str, files: Sequence[str]) -> str:

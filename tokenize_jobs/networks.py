@@ -159,7 +159,7 @@ def initialize(network: GridNetwork, generator: torch.Generator) -> None:
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             fan_in = module.weight[0].numel()
-            module.weight.normal_(0.0, fan_in**-0.5, generator=generator)
+            module.weight.normal_(0.0, (3 * fan_in) ** -0.5, generator=generator)
             module.get_parameter("bias").zero_()
         elif isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)

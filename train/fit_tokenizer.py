@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from manifests.errors import ConfigError
 from manifests.modality import Modality
 from tokenize_jobs.grid import Coding, GridTokenizer, chunks, coding_of, write
-from tokenize_jobs.networks import GridNetwork, Trunk, empty, initialize, patchify, start_from
+from tokenize_jobs.networks import GridNetwork, empty, initialize, patchify, start_from
 from tokenize_jobs.report import measure
 from tokenize_jobs.vq import MovingAverages, start_codebook
 from train.optim import MuonAdam
@@ -63,7 +63,7 @@ class GridOptions:
     mirror: bool = True
     rate: float = 4e-3
     matrix_rate: float = 0.03
-    commitment: float = 0.4
+    commitment: float = 0.6
     decay: float = 0.98
     start_patches: int = 65536
     start_rounds: int = 10

@@ -61,8 +61,8 @@ def test_one_row_alone_may_exceed_the_limit() -> None:
 
 def test_a_reader_that_stops_early_leaves_no_thread_waiting(photos, tmp_path) -> None:
     from engine.config import PipelineConfig
+    from engine.corpus_plan import corpus_plan
     from engine.decode import load_rows
-    from engine.plan import corpus_plan
     from engine.sources import read_bytes, scan
     from manifests.recipe import sha256_hex
 

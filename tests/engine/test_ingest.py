@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from engine import config as pipeline
 from engine import run as running
-from engine.ingest import typed_columns
+from engine.column_types import typed_columns
 from manifests.catalog import Catalog
 
 
