@@ -48,6 +48,8 @@ _SUBPIXELS = np.array([[-0.125, -0.375], [0.375, -0.125], [0.125, 0.375], [-0.37
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 _PROBE = 56  # side of the picture by which a layout is judged; fixed, so that layouts do not depend on the size
 _PROBE_GRID = np.indices((_PROBE, _PROBE), np.float32).reshape(2, -1)
+# Once glibc has freed a block this large it keeps smaller ones: page faults were a quarter of the time.
+np.empty(7 << 20, np.float32)
 _Hits = tuple[np.ndarray, np.ndarray, np.ndarray]  # of n rays, as _trace returns them
 
 
@@ -259,7 +261,7 @@ def _cast(solid: Solid, start: np.ndarray | int, rays: np.ndarray) -> _Hits:
     `start` (0: the camera) or `rays` may be (3, 1) and then serves all.
     """
     width, height = solid.half_m
-    bound = np.float32(1.01 * (width**2 if solid.shape == "sphere" else 2 * width**2 + height**2))
+    bound = {"sphere": width**2, "cube": 2 * width**2 + height**2}.get(solid.shape, width**2 + height**2)
     offset = start - np.array(solid.center_m, np.float32)[:, None]
     along = _dot(offset, rays)
     near = np.flatnonzero((along < 0) & (along * along > _dot(rays, rays) * (_dot(offset, offset) - bound)))
@@ -283,7 +285,7 @@ def _enter_cube(origin: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _enter_turned(profile: Sequence[float], origin: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Through the curved side, where it falls along the ray below 0, or before that through the end that faces the ray."""
+    """The point on the curved side where the quadric falls below 0, or one before it on the end that faces the ray."""
     (p, q, r), (ox, oy, oz), (dx, dy, dz) = profile, origin, way
     a = dx * dx + dz * dz - r * dy * dy
     b = ox * dx + oz * dz - (q / 2 + r * oy) * dy
@@ -292,9 +294,8 @@ def _enter_turned(profile: Sequence[float], origin: np.ndarray, way: np.ndarray)
     side = np.where((np.abs(oy + side * dy) < 1.0001) & (side > 0), side, np.float32(np.inf))
     end = -np.sign(dy)
     flat = (end - oy) / dy
-    is_flat = (
-        (np.square(ox + flat * dx) + np.square(oz + flat * dz) < p + q * end + r + 1e-5) & (flat > 0) & (flat < side)
-    )
+    is_inside = np.square(ox + flat * dx) + np.square(oz + flat * dz) < p + q * end + r + 1e-5
+    is_flat = is_inside & (flat > 0) & (flat < side)
     distance = np.where(is_flat, flat, side)
     x, y, z = origin + distance * way
     return distance, np.where(is_flat, np.stack([0 * end, end, 0 * end]), np.stack([x, -q / 2 - r * y, z]))
@@ -347,8 +348,7 @@ def _floor(view: _View, solids: Sequence[Solid], rays: np.ndarray, depth: np.nda
     cos, sin = np.float32(np.cos(angle) / period), np.float32(np.sin(angle) / period)
     a = points[0] * cos + points[2] * sin + np.float32(offsets[0])
     b = points[2] * cos - points[0] * sin + np.float32(offsets[1])
-    # The pattern fades before a period is as small as a pixel.
-    pattern = 0.5 + (_pattern(view.ground, a, b) - 0.5) / (1 + np.square(np.square(depth / 9)))
+    pattern = 0.5 + (_pattern(view.ground, a, b) - 0.5) / (1 + np.square(np.square(depth / 9)))  # fades far off
     color = view.tones[0][:, None] + pattern * (view.tones[1] - view.tones[0])[:, None]
     haze = 0.8 * np.square(depth / FAR_M)
     return color * (light * (1 - haze)) + haze * view.sky[1][:, None]

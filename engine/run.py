@@ -6,6 +6,7 @@ photographs left over.
 
 import os
 import secrets
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -92,6 +93,9 @@ def run(
             raise
         except KeyboardInterrupt:
             status = "interrupted"
+            raise
+        except Exception as error:
+            progress.event("error", error=type(error).__name__, message=str(error), trace=traceback.format_exc())
             raise
         finally:
             catalog.commit([RunEnded(run=name, time=log.now(), status=status, counts=done.counts)], run=name)
