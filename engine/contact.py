@@ -76,7 +76,8 @@ def samples(catalog: Catalog, corpus: str, most: int, notes: list[str]) -> list[
         "AND key NOT IN (SELECT key FROM failures WHERE corpus = ? AND key IS NOT NULL)",
         [corpus, part, corpus],
     ).to_pylist()
-    rows = sorted(rows, key=lambda row: (not is_held_out(row["key"]), fit_order(row["key"])))[:most]
+    chosen = sorted(rows, key=lambda row: (not is_held_out(row["key"]), fit_order(row["key"])))[:most]
+    rows = sorted(chosen, key=lambda row: (not is_held_out(row["key"]), row["source"]))
     values = {row["key"]: _Values() for row in rows}
     _read(catalog, corpus, part, values, notes)
     return [

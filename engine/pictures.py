@@ -64,11 +64,12 @@ def picture(modality: Modality | None, label: np.ndarray, like: np.ndarray | Non
 
 def _known(modality: Modality | None, array: np.ndarray) -> np.ndarray:
     """Which pixels have a value: bool (h, w)."""
-    known = np.isfinite(array)
+    pixels = array[..., None] if array.ndim == 2 else array
+    known: np.ndarray = np.isfinite(pixels)
     if modality is not None and modality.null is not None:
-        known &= array != modality.null
+        known = known & (pixels != modality.null)
     # A pixel is null where all of its channels are.
-    return known if array.ndim < 3 else known.any(axis=2)
+    return known.max(axis=-1)
 
 
 def _one_channel(modality: Modality | None, values: np.ndarray, known: np.ndarray) -> np.ndarray:

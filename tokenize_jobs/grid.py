@@ -66,13 +66,16 @@ class Coding:
     def valid(self, labels: np.ndarray) -> Bool[np.ndarray, "B H W"]:
         """Which pixels have a value."""
         pixels = self._with_channels(labels)
+        # Channel by channel: numpy is slow at reducing an axis of three.
+        channels = [pixels[..., channel] for channel in range(self.channels)]
         valid = np.ones(pixels.shape[:3], dtype=bool)
         if np.issubdtype(pixels.dtype, np.floating):
-            valid &= np.isfinite(pixels).all(axis=-1)
+            for values in channels:
+                valid &= np.isfinite(values)
         if self.null is not None:
-            valid &= (pixels != self.null).any(axis=-1)
+            valid &= np.logical_or.reduce([values != self.null for values in channels])
         if self.rule == "classes":
-            valid &= pixels[..., 0] < self.classes
+            valid &= channels[0] < self.classes
         return valid
 
     def scaling(self, labels: np.ndarray) -> Float[np.ndarray, "B 2 C"]:
@@ -88,11 +91,13 @@ class Coding:
                     row[:, channel] = trimmed_statistics(pixels[..., channel][kept])
         return rows
 
-    def prepare(self, labels: np.ndarray, scaling: Float[np.ndarray, "B 2 C"]) -> np.ndarray:
-        """The network's input: float32 (B, H, W, C), or int64 (B, H, W) for `classes`."""
+    def prepare(
+        self, labels: np.ndarray, scaling: Float[np.ndarray, "B 2 C"]
+    ) -> tuple[np.ndarray, Bool[np.ndarray, "B H W"]]:
+        """The network's input, float32 (B, H, W, C) or int64 (B, H, W) for `classes`, and which pixels are valid."""
         pixels, valid = self._with_channels(labels), self.valid(labels)
         if self.rule == "classes":
-            return np.where(valid, pixels[..., 0], self.classes).astype(np.int64)
+            return np.where(valid, pixels[..., 0], self.classes).astype(np.int64), valid
         # In place, since this is a tenth of a step of fitting.
         scaled = pixels.astype(np.float32)
         scaled -= scaling[:, 0, None, None]
@@ -101,7 +106,7 @@ class Coding:
             scaled.clip(-1.0, 1.0, out=scaled)
         if not valid.all():
             scaled[~valid] = 0.0
-        return scaled
+        return scaled, valid
 
     def finish(self, outputs: Float[np.ndarray, "B H W outputs"]) -> np.ndarray:
         """Labels (B, H, W[, C]) of what the network gives."""
@@ -218,7 +223,8 @@ class GridTokenizer:
                 f"{self.spec.modality}: labels are {labels.dtype} {labels.shape[1:]}, expected {self.coding.dtype} "
                 f"{self.shape}: label them at the tokenizer's size, or fit a tokenizer on these"
             )
-        return torch.from_numpy(self.coding.prepare(labels, self.coding.scaling(labels))).to(self.device)
+        inputs, _ = self.coding.prepare(labels, self.coding.scaling(labels))
+        return torch.from_numpy(inputs).to(self.device)
 
     def encode(self, labels: Sequence[Any] | np.ndarray) -> list[Int64[np.ndarray, "tokens"]]:
         """Tokens of labels (B, *shape), each row's in row-major order of the grid."""

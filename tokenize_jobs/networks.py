@@ -101,6 +101,8 @@ class GridNetwork(nn.Module):
     512 and the blocks to 8 each, `codebook` to 8192 or 16384.
     """
 
+    embedding: Tensor | None
+
     def __init__(
         self,
         *,
@@ -115,7 +117,7 @@ class GridNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.patch = patch
-        self.embedding = nn.Embedding(classes + 1, channels).requires_grad_(False) if classes else None
+        self.register_buffer("embedding", torch.empty(classes + 1, channels) if classes else None)
         self.encoder = Encoder(channels=channels, patch=patch, latent=latent, width=width, blocks=encoder_blocks)
         self.codebook = Codebook(codebook, latent)
         self.decoder = Decoder(channels=channels, patch=patch, latent=latent, width=width, blocks=decoder_blocks)
@@ -123,7 +125,7 @@ class GridNetwork(nn.Module):
 
     def pixels(self, inputs: Tensor) -> Float[Tensor, "B H W C"]:
         """What the encoder sees: float32 (B, H, W, C) as it is, int64 classes (B, H, W) embedded."""
-        return inputs if self.embedding is None else self.embedding(inputs)
+        return inputs if self.embedding is None else self.embedding[inputs]
 
     def latents(self, inputs: Tensor) -> Float[Tensor, "B h w D"]:
         """Continuous latents of prepared labels."""
@@ -151,11 +153,14 @@ def empty(**shape: int) -> GridNetwork:
 
 @torch.no_grad()
 def initialize(network: GridNetwork, generator: torch.Generator) -> None:
-    """Give every parameter its first value, from `generator` alone.
+    """Give every parameter of an `empty` network its first value, on the CPU, from `generator` alone.
 
     The process's own generator stays untouched, since other threads may be using it: the reason for not relying on the
     values that torch's constructors draw.
     """
+    # Not `to_empty`: for tensors of the meta device it imports sympy, which takes seconds.
+    memory = {name: torch.empty(tensor.shape) for name, tensor in network.state_dict().items()}
+    network.load_state_dict(memory, assign=True)
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             fan_in = module.weight[0].numel()
@@ -172,10 +177,10 @@ def initialize(network: GridNetwork, generator: torch.Generator) -> None:
     network.decoder.trunk.head.weight.zero_()
     network.codebook.codes.zero_()
     if network.embedding is not None and network.classifier is not None:
-        classes, channels = network.embedding.weight.shape
+        classes, channels = network.embedding.shape
         rows = torch.randn(classes, channels, generator=generator)
-        network.embedding.weight.copy_(torch.eye(classes, channels) if classes <= channels else unit(rows))
-        network.classifier.weight.copy_(_LOGIT_SCALE * network.embedding.weight[:-1])
+        network.embedding.copy_(torch.eye(classes, channels) if classes <= channels else unit(rows))
+        network.classifier.weight.copy_(_LOGIT_SCALE * network.embedding[:-1])
 
 
 def unit(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:

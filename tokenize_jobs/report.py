@@ -1,10 +1,10 @@
 """How good a grid tokenizer is: errors of reconstruction in their units, and the use of the codebook."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 
 from tokenize_jobs.grid import Coding, GridTokenizer, chunks
 
@@ -28,22 +28,29 @@ def measure(tokenizer: GridTokenizer, labels: np.ndarray) -> dict[str, float]:
     beat. Then `codebook_use` (codes used at all / codes), `entropy_bits` and `perplexity` of the codes.
     """
     coding = tokenizer.coding
-    rows: dict[str, list[float]] = {}
-    confusion = {"": _no_confusion(coding), "flat_": _no_confusion(coding)}
-    counts = np.zeros(tokenizer.spec.vocabulary, dtype=np.int64)
-    for part in chunks(labels):
-        tokens = tokenizer.encode(part)
-        counts += np.bincount(np.concatenate(tokens), minlength=len(counts))
-        for prefix, decoded in (("", tokenizer.decode(tokens)), ("flat_", flat(coding, part))):
-            if coding.rule == "classes":
-                confusion[prefix] += _confusion(coding, part, decoded)
-            for name, values in _errors(coding, part, decoded).items():
-                rows.setdefault(prefix + name, []).extend(values)
-    figures = {name: float(np.mean(values)) for name, values in rows.items() if values}
-    if coding.rule == "classes":
-        for prefix, table in confusion.items():
-            figures |= {prefix + name: value for name, value in _class_figures(table).items()}
+    tokens = [tokenizer.encode(part) for part in chunks(labels)]
+    counts = np.bincount(np.concatenate([row for part in tokens for row in part]), minlength=tokenizer.spec.vocabulary)
+    # Generators, so that no more than one batch is decoded at a time.
+    decoded = ((part, tokenizer.decode(of_part)) for part, of_part in zip(chunks(labels), tokens, strict=True))
+    flattened = ((part, flat(coding, part)) for part in chunks(labels))
+    figures = figures_of(coding, decoded)
+    figures |= {f"flat_{name}": value for name, value in figures_of(coding, flattened).items()}
     return figures | codebook_figures(counts)
+
+
+def figures_of(coding: Coding, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Figures of labels against decoded labels, both (B, *shape), batch by batch."""
+    rows: dict[str, list[float]] = {}
+    confusion = np.zeros((coding.classes, coding.classes), dtype=np.int64)
+    for labels, decoded in pairs:
+        if coding.rule == "classes":
+            confusion += _confusion(coding, labels, decoded)
+            continue
+        for name, values in _errors(coding, labels, decoded).items():
+            rows.setdefault(name, []).extend(values)
+    if coding.rule == "classes":
+        return _class_figures(confusion)
+    return {name: float(np.mean(values)) for name, values in rows.items() if values}
 
 
 def codebook_figures(counts: Int64[np.ndarray, "K"]) -> dict[str, float]:
@@ -55,7 +62,7 @@ def codebook_figures(counts: Int64[np.ndarray, "K"]) -> dict[str, float]:
 
 def flat(coding: Coding, labels: np.ndarray) -> np.ndarray:
     """Labels of one value a row: the mean of its valid pixels, or its commonest class."""
-    inputs, valid = coding.prepare(labels, coding.scaling(labels)), coding.valid(labels)
+    inputs, valid = coding.prepare(labels, coding.scaling(labels))
     if coding.rule == "classes":
         kept = [np.bincount(row[mask], minlength=coding.classes) for row, mask in zip(inputs, valid, strict=True)]
         outputs = np.stack(kept)[:, None, None]
@@ -66,9 +73,7 @@ def flat(coding: Coding, labels: np.ndarray) -> np.ndarray:
 
 
 def _errors(coding: Coding, labels: np.ndarray, decoded: np.ndarray) -> Mapping[str, list[float]]:
-    """Figures of each row that has a valid pixel; none for classes, whose figures are of all rows together."""
-    if coding.rule == "classes":
-        return {}
+    """Figures of each row that has a valid pixel."""
     valid = coding.valid(labels)
     kept = [i for i in range(len(labels)) if valid[i].any()]
     if coding.rule == "range":
@@ -80,7 +85,8 @@ def _errors(coding: Coding, labels: np.ndarray, decoded: np.ndarray) -> Mapping[
     if coding.rule == "direction":
         cosines = [(labels[i][valid[i]] * decoded[i][valid[i]]).sum(-1).clip(-1, 1) for i in kept]
         return {"angle_deg": [float(np.degrees(np.arccos(cosine)).mean()) for cosine in cosines]}
-    target = coding.prepare(labels, coding.scaling(labels)).reshape(labels.shape)
+    inputs, _ = coding.prepare(labels, coding.scaling(labels))
+    target = inputs.reshape(labels.shape)
     return {"abs_error_std": [float(np.abs(target[i] - decoded[i])[valid[i]].mean()) for i in kept]}
 
 
@@ -104,10 +110,6 @@ def _widened(lines: np.ndarray) -> np.ndarray:
     return torch.nn.functional.max_pool2d(picture, side, stride=1, padding=_EDGE_TOLERANCE_PX)[0].numpy() > 0
 
 
-def _no_confusion(coding: Coding) -> Int64[np.ndarray, "classes classes"]:
-    return np.zeros((coding.classes, coding.classes), dtype=np.int64)
-
-
 def _confusion(coding: Coding, labels: np.ndarray, decoded: np.ndarray) -> Int64[np.ndarray, "classes classes"]:
     """How many valid pixels of each class (row) were decoded as each class (column)."""
     valid = coding.valid(labels)
@@ -115,7 +117,7 @@ def _confusion(coding: Coding, labels: np.ndarray, decoded: np.ndarray) -> Int64
     return np.bincount(pairs, minlength=coding.classes**2).reshape(coding.classes, coding.classes)
 
 
-def _class_figures(table: Float[np.ndarray, "classes classes"]) -> dict[str, float]:
+def _class_figures(table: Int64[np.ndarray, "classes classes"]) -> dict[str, float]:
     hits, union = np.diag(table), table.sum(0) + table.sum(1) - np.diag(table)
     occurs = table.sum(1) > 0
     if not occurs.any():

@@ -101,7 +101,7 @@ class _Source:
             self.labels[row, y : y + self.side, x : x + self.side] for row, (y, x) in zip(rows, corners, strict=True)
         ]
         windows = np.stack([cut[:, ::-1] if flip else cut for cut, flip in zip(cuts, mirrored, strict=True)])
-        inputs, valid = self.coding.prepare(windows, self.scaling[rows]), self.coding.valid(windows)
+        inputs, valid = self.coding.prepare(windows, self.scaling[rows])
         if self.coding.mirror_x:
             inputs[mirrored, ..., 0] *= -1
         return torch.from_numpy(inputs), torch.from_numpy(valid)
@@ -146,7 +146,9 @@ def fit_grid(
             on_step(step + 1, losses)
         if save is not None and (step + 1) % options.checkpoint_every == 0:
             save(step + 1, _checkpoint(state))
-    write(out, state.network, coding, modality=modality, shape=shape, fit={**asdict(options), "rows": len(labels)})
+    # How often checkpoints were written decides nothing, and must not change the name of the tokenizer.
+    fit = {name: value for name, value in asdict(options).items() if name != "checkpoint_every"} | {"rows": len(labels)}
+    write(out, state.network, coding, modality=modality, shape=shape, fit=fit)
     tokenizer = GridTokenizer(state.network, coding, modality=modality.name, size=modality.size, device=device)
     return measure(tokenizer, held_out)
 
@@ -193,7 +195,7 @@ def _network_shape(coding: Coding, options: GridOptions) -> dict[str, int]:
 def _start(source: _Source, shape: dict[str, int], options: GridOptions, device: str) -> _State:
     """The state before the first step: principal components and k-means."""
     generator = torch.Generator().manual_seed(options.seed)
-    network = empty(**shape).to_empty(device="cpu")
+    network = empty(**shape)
     initialize(network, generator)
     network.to(device)
     # Steps draw from (seed, 1, step), this from (seed, 0).

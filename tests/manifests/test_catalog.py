@@ -61,11 +61,11 @@ def ask(catalog: Catalog, query: str, *parameters: Any) -> list[tuple[Any, ...]]
 # -- views ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("view", PROMISED)
-def test_every_promised_view_has_its_columns(catalog: Catalog, view: str) -> None:
-    table = catalog.sql(f"SELECT * FROM {view}")
-    assert set(PROMISED[view].split()) <= set(table.column_names)
-    assert table.num_rows == 0
+def test_every_promised_view_has_its_columns(catalog: Catalog) -> None:
+    for view, columns in PROMISED.items():
+        table = catalog.sql(f"SELECT * FROM {view}")
+        assert set(columns.split()) <= set(table.column_names), view
+        assert table.num_rows == 0
 
 
 def test_corpora_count_their_parts_and_changed_sources(catalog: Catalog, make) -> None:
@@ -378,11 +378,9 @@ def test_a_query_that_is_not_right_is_the_users_mistake(small: Catalog, query: s
     assert ask(small, "SELECT corpus FROM corpora") == [("photos",)]
 
 
-def test_variables_of_python_are_no_tables(small: Catalog) -> None:
-    import pyarrow as pa
-
-    secret = pa.table({"a": [1]})
-    assert secret.num_rows == 1
+def test_variables_of_python_are_no_tables(small: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    # DuckDB looks for names in the frame that calls it.
+    monkeypatch.setattr("manifests.catalog.secret", small.sql("SELECT 1 AS a"), raising=False)
     with pytest.raises(QueryError, match="secret"):
         small.sql("SELECT * FROM secret")
 

@@ -73,7 +73,7 @@ def label_values(name: str) -> st.SearchStrategy[Any]:
 def rows(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> tuple[list[str], list[int], list[Any]]:
     """Keys, statuses and values of some rows; the values of rows that are not ok are None."""
     keys = draw(st.lists(KEYS, unique=True, max_size=6))
-    statuses = [draw(st.just(Status.OK) | NOT_OK) for _ in keys]
+    statuses = [int(draw(st.just(Status.OK) | NOT_OK)) for _ in keys]
     return keys, statuses, [draw(values) if status == Status.OK else None for status in statuses]
 
 

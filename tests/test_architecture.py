@@ -1,0 +1,189 @@
+"""The rules of docs/design.md that a machine can check: who imports whom, where SQL and Ray stand, what stays small."""
+
+import ast
+import functools
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from manifests import actions, log
+from manifests.catalog import Catalog
+from manifests.storage import open_storage
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("engine", "labelers", "tokenize_jobs", "train", "manifests")
+MODULES = [*sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")), ROOT / "modmill.py"]
+VIEWS = {
+    *("corpora", "parts", "samples", "shards", "recipes", "coverage", "failures", "runs", "lineage", "timeline"),
+    *("boxes", "instances", "captions", "palettes", "metadata", "tokenizers"),
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imports(path: Path) -> set[str]:
+    """The packages that a module imports anywhere in it."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(str(node.module).partition(".")[0])
+    return found
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The strings of a module; an f-string as one, with {} for what it fills in."""
+    inside = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.JoinedStr):
+            inside |= {id(piece) for piece in node.values}
+            yield "".join(str(piece.value) if isinstance(piece, ast.Constant) else "{}" for piece in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            yield node.value
+
+
+# -- arrows -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_arrows_between_packages_hold() -> None:
+    program = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([program, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_ray_is_imported_where_it_lives_and_nowhere_else() -> None:
+    with_ray = {name_of(path) for path in MODULES if "ray" in imports(path)}
+    assert with_ray >= {"engine/run_ray.py"}
+    for name in with_ray:
+        assert re.fullmatch(r"engine/(run_ray|ray_\w+)\.py", name), f"{name} imports ray"
+
+
+def test_duckdb_is_imported_in_manifests_only() -> None:
+    with_duckdb = {name_of(path) for path in MODULES if "duckdb" in imports(path)}
+    assert with_duckdb == {"manifests/catalog.py", "manifests/content.py", "manifests/index.py"}
+
+
+# -- SQL --------------------------------------------------------------------------------------------------------------
+
+STATEMENT = re.compile(
+    r"\b(?:SELECT\b.*\bFROM\b|INSERT INTO\b|UPDATE\b.*\bSET\b|DELETE FROM\b|CREATE (?:OR REPLACE |TEMP )*(?:TABLE|VIEW)\b"
+    r"|DROP (?:TABLE|VIEW)\b|COPY\b.*\bTO\b|ATTACH\b|PRAGMA\b)",
+    re.DOTALL,
+)
+
+
+def queries(path: Path) -> list[str]:
+    """The texts of a module that hold SQL; its keywords are written in capitals."""
+    return [text for text in texts(path) if STATEMENT.search(text)]
+
+
+def test_sql_that_knows_the_tables_stands_in_manifests() -> None:
+    knowing = {name_of(path) for path in MODULES if any(re.search(r"\blog\.\w+", text) for text in queries(path))}
+    assert knowing <= {f"manifests/{name}.py" for name in ("catalog", "content", "index", "lookup")}
+    in_manifests = {name_of(path) for path in MODULES if name_of(path).startswith("manifests/") and queries(path)}
+    assert in_manifests <= {f"manifests/{name}.py" for name in ("catalog", "content", "index", "lookup")}
+
+
+def test_sql_elsewhere_asks_the_promised_views_as_any_script_may() -> None:
+    for path in MODULES:
+        name = name_of(path)
+        found = [] if name.startswith("manifests/") else queries(path)
+        assert not found or name.startswith("engine/") or name == "modmill.py", f"{name} holds SQL: {found[0]}"
+        for query in found:
+            for start in STATEMENT.findall(query):
+                assert start.startswith("SELECT"), f"{name} writes: {query}"
+            own = set(re.findall(r"\b(\w+) AS \(", query))
+            asked = set(re.findall(r"\b(?:FROM|JOIN) ([A-Za-z_.]+)", query))
+            assert asked <= VIEWS | own, f"{name} asks {asked - VIEWS - own}, which are no promised views: {query}"
+
+
+# -- sizes and places -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "benchmarks").rglob("*.py"))], ids=name_of)
+def test_no_module_is_over_500_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 500
+
+
+def test_tests_are_no_package_and_mirror_the_folders() -> None:
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders <= {*PACKAGES, "benchmarks", "examples", "data"}
+
+
+# -- what a start loads -----------------------------------------------------------------------------------------------
+
+LOADED = """
+import json, os, sys
+try:
+    exec(sys.argv[1])
+except SystemExit as end:
+    assert not end.code, end.code
+names = sorted({name.partition(".")[0] for name in sys.modules})
+os.write(2, ("LOADED " + json.dumps(names)).encode())
+"""
+
+
+def loaded_by(code: str, cwd: Path, *arguments: str) -> tuple[set[str], str]:
+    """The top-level packages that a fresh Python has loaded after some code, and what the code wrote."""
+    command = [sys.executable, "-c", LOADED, code, *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stderr.rpartition("LOADED ")[2])), done.stdout
+
+
+HEAVY = {"torch", "torchvision", "ray", "transformers", "pandas", "cv2", "PIL", "skimage", "moto", "s3fs"}
+
+
+def test_the_catalog_starts_light() -> None:
+    loaded, _ = loaded_by("import manifests.catalog", ROOT)
+    assert "duckdb" in loaded
+    assert sorted(loaded & {*HEAVY, "pydantic", "typer", "rich", "yaml", "labelers", "engine", "train"}) == []
+
+
+def test_modmill_alone_loads_nothing_of_ours() -> None:
+    loaded, _ = loaded_by("import modmill", ROOT)
+    assert sorted(loaded & {*HEAVY, "pydantic", "duckdb", "pyarrow", "numpy", "manifests", "engine"}) == []
+
+
+def test_the_help_loads_nothing_that_it_does_not_show() -> None:
+    loaded, output = loaded_by("import engine.cli; engine.cli.main(['--help'])", ROOT)
+    # Typer itself needs pydantic, for the arguments of a command, and only then.
+    assert sorted(loaded & {*HEAVY, "duckdb", "pyarrow", "pydantic"}) == []
+    assert all(verb in output for verb in ("run", "sql", "status", "verify"))
+
+
+ASKS = """
+import engine.cli
+for more in (["sql", sys.argv[2], "FROM corpora", "--format", "csv"], ["status", sys.argv[2]], ["verify", sys.argv[2]]):
+    try:
+        engine.cli.main(more)
+    except SystemExit as end:
+        assert not end.code, end.code
+"""
+
+
+def test_commands_that_only_ask_load_neither_torch_nor_ray(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "work")
+    log.create_workspace(storage)
+    with Catalog(storage) as catalog:
+        added = actions.CorpusAdded(corpus="photos", kind="image", source="x", seed=0, part_rows=4, config={})
+        catalog.commit([added], run="r")
+    loaded, output = loaded_by(ASKS, ROOT, storage.uri)
+    assert sorted(loaded & HEAVY) == []
+    assert "photos,image,x" in output
+    assert "ok: 1 log entries" in output
