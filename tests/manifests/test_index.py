@@ -23,7 +23,7 @@ from manifests.storage import Storage, open_storage
 ROOT = Path(__file__).parents[2]
 # Views that need no file but the log.
 VIEWS = ("corpora", "parts", "shards", "recipes", "coverage", "runs", "tokenizers", "lineage", "timeline")
-FINGERPRINTS = ["a1" * 32, "b2" * 32, "c3" * 32]
+FINGERPRINTS = ["a1" * 32, "b2" * 32]
 
 # -- a replay from scratch equals the incremental index ---------------------------------------------------------------
 
@@ -32,7 +32,7 @@ FINGERPRINTS = ["a1" * 32, "b2" * 32, "c3" * 32]
 def commits(draw: st.DrawFn) -> list[list[actions.Action]]:
     """What a log may hold: corpora that grow, recipes that change and change back, shards that replace each other."""
     corpora = st.sampled_from(["photos", "texts"])
-    kinds: list[tuple[str, Form]] = [("rgb", "label"), ("rgb", "token"), ("caption", "label")]
+    kinds: list[tuple[str, Form]] = [("rgb", "token"), ("caption", "label")]
     modalities = st.sampled_from(kinds)
     fingerprints = st.sampled_from(FINGERPRINTS)
     parts: dict[str, int] = {"photos": 0, "texts": 0}
@@ -43,7 +43,7 @@ def commits(draw: st.DrawFn) -> list[list[actions.Action]]:
         corpus = draw(corpora)
         modality, form = draw(modalities)
         crop_grain = modality == "rgb"
-        match draw(st.sampled_from(["part", "current", "shard", "shard", "shard", "corpus", "recipe", "run", "other"])):
+        match draw(st.sampled_from(["part", "current", "current", *["shard"] * 4, "corpus", "recipe", "run", "other"])):
             case "part":
                 parts[corpus] += 1
                 return actions.PartAdded(
@@ -65,8 +65,8 @@ def commits(draw: st.DrawFn) -> list[list[actions.Action]]:
                 failed = draw(st.integers(0, 2))
                 return actions.ShardAdded(
                     corpus=corpus,
-                    part=draw(st.integers(0, 2)),
-                    crop=draw(st.integers(0, 2)) if crop_grain else None,
+                    part=draw(st.integers(0, 1)),
+                    crop=draw(st.integers(0, 1)) if crop_grain else None,
                     modality=modality,
                     form=form,
                     fingerprint=draw(fingerprints),
@@ -108,7 +108,7 @@ def commits(draw: st.DrawFn) -> list[list[actions.Action]]:
             metrics={"loss": draw(st.floats(0, 1))},
         )
 
-    return [[action() for _ in range(draw(st.integers(1, 4)))] for _ in range(draw(st.integers(1, 8)))]
+    return [[action() for _ in range(draw(st.integers(1, 6)))] for _ in range(draw(st.integers(1, 8)))]
 
 
 def expected_coverage(history: list[list[actions.Action]]) -> list[dict[str, Any]]:
@@ -174,7 +174,8 @@ def test_a_replay_from_scratch_equals_the_incremental_index(history: list[list[a
         for number, commit in enumerate(history, start=1):
             assert incremental.commit(commit, run=f"r{number}") == number
         with Catalog(storage) as replayed:
-            assert answers(replayed, VIEWS) == answers(incremental, VIEWS)
+            everything = (*VIEWS, "log.shard", "log.current", "log.tokenizer")
+            assert answers(replayed, everything) == answers(incremental, everything)
             assert replayed.live_shards() == incremental.live_shards()
             assert replayed.parts("photos") == incremental.parts("photos")
             assert replayed.tokenizers() == incremental.tokenizers()
@@ -307,8 +308,10 @@ def test_an_index_with_a_flipped_bit_anywhere_is_made_anew(filled, cache: Path, 
     path = index_of(storage, cache)
     good = path.read_bytes()
     chosen = random.Random(0)
-    places = [place for place, byte in enumerate(good) if byte]
-    for place in [0, 8, 4096, *chosen.sample(places, 6)]:
+    # Bytes of the headers, and one that is used of every block: DuckDB looks at a block when a query needs it.
+    blocks = [range(start, min(start + 262_144, len(good))) for start in range(3 * 4096, len(good), 262_144)]
+    used = [[place for place in block if good[place]] for block in blocks]
+    for place in [0, 8, 4096, *(chosen.choice(places) for places in used if places)]:
         broken = bytearray(good)
         broken[place] ^= 1 << chosen.randrange(8)
         path.write_bytes(broken)
