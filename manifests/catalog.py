@@ -107,8 +107,9 @@ class Catalog:
             # EXPLAIN ANALYZE does what it explains.
             self._check_reading(_EXPLAIN.sub("", query, count=1))
         # DuckDB lets a SELECT write files: WITH written AS (COPY ... TO ...).
+        spelled = query.encode()  # Tokens start at bytes.
         for start, token in duckdb.tokenize(query):
-            if token == duckdb.token_type.keyword and re.match(r"copy\b", query[start:], re.IGNORECASE):
+            if token == duckdb.token_type.keyword and re.match(rb"copy\b", spelled[start:], re.IGNORECASE):
                 raise QueryError(f'COPY is refused, a workspace is only read by SQL; a name is written "copy": {query}')
 
     def _answer(self, query: str, parameters: Sequence[Any]) -> pa.Table:

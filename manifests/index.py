@@ -54,11 +54,6 @@ class Index:
             self.close()
             raise
 
-    @property
-    def path(self) -> Path | None:
-        """The index file, None where it is in memory."""
-        return self._path
-
     def close(self) -> None:
         """Lets go of the file."""
         if hasattr(self, "connection"):

@@ -1,6 +1,6 @@
 -- The views people query; their names and columns are promised. `samples`, `failures` and the content views
--- (`boxes`, `instances`, `captions`, `palettes`, `metadata`) read Parquet files and are made by catalog.py when a
--- query names them.
+-- (`boxes`, `instances`, `captions`, `palettes`, `metadata`) read Parquet files and are made by content.py when a
+-- query needs them.
 
 CREATE VIEW corpora AS
 SELECT c.corpus, c.kind, c.source, c.seed, c.part_rows,

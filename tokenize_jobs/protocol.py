@@ -65,7 +65,9 @@ class Tokenizer(Protocol):
 
 def digest(folder: Path) -> str:
     """The sha256 that names a tokenizer: of the names and sha256s of all its files."""
-    files = {path.name: sha256_hex(path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()}
+    # A hidden file is what a killed writer left behind.
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    files = {path.name: sha256_hex(path.read_bytes()) for path in paths}
     return sha256_hex(canonical_json(files))
 
 

@@ -75,7 +75,8 @@ def shard_files(workspace: Path) -> dict[str, bytes]:
     for folder in ("data", "tokenizers"):
         for path in sorted((workspace / folder).rglob("*")):
             sidecar = path.suffix == ".json" and folder == "data"
-            if path.is_file() and not sidecar:
+            # A killed writer leaves a hidden temporary file, and nothing under a name of ours.
+            if path.is_file() and not sidecar and not path.name.startswith("."):
                 files[str(path.relative_to(workspace))] = path.read_bytes()
     return files
 

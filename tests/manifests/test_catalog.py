@@ -270,6 +270,7 @@ READS = [
     "PIVOT (SELECT corpus, kind FROM corpora) ON kind USING count(*)",
     "SELECT 'COPY t TO x; DROP TABLE y' AS text -- COPY",
     'SELECT 1 AS "copy"',
+    "SELECT '写真' AS text, 'copy' AS other",
     "SELECT * FROM corpora /* a comment; COPY */",
     "SELECT * FROM boxes b JOIN samples s USING (corpus, key) JOIN captions USING (corpus, key)",
 ]
@@ -289,6 +290,7 @@ WRITES = [
     "COPY log.corpus TO 'out.csv'",
     "COPY (SELECT 1) TO 'out.parquet'",
     "WITH x AS (COPY log.corpus TO 'out.csv') SELECT * FROM x",
+    """WITH "写真" AS (COPY log.corpus TO 'out.csv') SELECT * FROM "写真" """,
     "with x as (copy log.corpus to 'out.csv') select * from x",
     "WITH x AS (COPY log.corpus TO 'out.csv') PIVOT x ON Count USING sum(Count)",
     "EXPLAIN ANALYZE COPY log.corpus TO 'out.csv'",

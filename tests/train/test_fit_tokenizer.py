@@ -117,6 +117,7 @@ def test_a_resumed_fit_ends_in_the_same_bytes(tmp_path: Path, name: str) -> None
     assert again == checkpoints[1:]
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     script = (
         "import importlib.util, pathlib, sys\n"
