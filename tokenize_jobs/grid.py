@@ -41,14 +41,14 @@ class Coding:
     rule          `range`: low..high to -1..1, clipped (pixels, edges, bands of a known range)
                   `standardize`: each crop and channel less its trimmed mean, by its trimmed deviation (depth); decoded
                   labels stay standardized, since tokens hold no scale
-                  `direction`: unit vectors as they are; decoded ones have length 1
+                  `direction`: unit vectors as they are; decoded ones have length 1, or are zero where nothing is
                   `classes`: class indices, embedded; decoded to the likeliest class
     dtype         of the label
     channels      of the label; 1 where it has no channel axis
     channel_axis  whether it has one
     low, high     the range, for `range`
     null          the marker of a pixel without a value, if finite; a pixel with NaN or infinity in it is always null. A
-                  null pixel becomes 0 after scaling (for `classes` an index of its own) and does not count in the loss
+                  null pixel becomes 0 after scaling; for `classes` it has an index of its own
     mirror_x      whether channel 0 changes sign when the picture is mirrored
     classes       how many classes are known, for `classes`; a class from there on is encoded as null
     """
@@ -115,7 +115,9 @@ class Coding:
         elif self.rule == "range":
             labels = outputs.clip(-1.0, 1.0) * ((self.high - self.low) / 2) + (self.low + self.high) / 2
         elif self.rule == "direction":
-            labels = outputs / np.maximum(np.linalg.norm(outputs, axis=-1, keepdims=True), 1e-6)
+            length = np.linalg.norm(outputs, axis=-1, keepdims=True)
+            # Half way between a unit vector and the zero vector, as which null pixels are learned.
+            labels = np.where(length > 0.5, outputs / length.clip(min=0.5), 0.0)
         else:
             labels = outputs
         if np.issubdtype(np.dtype(self.dtype), np.integer):

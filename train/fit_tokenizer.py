@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from manifests.errors import ConfigError
 from manifests.modality import Modality
-from tokenize_jobs.grid import Coding, GridTokenizer, chunks, coding_of, write
+from tokenize_jobs.grid import Coding, GridTokenizer, Rule, chunks, coding_of, write
 from tokenize_jobs.networks import GridNetwork, empty, initialize, patchify, start_from
 from tokenize_jobs.report import measure
 from tokenize_jobs.vq import MovingAverages, start_codebook
@@ -26,6 +26,9 @@ from train.optim import MuonAdam
 # Patches that the principal components are computed from.
 _COMPONENT_PATCHES = 8192
 _WARMUP_STEPS = 20
+# What a null pixel counts beside a valid one. A little, or what is decoded there is noise; nothing of classes, which have
+# no null output; as much as any of directions, whose zero vector says that nothing is there.
+_NULL_WEIGHTS: dict[Rule, float] = {"range": 0.1, "standardize": 0.1, "direction": 1.0, "classes": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,18 +255,19 @@ def _step(state: _State, source: _Source, options: GridOptions, step: int, devic
 
 
 def _error(coding: Coding, outputs: Tensor, inputs: Tensor, valid: Tensor) -> Tensor:
-    """Mean error of valid pixels: cross-entropy in nats, else squared (absolute from 1 on where unbounded)."""
+    """Mean error of a pixel: cross-entropy in nats, else squared (absolute from 1 on where unbounded)."""
+    weights = torch.where(valid, 1.0, _NULL_WEIGHTS[coding.rule])
     if coding.rule == "classes":
         error = nn.functional.cross_entropy(
-            outputs.movedim(-1, 1), inputs, ignore_index=coding.classes, reduction="sum"
+            outputs.flatten(0, 2), inputs.flatten(), ignore_index=coding.classes, reduction="sum"
         )
-        return error / valid.sum().clamp(min=1)
+        return error / weights.sum().clamp(min=1)
     if coding.rule == "standardize":
         # Far things have standardized depths of 10 and more, which squares would let rule the fit.
         error = nn.functional.smooth_l1_loss(outputs, inputs, reduction="none")
     else:
         error = (outputs - inputs).square()
-    return (error.mean(dim=-1) * valid).sum() / valid.sum().clamp(min=1)
+    return (error.mean(dim=-1) * weights).sum() / weights.sum().clamp(min=1)
 
 
 def _constant_error(coding: Coding, inputs: Tensor, valid: Tensor) -> Tensor:
