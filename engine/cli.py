@@ -1,9 +1,12 @@
 """The command `modmill`. Each verb imports what it needs when it runs: `modmill sql` loads neither torch nor ray."""
 
+import atexit
+import contextlib
 import errno
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -234,6 +237,26 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         typer.echo("interrupted: what is done is committed; the same command goes on from there", err=True)
         sys.exit(INTERRUPTED)
+
+
+def command() -> None:
+    """The console script: `main`, and then out of the process at once.
+
+    Where torch or ray is loaded beside it, DuckDB's binding prints pages on its own objects as the interpreter ends.
+    """
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = FOUND_WRONG
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _end(error: Exception, code: int) -> Any:

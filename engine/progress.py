@@ -110,7 +110,8 @@ class _Stage:
         self.note = ""
         self.last_line = time.monotonic()
         self.last_done = -1
-        self._seen: list[tuple[float, int]] = [(time.monotonic(), 0)]
+        # From the first report on: what waits for a worker has no rate yet.
+        self._seen: list[tuple[float, int]] = []
 
     def line(self) -> tuple[str, int]:
         """One line on where the stage is, and the units done."""
@@ -121,7 +122,9 @@ class _Stage:
             self._seen.pop(0)
         since, before = self._seen[0]
         rate = (done - before) / max(moment - since, 1e-9)
-        parts = [f"{done:,}/{self.total:,} {self.unit}", f"{100 * done // max(self.total, 1)} %", f"{rate:,.1f}/s"]
+        parts = [f"{done:,}/{self.total:,} {self.unit}", f"{100 * done // max(self.total, 1)} %"]
+        if rate > 0:
+            parts.append(f"{rate:,.1f}/s")
         if rate > 0 and done < self.total:
             parts.append(f"ETA {_clock((self.total - done) / rate)}")
         if self.failed:
