@@ -5,7 +5,9 @@ died, so that every attempt is counted.
 """
 
 import logging
+import signal
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,6 +26,38 @@ _log = logging.getLogger(__name__)
 _POLL_S = 1.0
 # A worker that dies twice on an item may be unlucky; the third time it is the item.
 _MOST_DEATHS = 3
+_MOST_STARTS = 3
+
+
+def _start_ray(address: str | None, empty: str, options: Mapping[str, Any]) -> None:
+    """Starts Ray, or connects to it. Raises ModmillError where that fails."""
+    # Ray would take SIGTERM for itself and abort; ours ends a run as Ctrl-C does.
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if is_main else None
+    for attempt in range(1, _MOST_STARTS + 1):
+        try:
+            ray.init(
+                address=address or "local",
+                # Ray puts the driver's folder first on the workers' path, where a train.py would hide ours: an empty
+                # working directory keeps them to the installed packages.
+                runtime_env={"working_dir": empty},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **options,
+            )
+            break
+        except Exception as error:
+            # Ray gives its processes 30 seconds, which a busy machine may need more of, and raises a bare Exception.
+            ray.shutdown()
+            if address or attempt == _MOST_STARTS:
+                where = f"at {address}" if address else f"on this machine ({attempt} tries)"
+                raise ModmillError(
+                    f"Ray did not start {where}: {str(error).splitlines()[0]}; run with --runner local, or see that the "
+                    "machine has processors and memory to spare"
+                ) from error
+            _log.warning("Ray did not start (%s), trying again", str(error).splitlines()[0])
+    if is_main:
+        signal.signal(signal.SIGTERM, handler)
 
 
 class _RayWorker:
@@ -66,18 +100,8 @@ class RayRunner:
         self._started = not ray.is_initialized()
         self._empty = tempfile.TemporaryDirectory(prefix="modmill-ray-")
         if self._started:
-            # Ray puts the driver's folder first on the workers' path, where a train.py would hide ours: an empty
-            # working directory keeps them to the installed packages.
-            options: dict[str, Any] = (
-                {} if address else {"num_cpus": workers * settings.threads, "include_dashboard": False}
-            )
-            ray.init(
-                address=address or "local",
-                runtime_env={"working_dir": self._empty.name},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **options,
-            )
+            own = {"num_cpus": workers * settings.threads, "include_dashboard": False}
+            _start_ray(address, self._empty.name, {} if address else own)
         gpus = int(ray.cluster_resources().get("GPU", 0))
         on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and gpus > 0)
         self._workers = min(workers, gpus) if on_gpu and gpus else workers

@@ -93,21 +93,22 @@ class _Source:
     scaling: np.ndarray
     side: int
     mirror: bool
+    device: str
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
         """Prepared windows of `count` crops, and which of their pixels have a value, (count, side, side)."""
         total, size = len(self.labels), self.labels.shape[1]
         rows = rng.choice(total, size=count, replace=total < count)
-        corners = rng.integers(size - self.side + 1, size=(count, 2))
+        corners = rng.integers(size - self.side + 1, size=(2, count))
         mirrored = rng.random(count) < (0.5 if self.mirror else 0.0)
-        cuts = [
-            self.labels[row, y : y + self.side, x : x + self.side] for row, (y, x) in zip(rows, corners, strict=True)
-        ]
-        windows = np.stack([cut[:, ::-1] if flip else cut for cut, flip in zip(cuts, mirrored, strict=True)])
+        windows = np.stack(
+            [self.labels[i, y : y + self.side, x : x + self.side] for i, y, x in zip(rows, *corners, strict=True)]
+        )
+        windows[mirrored] = windows[mirrored][:, :, ::-1]
         inputs, valid = self.coding.prepare(windows, self.scaling[rows])
         if self.coding.mirror_x:
             inputs[mirrored, ..., 0] *= -1
-        return torch.from_numpy(inputs), torch.from_numpy(valid)
+        return torch.from_numpy(inputs).to(self.device), torch.from_numpy(valid).to(self.device)
 
 
 def fit_grid(
@@ -140,11 +141,12 @@ def fit_grid(
         scaling=np.concatenate([coding.scaling(part) for part in chunks(labels)]),
         side=max(1, min(options.window, modality.size) // options.patch) * options.patch,
         mirror=options.mirror,
+        device=device,
     )
     shape = _network_shape(coding, options)
-    state = _start(source, shape, options, device) if resume is None else _restored(resume[1], shape, device)
+    state = _start(source, shape, options) if resume is None else _restored(resume[1], shape, device)
     for step in range(0 if resume is None else resume[0], options.steps):
-        losses = _step(state, source, options, step, device)
+        losses = _step(state, source, options, step)
         if on_step is not None:
             on_step(step + 1, losses)
         if save is not None and (step + 1) % options.checkpoint_every == 0:
@@ -195,23 +197,22 @@ def _network_shape(coding: Coding, options: GridOptions) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _start(source: _Source, shape: dict[str, int], options: GridOptions, device: str) -> _State:
+def _start(source: _Source, shape: dict[str, int], options: GridOptions) -> _State:
     """The state before the first step: principal components and k-means."""
     generator = torch.Generator().manual_seed(options.seed)
     network = empty(**shape)
     initialize(network, generator)
-    network.to(device)
+    network.to(source.device)
     # Steps draw from (seed, 1, step), this from (seed, 0).
     rng = np.random.default_rng((options.seed, 0))
     cells = (source.side // options.patch) ** 2
     inputs, valid = source.draw(rng, ceil(_COMPONENT_PATCHES / cells))
-    reference = _constant_error(source.coding, inputs.to(device), valid.to(device))
-    pixels = network.pixels(inputs.to(device))
-    start_from(network, patchify(pixels, options.patch).flatten(0, 2), generator)
+    reference = _constant_error(source.coding, inputs, valid)
+    start_from(network, patchify(network.pixels(inputs), options.patch).flatten(0, 2), generator)
     latents = []
     for _ in range(ceil(options.start_patches / cells / options.batch)):
         inputs, _ = source.draw(rng, options.batch)
-        latents.append(network.latents(inputs.to(device)).flatten(0, 2))
+        latents.append(network.latents(inputs).flatten(0, 2))
     averages = start_codebook(
         network.codebook, torch.cat(latents), rounds=options.start_rounds, batch=options.batch * cells, rng=rng
     )
@@ -232,11 +233,10 @@ def _optimizer(network: GridNetwork) -> MuonAdam:
     return MuonAdam(matrices, others)
 
 
-def _step(state: _State, source: _Source, options: GridOptions, step: int, device: str) -> dict[str, float]:
+def _step(state: _State, source: _Source, options: GridOptions, step: int) -> dict[str, float]:
     """One update; `step` counts from 0."""
     rng = np.random.default_rng((options.seed, 1, step))
-    drawn, kept = source.draw(rng, options.batch)
-    inputs, valid = drawn.to(device), kept.to(device)
+    inputs, valid = source.draw(rng, options.batch)
     network = state.network
     latents = network.latents(inputs)
     indices = network.codebook.nearest(latents)
@@ -293,15 +293,10 @@ def _restored(checkpoint: bytes, shape: dict[str, int], device: str) -> _State:
     try:
         tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load(checkpoint).items()}
         network = empty(**shape)
-        network.load_state_dict(_under("network.", tensors), assign=True)
+        network.load_state_dict({name: tensors[f"network.{name}"] for name in network.state_dict()}, assign=True)
         optimizer = _optimizer(network)
         optimizer.state = {name: tensors[f"optimizer.{name}"] for name in optimizer.state}
         averages = MovingAverages(tensors["count"], tensors["total"])
         return _State(network=network, averages=averages, optimizer=optimizer, reference=tensors["reference"])
     except (KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise ConfigError(f"the checkpoint is not one of this fit ({error}); fit from the start") from error
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, named without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
