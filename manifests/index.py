@@ -82,6 +82,11 @@ class Index:
         try:
             work()
             return
+        except RuntimeError as error:
+            # DuckDB answers Ctrl-C in the middle of a query with an error of its own.
+            if "interrupted" in str(error).lower():
+                raise KeyboardInterrupt from error
+            raise
         except duckdb.Error as error:
             if self._path is None or not _is_torn(error, self._path):
                 raise
