@@ -123,8 +123,9 @@ def _tokenizers(page: Page, uses: Sequence[CodebookUse]) -> None:
     page.section(
         "tokenizers",
         "Tokenizers and their codebooks",
-        "Measured on samples that no tokenizer was fitted on, where there are any, beside what the best picture of one color "
-        "(value, class) for each of them would reach. The charts show how often each code occurs, commonest first, on a "
+        "Judged by: so many labels of held-out samples; where there is none, a figure is of what was fitted on. Beside it "
+        "stands what the best picture of one color (value, class) for each label would reach. The charts show how often each "
+        "code occurs, commonest first, on a "
         "logarithmic scale; the dashed line is even use.",
     )
     page.table(pa.Table.from_pylist([row for use in uses for row in _measures(use)]))
