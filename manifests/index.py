@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import duckdb
 
 from manifests import actions, log
+from manifests.interrupts import held_back
 from manifests.recipe import sha256_hex
 from manifests.storage import Storage
 
@@ -148,23 +149,24 @@ class Index:
                 if action is not None:
                     row = {"version": entry.version, "run": entry.run, **vars(action)}
                     rows.setdefault(type(action), []).append(row)
-        self.connection.execute("BEGIN")
-        try:
-            self._insert(
-                "log.applied",
-                [{**vars(entry), "actions": len(entry.actions)} for entry in batch],
-                blobs=False,
-            )
-            for kind, records in rows.items():
-                if kind in _REPLACES:
-                    self._replace(kind, records)
-                self._insert(_TABLES[kind], records)
-            self.connection.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(duckdb.Error):
-                self.connection.execute("ROLLBACK")
-            raise
-        self.version, self.sha256 = batch[-1].version, batch[-1].sha256
+        with held_back():
+            self.connection.execute("BEGIN")
+            try:
+                self._insert(
+                    "log.applied",
+                    [{**vars(entry), "actions": len(entry.actions)} for entry in batch],
+                    blobs=False,
+                )
+                for kind, records in rows.items():
+                    if kind in _REPLACES:
+                        self._replace(kind, records)
+                    self._insert(_TABLES[kind], records)
+                self.connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(duckdb.Error):
+                    self.connection.execute("ROLLBACK")
+                raise
+            self.version, self.sha256 = batch[-1].version, batch[-1].sha256
 
     def _replace(self, kind: type[actions.Action], records: list[dict[str, Any]]) -> None:
         """Ends the live records that the new ones replace, in the table and among the new ones themselves."""
