@@ -168,7 +168,7 @@ def _cores() -> int:
 
 def _cache() -> Check:
     try:
-        from manifests.catalog import cache_folder
+        from manifests.storage import cache_folder
     except ImportError as error:
         # What lacks is told by its own line above.
         return Check(name="cache folder", value=f"not looked for: {error}", ok=None)

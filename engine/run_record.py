@@ -1,14 +1,23 @@
-"""What the log keeps of an execution: when, where, with which code and libraries, from which pipeline file."""
+"""What the log keeps of an execution: when, where, with which code and libraries, from what, and how it ended."""
 
 import platform
+import secrets
 import socket
 import subprocess
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from engine import config as pipeline
+from engine.progress import Progress
 from manifests import log
-from manifests.actions import RunStarted
+from manifests.actions import RunEnded, RunStarted
+from manifests.catalog import Catalog
+from manifests.errors import TooManyFailures
+from manifests.storage import Storage, cache_folder
 
 _RECORDED = (
     "modmill",
@@ -24,8 +33,66 @@ _RECORDED = (
 )
 
 
-def started(name: str, kind: str, config: pipeline.PipelineConfig) -> RunStarted:
-    """The record of a run that begins."""
+@dataclass
+class Done:
+    """What a run did, in numbers."""
+
+    run: str
+    counts: dict[str, int] = field(default_factory=dict)
+    training_folder: str | None = None
+
+    def add(self, name: str, more: int) -> None:
+        self.counts[name] = self.counts.get(name, 0) + more
+
+    @property
+    def did_nothing(self) -> bool:
+        return not any(self.counts.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """What a run works with: its catalog, where it tells how far it is, and where it counts what it did."""
+
+    catalog: Catalog
+    progress: Progress
+    done: Done
+
+
+@contextmanager
+def recorded(storage: Storage, kind: str, config: Mapping[str, Any], *, quiet: bool = False) -> Iterator[Execution]:
+    """Holds the workspace as its one writer for as long as a run lasts, and records its start and its end.
+
+    `config` is what the run is given, as plain JSON values. Raises WorkspaceError where there is no workspace, or where
+    another writer holds it.
+    """
+    identity = log.workspace_id(storage)
+    name = f"{kind}-{log.now()[:19].replace(':', '').replace('-', '')}-{secrets.token_hex(3)}"
+    folder = Path(storage.full("runs")) if storage.is_local else cache_folder() / identity / "runs"
+    with log.writer_lease(storage, name), Catalog(storage) as catalog:
+        progress = Progress(folder / name / "events.jsonl", quiet=quiet)
+        done = Done(run=name)
+        catalog.commit([started_with(name, kind, config)], run=name)
+        status = "failed"
+        try:
+            yield Execution(catalog=catalog, progress=progress, done=done)
+            status = "done"
+        except TooManyFailures:
+            status = "over_budget"
+            raise
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        except Exception as error:
+            progress.event("error", error=type(error).__name__, message=str(error), trace=traceback.format_exc())
+            raise
+        finally:
+            catalog.commit([RunEnded(run=name, time=log.now(), status=status, counts=done.counts)], run=name)
+            progress.event("ended", status=status, counts=done.counts)
+            progress.close()
+
+
+def started_with(name: str, kind: str, document: Mapping[str, Any]) -> RunStarted:
+    """The record of a run that begins; `document` is its configuration as plain JSON values."""
     return RunStarted(
         run=name,
         kind=kind,
@@ -33,7 +100,7 @@ def started(name: str, kind: str, config: pipeline.PipelineConfig) -> RunStarted
         host=socket.gethostname(),
         commit=_commit(),
         versions={**_versions(), "python": platform.python_version(), "machine": platform.machine()},
-        config=pipeline.document(config),
+        config=document,
     )
 
 

@@ -1,4 +1,4 @@
-"""The sections of a pipeline file: a corpus, its crops and modalities, fits of tokenizers, the engine.
+"""The sections of a pipeline file: a corpus, its crops and modalities, fits of tokenizers, snapshots, the engine.
 
 Descriptions are shown in messages and by editors. `engine/config.py` puts the sections together.
 """
@@ -19,6 +19,7 @@ from pydantic import (
 from manifests import modality as modalities
 from manifests.errors import ConfigError
 from manifests.recipe import canonical_json
+from manifests.snapshot_files import HOLD_OUT
 
 DEFAULT_MODALITIES = {
     "image": ("rgb", "edges", "boxes", "metadata", "palette", "caption"),
@@ -63,6 +64,7 @@ def _as_mapping(value: Any) -> Any:
 
 
 ModalityName = Annotated[str, AfterValidator(_known_modality)]
+SnapshotName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 CorpusName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Range = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_increasing)]
@@ -199,6 +201,24 @@ class TextFit(Section):
     min_frequency: int = Field(default=2, ge=1, description="how often a pair of tokens must occur to become one")
     file: str | None = Field(
         default=None, min_length=1, description="a tokenizers JSON file to use, such as 4M's published one"
+    )
+
+
+class SnapshotConfig(Section):
+    """A selection of rows and modalities that is frozen for training."""
+
+    where: str | None = Field(
+        default=None,
+        min_length=1,
+        description="SQL condition over `samples`, such as corpus = 'photos'; default: all rows",
+    )
+    modalities: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="names, or NAME=DIGITS for the recipe that begins so; default: all that have tokens",
+    )
+    hold_out: float = Field(
+        default=HOLD_OUT, ge=0, lt=1, description="share of the keys that is never trained on, 0 to less than 1"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import sources
-from manifests.catalog import cache_folder
+from manifests.storage import cache_folder
 
 
 class SourceStats:

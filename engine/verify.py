@@ -1,7 +1,7 @@
 """Whether a workspace is what its log says: files, counts, hashes, rows aligned over modalities, tokens in range."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests import log, shards
+from manifests import log, shards, snapshot_files
+from manifests import snapshot as snapshots
 from manifests.actions import PartAdded, ShardAdded, TokenizerAdded
 from manifests.catalog import Catalog
-from manifests.errors import LogError, ShardError
+from manifests.errors import LogError, ShardError, WorkspaceError
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.shards import Status
 from manifests.storage import Storage
@@ -36,6 +37,7 @@ class Verified:
     parts: int
     shards: int
     tokenizers: int
+    snapshots: int
     rows: int
     size_bytes: int
     findings: list[Finding]
@@ -68,11 +70,14 @@ def verify(catalog: Catalog, on_shard: Callable[[int, int], None] = lambda done,
         for done, found in enumerate(pool.map(check, live), start=1):
             findings += found
             on_shard(done, len(live))
+    frozen = _snapshots(catalog)
+    findings += _check_snapshots(storage, frozen, {shard.path for shard in live})
     return Verified(
         versions=catalog.version,
         parts=len(parts),
         shards=len(live),
         tokenizers=len(tokenizers),
+        snapshots=len(frozen),
         rows=sum(shard.rows for shard in live),
         size_bytes=sum(shard.size_bytes for shard in live),
         findings=findings,
@@ -110,6 +115,46 @@ def _check_tokenizer(storage: Storage, known: TokenizerAdded) -> list[Finding]:
     if sha256_hex(canonical_json(files)) == known.digest:
         return []
     return [Finding(path=known.path, problem="its files are not those that were committed, or are gone")]
+
+
+def _snapshots(catalog: Catalog) -> dict[str, str | None]:
+    """The snapshots in the log and those that stand without being in it, with the sha256 that the log says."""
+    recorded = {row["snapshot"]: row["sha256"] for row in catalog.snapshots().to_pylist()}
+    return {**dict.fromkeys(snapshots.names(catalog.storage)), **recorded}
+
+
+def _check_snapshots(
+    storage: Storage, known: Mapping[str, str | None], looked_at: Collection[str]
+) -> Iterator[Finding]:
+    """Snapshots that are not as they were made, and shards of theirs that are gone or cut.
+
+    Of shards that were replaced since, and so not read whole with the live ones, only the size is asked.
+    """
+    replaced: dict[str, tuple[str, int]] = {}
+    for name, sha256 in known.items():
+        folder = snapshot_files.folder_of(name)
+        try:
+            found = snapshots.read(storage, name)
+        except (ShardError, WorkspaceError) as error:
+            yield Finding(path=folder, problem=str(error))
+            continue
+        if sha256 not in (None, found.sha256):
+            yield Finding(path=folder, problem=f"its sha256 is {found.sha256[:12]}, the log says {str(sha256)[:12]}")
+        others = (shard for shard in found.shards if shard.path not in looked_at)
+        replaced |= {shard.path: (name, shard.size_bytes) for shard in others}
+
+    def check(path: str) -> Finding | None:
+        name, size_bytes = replaced[path]
+        try:
+            is_size = storage.size(path)
+        except FileNotFoundError:
+            return Finding(path=path, problem=f"the file is gone, and the snapshot {name!r} is of it")
+        if is_size == size_bytes:
+            return None
+        return Finding(path=path, problem=f"it has {is_size} bytes, the snapshot {name!r} says {size_bytes}")
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from (finding for finding in pool.map(check, replaced) if finding is not None)
 
 
 def _check_shard(storage: Storage, shard: ShardAdded, keys: Sequence[str] | None) -> None:

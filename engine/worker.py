@@ -17,10 +17,9 @@ from engine.shard_output import ShardOutput
 from labelers import protocol as labelers
 from manifests import shards
 from manifests.actions import ShardAdded, TokenizerAdded
-from manifests.catalog import cache_folder
 from manifests.errors import ShardError
 from manifests.recipe import canonical_json
-from manifests.storage import Storage, open_storage
+from manifests.storage import Storage, cache_folder, open_storage
 from tokenize_jobs import protocol as tokenizers
 
 

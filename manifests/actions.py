@@ -4,7 +4,7 @@ Each class is one action; its fields are the fields of the JSON, and `action` is
 fields it does not know, and fills fields that an older writer did not know with their defaults.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -126,6 +126,24 @@ class ShardAdded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SnapshotAdded:
+    """A selection of rows and shards is frozen under a name, for ever; `manifests/snapshot.py` reads it.
+
+    `sha256` is of the SHA256SUMS in its folder `path`, and so of all of it. `where` is the condition over `samples`
+    that picked the rows, None where all were picked; `held_out` counts those of `rows` that are never trained on.
+    """
+
+    action: ClassVar[str] = "snapshot"
+    snapshot: str
+    path: str
+    sha256: str
+    rows: int
+    held_out: int
+    where: str | None
+    modalities: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunStarted:
     """An execution began. `config` is the whole pipeline file, `versions` the libraries at work."""
 
@@ -158,6 +176,7 @@ Action = (
     | RecipeCurrent
     | TokenizerAdded
     | ShardAdded
+    | SnapshotAdded
     | RunStarted
     | RunEnded
 )
@@ -172,6 +191,7 @@ KINDS: dict[str, type[Action]] = {
         RecipeCurrent,
         TokenizerAdded,
         ShardAdded,
+        SnapshotAdded,
         RunStarted,
         RunEnded,
     )

@@ -5,9 +5,8 @@ With `index.py`, `content.py`, `lookup.py`, `schema.sql` and `views.sql` this is
 
 import contextlib
 import json
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
@@ -16,20 +15,20 @@ import duckdb
 import pyarrow as pa
 
 from manifests import actions, content, log
-from manifests.errors import LogError, QueryError
+from manifests.errors import LogError, QueryError, ShardError
 from manifests.index import BLOBS, Index
 from manifests.modality import Form
-from manifests.storage import Storage, open_storage
+from manifests.storage import Storage, cache_folder, open_storage
 
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI}
+# Rows are numbered through all parts, so that one array holds what is said of each row of the workspace.
+_NUMBERED = (
+    "SELECT k.corpus, k.kind AS corpus_kind, p.part, p.rows, p.keys_sha256, "
+    "row_number() OVER (ORDER BY k.corpus, p.part) - 1 AS part_number, "
+    "(sum(p.rows) OVER (ORDER BY k.corpus, p.part) - p.rows)::BIGINT AS first_row "
+    "FROM log.part p JOIN corpora k USING (corpus) WHERE p.rows > 0"
+)
 _EXPLAIN = re.compile(r"\s*explain\b(\s*analyze\b)?(\s*\([^)]*\))?", re.IGNORECASE)
-
-
-def cache_folder() -> Path:
-    """Where private indexes live: $MODMILL_CACHE, else $XDG_CACHE_HOME/modmill, else ~/.cache/modmill."""
-    if own := os.environ.get("MODMILL_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modmill"
 
 
 class Catalog:
@@ -139,10 +138,12 @@ class Catalog:
             with contextlib.suppress(duckdb.Error):
                 connection.execute("ROLLBACK")
 
+    def _table(self, query: str, parameters: Sequence[Any] = ()) -> pa.Table:
+        """The answer to one of our own queries."""
+        return self._index.ask(lambda: self._index.connection.sql(query, params=list(parameters)).to_arrow_table())
+
     def _rows(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """The rows of one of our own queries."""
-        table = self._index.ask(lambda: self._index.connection.sql(query, params=list(parameters)).to_arrow_table())
-        return table.to_pylist()
+        return self._table(query, parameters).to_pylist()
 
     def corpora(self) -> list[dict[str, Any]]:
         """Rows of the view `corpora`."""
@@ -180,6 +181,78 @@ class Catalog:
         """Every tokenizer in use."""
         rows = self._rows("SELECT * FROM log.tokenizer WHERE end_version IS NULL ORDER BY name")
         return [_record(actions.TokenizerAdded, row) for row in rows]
+
+    # -- what snapshots are made of -----------------------------------------------------------------------------------
+
+    def numbered_parts(self) -> pa.Table:
+        """Every part, in the order of (corpus, part): its number in that order, and how many rows stand before it.
+
+        Columns: corpus, corpus_kind, part, rows, keys_sha256, part_number, first_row.
+        """
+        return self._table(f"SELECT * REPLACE (lower(hex(keys_sha256)) AS keys_sha256) FROM ({_NUMBERED}) ORDER BY 6")
+
+    def select_rows(self, condition: str) -> pa.Table:
+        """The rows of `samples` that a condition picks: one column, the row's number through all parts.
+
+        Any view may stand in its subqueries. Raises QueryError that quotes it.
+        """
+        try:
+            # Both ways, or a parenthesis of the condition could end ours and add rows that are none.
+            self._check_reading(f"SELECT 1 WHERE {condition}\n")
+            return self.sql(
+                f"SELECT p.first_row + s.row AS number FROM (SELECT corpus, part, row FROM samples WHERE ({condition}\n)) s "
+                f"JOIN ({_NUMBERED}) p USING (corpus, part)"
+            )
+        except (duckdb.Error, QueryError) as error:
+            if isinstance(error.__cause__, duckdb.IOException):
+                raise ShardError(f"{error}; see `modmill verify {self.storage.uri}`") from error
+            reason = str(error).partition("\n\nLINE ")[0].strip()
+            raise QueryError(
+                f"the condition {condition!r} is refused: {reason}; expected SQL over the columns of `samples`, such as "
+                "corpus = 'photos' or key IN (SELECT key FROM boxes WHERE class = 'cat')"
+            ) from error
+
+    def token_recipes(self) -> list[dict[str, Any]]:
+        """The recipes of tokens that live shards have, current or not, with the crops asked of each and its tokenizer.
+
+        Rows of corpus, modality, fingerprint, crops, is_current, tokenizer, digest, family, vocabulary, path. The fields
+        of the tokenizer are None where the log knows none of its name and digest.
+        """
+        return self._rows(
+            "SELECT c.corpus, c.modality, c.fingerprint, c.crops, c.end_version IS NULL AS is_current, "
+            "t.name AS tokenizer, t.digest, t.family, t.vocabulary, t.path "
+            "FROM (SELECT * FROM log.current WHERE form = 'token' QUALIFY "
+            "row_number() OVER (PARTITION BY corpus, modality, fingerprint ORDER BY version DESC) = 1) c "
+            "JOIN (SELECT fingerprint, any_value(document)::JSON AS document FROM log.recipe GROUP BY fingerprint) r "
+            "USING (fingerprint) "
+            "LEFT JOIN (SELECT name, digest, any_value(family) AS family, any_value(vocabulary) AS vocabulary, "
+            "any_value(path) AS path FROM log.tokenizer GROUP BY name, digest) t "
+            "ON t.name = (r.document ->> '$.parameters.tokenizer') AND t.digest = (r.document ->> '$.weights') "
+            "WHERE (c.corpus, c.modality, c.fingerprint) IN (SELECT DISTINCT (corpus, modality, fingerprint) "
+            "FROM log.shard WHERE end_version IS NULL AND form = 'token') "
+            "ORDER BY c.corpus, c.modality, c.fingerprint"
+        )
+
+    def token_shards(self, recipes: Sequence[Mapping[str, Any]]) -> pa.Table:
+        """The live shards of rows of `token_recipes`, with crops below the recipe's number of them, in a fixed order.
+
+        Columns: those of a shard's record, and the part_number of its part.
+        """
+        names = {"corpus": "VARCHAR", "modality": "VARCHAR", "fingerprint": "VARCHAR", "crops": "INTEGER"}
+        chosen = ", ".join(f"unnest(?::{kind}[]) AS {name}" for name, kind in names.items())
+        return self._table(
+            "SELECT s.corpus, s.part, s.modality, s.crop, s.fingerprint, s.path, lower(hex(s.sha256)) AS sha256, "
+            "s.size_bytes, s.format, s.rows, s.ok, s.tokens, lower(hex(s.keys_sha256)) AS keys_sha256, p.part_number "
+            f"FROM log.shard s JOIN (SELECT {chosen}) c USING (corpus, modality, fingerprint) "
+            f"JOIN ({_NUMBERED}) p USING (corpus, part) "
+            "WHERE s.end_version IS NULL AND s.form = 'token' AND coalesce(s.crop, 0) < coalesce(c.crops, 1) "
+            "ORDER BY s.corpus, s.part, s.modality, s.crop",
+            [[recipe[name] for recipe in recipes] for name in names],
+        )
+
+    def snapshots(self) -> pa.Table:
+        """Rows of the view `snapshots`."""
+        return self._table("SELECT * FROM snapshots")
 
     def status(self) -> pa.Table:
         """What `modmill status` shows: corpus by modality, parts done, failed, missing."""

@@ -25,6 +25,10 @@ CREATE TABLE log.shard (
   failed INTEGER, absent INTEGER, not_selected INTEGER, forgotten INTEGER, keys_sha256 BLOB, failed_path VARCHAR,
   failed_sha256 BLOB, tokens BIGINT, vocabulary INTEGER, device VARCHAR, micro_batch INTEGER, end_version BIGINT
 );
+CREATE TABLE log.snapshot (
+  version BIGINT, run VARCHAR, snapshot VARCHAR, path VARCHAR, sha256 BLOB, rows BIGINT, held_out BIGINT,
+  "where" VARCHAR, modalities VARCHAR[]
+);
 CREATE TABLE log.run_started (
   version BIGINT, run VARCHAR, kind VARCHAR, time TIMESTAMP, host VARCHAR, "commit" VARCHAR, versions VARCHAR,
   config VARCHAR

@@ -128,6 +128,16 @@ def open_storage(uri: str | Path) -> Storage:
     return Storage(uri=text.rstrip("/"), fs=fs, root=root.rstrip("/"))
 
 
+def cache_folder() -> Path:
+    """What this user's processes may make again lives here: indexes of logs, copies of weights and tokens.
+
+    $MODMILL_CACHE, else $XDG_CACHE_HOME/modmill, else ~/.cache/modmill.
+    """
+    if own := os.environ.get("MODMILL_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modmill"
+
+
 def put_same(storage: Storage, path: str, data: bytes | IO[bytes], sha256: str) -> None:
     """Puts a file whose name holds its content's hash; one that stands there already must be equal.
 

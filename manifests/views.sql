@@ -83,6 +83,13 @@ SELECT name, left(digest, 12) AS digest, family, vocabulary, rows AS fitted_rows
   options::JSON AS options, path, (end_version IS NULL) AS is_current, version
 FROM log.tokenizer ORDER BY name, version;
 
+-- Two writers of an object store may both have recorded one snapshot: its name holds one content.
+CREATE VIEW snapshots AS
+SELECT s.snapshot, s.rows, s.held_out, s."where", s.modalities, lower(hex(s.sha256)) AS sha256, s.run, s.version, a.time
+FROM (SELECT * FROM log.snapshot QUALIFY row_number() OVER (PARTITION BY snapshot ORDER BY version) = 1) s
+JOIN log.applied a USING (version)
+ORDER BY s.version;
+
 CREATE VIEW runs AS
 SELECT s.run, s.kind, coalesce(e.status, 'running or killed') AS status, s.time AS started_at, e.time AS ended_at,
   date_diff('millisecond', s.time, e.time) / 1000 AS time_s, s.host, s."commit", e.counts::JSON AS counts,

@@ -423,7 +423,7 @@ def test_without_a_cache_the_index_is_in_memory(
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from manifests.catalog import cache_folder
+    from manifests.storage import cache_folder
 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "cache"

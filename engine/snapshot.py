@@ -1,0 +1,150 @@
+"""Snapshots from the command line and from the pipeline file; `manifests/snapshot.py` makes and reads them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from engine import output
+from engine.config import SnapshotConfig
+from engine.progress import Progress
+from engine.run_record import Done, recorded
+from manifests import recipe_choice
+from manifests import snapshot as snapshots
+from manifests.catalog import Catalog
+from manifests.errors import WorkspaceError
+from manifests.snapshot import Snapshot
+from manifests.storage import open_storage
+
+_COLUMNS = ("corpus", "rows", "held_out", "modality", "recipe", "crops", "shards", "mb")
+
+
+def make(
+    uri: str, name: str, *, where: str | None, modalities: Sequence[str] | None, hold_out: float, quiet: bool = False
+) -> Snapshot:
+    """Makes a snapshot of the workspace at `uri`, as a recorded run. Raises what `manifests.snapshot.make` raises."""
+    config = {
+        "snapshot": name,
+        "where": where,
+        "modalities": None if modalities is None else list(modalities),
+        "hold_out": hold_out,
+    }
+    with recorded(open_storage(uri), "snapshot", config, quiet=quiet) as execution:
+        catalog, done = execution.catalog, execution.done
+        before = catalog.version
+        made = snapshots.make(catalog, name, where=where, modalities=modalities, hold_out=hold_out, run=done.run)
+        done.add("snapshots", int(catalog.version > before))
+    return made
+
+
+def listing(uri: str) -> pa.Table:
+    """The snapshots of the workspace at `uri`."""
+    with Catalog.open(uri) as catalog:
+        return catalog.snapshots()
+
+
+def contents(snapshot: Snapshot) -> pa.Table:
+    """What is in a snapshot: a row for each modality of each corpus."""
+    rows: Counter[str] = Counter()
+    held_out: Counter[str] = Counter()
+    for part in snapshot.parts:
+        rows[part.corpus] += int(part.selected.sum())
+        held_out[part.corpus] += int(part.held_out.sum())
+    shards: Counter[tuple[str, str, str]] = Counter()
+    size_bytes: Counter[tuple[str, str, str]] = Counter()
+    crops: dict[tuple[str, str, str], set[int]] = {}
+    for shard in snapshot.shards:
+        group = (shard.corpus, shard.modality, shard.fingerprint[:12])
+        shards[group] += 1
+        size_bytes[group] += shard.size_bytes
+        crops.setdefault(group, set()).update([] if shard.crop is None else [shard.crop])
+    lines = [
+        {
+            "corpus": group[0],
+            "rows": rows[group[0]],
+            "held_out": held_out[group[0]],
+            "modality": group[1],
+            "recipe": group[2],
+            "crops": len(crops[group]) or None,
+            "shards": shards[group],
+            "mb": round(size_bytes[group] / 1e6, 2),
+        }
+        for group in sorted(shards)
+    ]
+    return output.rows_table(lines, _COLUMNS)
+
+
+def summary(snapshot: Snapshot) -> str:
+    """A snapshot in one line."""
+    return (
+        f"snapshot {snapshot.name}: {snapshot.rows:,} rows, {snapshot.held_out_rows:,} of them held out, "
+        f"{len(snapshot.modalities)} modalities, sha256 {snapshot.sha256[:12]}; train on it as {snapshot.uri}"
+    )
+
+
+def freeze(sections: Mapping[str, SnapshotConfig], catalog: Catalog, progress: Progress, done: Done) -> None:
+    """The step `snapshot` of a pipeline: makes the snapshots that are not there, and keeps those that are.
+
+    Raises WorkspaceError where one stands that the pipeline file now describes otherwise.
+    """
+    standing = set(snapshots.names(catalog.storage))
+    for name, section in sections.items():
+        if name in standing:
+            found = snapshots.record(catalog, name, run=done.run)
+            _check_described(found, section)
+            if _has_grown(catalog, name):
+                progress.say(
+                    f"snapshot {name} is frozen at {found.rows:,} rows, and there is more since; a new one: "
+                    f"modmill snapshot {catalog.storage.uri} OTHER-NAME"
+                )
+            continue
+        made = snapshots.make(
+            catalog,
+            name,
+            where=section.where,
+            modalities=section.modalities,
+            hold_out=section.hold_out,
+            run=done.run,
+        )
+        done.add("snapshots", 1)
+        progress.say(summary(made))
+
+
+def _check_described(snapshot: Snapshot, section: SnapshotConfig) -> None:
+    differs = [
+        f"{name} is {was!r} there and {now!r} in the file"
+        for name, was, now in (
+            ("where", snapshot.where, section.where),
+            ("hold_out", snapshot.hold_out, section.hold_out),
+        )
+        if was != now
+    ]
+    if section.modalities is not None and not _has_modalities(snapshot, section.modalities):
+        there = [modality.modality for modality in snapshot.modalities]
+        differs.append(f"modalities are {there} there and {section.modalities} in the file")
+    if differs:
+        raise WorkspaceError(
+            f"snapshots.{snapshot.name}: the snapshot {snapshot.name!r} of {snapshot.storage.uri} stands and is frozen, "
+            f"but {'; '.join(differs)}; give the new one another name"
+        )
+
+
+def _has_modalities(snapshot: Snapshot, asked: Sequence[str]) -> bool:
+    """Whether a snapshot has the modalities asked for, and of each the recipes that are named."""
+    prefixes: dict[str, list[str]] = {}
+    for text in asked:
+        written, _, prefix = text.strip().partition("=")
+        prefixes.setdefault(recipe_choice.modality_name(written), []).append(prefix.lower())
+    if set(prefixes) != {modality.modality for modality in snapshot.modalities}:
+        return False
+    return all(shard.fingerprint.startswith(tuple(prefixes[shard.modality])) for shard in snapshot.shards)
+
+
+def _has_grown(catalog: Catalog, name: str) -> bool:
+    """Whether parts or shards came after a snapshot."""
+    newest = catalog.sql(
+        "SELECT max(version) > (SELECT version FROM snapshots WHERE snapshot = ?) AS has_grown "
+        "FROM (SELECT version FROM parts UNION ALL SELECT version FROM shards)",
+        [name],
+    )
+    return bool(newest["has_grown"][0].as_py())
