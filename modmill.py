@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from labelers.protocol import Labeler, LabelerSpec
     from manifests.modality import Modality
+    from manifests.snapshot import Snapshot
     from tokenize_jobs.protocol import Tokenizer, TokenizerSpec
+    from train.loader import Loader
 
 __all__ = ["Labeler", "LabelerSpec", "Modality", "Tokenizer", "TokenizerSpec", "Workspace", "check_packages", "open"]
 
@@ -78,6 +80,49 @@ class Workspace:
 
         self._catalog.refresh()
         return lookup.show(self._catalog, corpus, key)
+
+    def snapshot(self, name: str) -> "Snapshot":
+        """A snapshot of this workspace: its modalities, the rows of its parts, its shards; see `manifests/snapshot.py`.
+
+        Raises WorkspaceError where there is none of that name. `modmill snapshot` makes them.
+        """
+        from manifests import snapshot as snapshots
+
+        return snapshots.read(self._catalog.storage, name)
+
+    def loader(
+        self,
+        snapshot: str,
+        *,
+        batch: int,
+        seed: int = 0,
+        corpora: Sequence[str] | None = None,
+        held_out: bool = False,
+        workers: int = 0,
+        prefetch: int = 2,
+    ) -> "Loader":
+        """Batches of token rows of a snapshot of this workspace, of some of its corpora or of all.
+
+        `for batch in loader` never ends; `loader.batch_at(step)` gives one step. Needs the extra modmill[train]. Raises
+        ConfigError where the snapshot has no rows to train on (with `held_out`: none held out).
+        """
+        from manifests import snapshot as snapshots
+        from train.loader import Loader
+        from train.mixture import Entry
+        from train.vocabulary import of_snapshots
+
+        found = snapshots.read(self._catalog.storage, snapshot)
+        entry = Entry(snapshot=found, corpora=None if corpora is None else tuple(corpora))
+        vocabulary = of_snapshots([found])
+        return Loader(
+            [entry],
+            vocabulary=vocabulary,
+            seed=seed,
+            batch=batch,
+            held_out=held_out,
+            workers=workers,
+            prefetch=prefetch,
+        )
 
     def close(self) -> None:
         """Lets go of the index."""
