@@ -1,0 +1,24 @@
+"""The optimizer of a training run: torch's AdamW, fused where it can be."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Adam, AdamW
+
+from train.deepspeed_options import OptimizerOptions
+
+
+def adam(model: nn.Module, options: OptimizerOptions, device: torch.device) -> Adam:
+    """AdamW (arXiv 1711.05101), or Adam where decay is not decoupled; embeddings, norms and biases do not decay."""
+    embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    decays: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        decays[parameter.dim() >= 2 and name not in embeddings].append(parameter)
+    groups = [
+        {"params": decays[True], "weight_decay": options.weight_decay},
+        {"params": decays[False], "weight_decay": 0.0},
+    ]
+    settings: dict[str, Any] = {"lr": options.lr, "betas": options.betas, "eps": options.eps}
+    kind = AdamW if options.decoupled else Adam
+    return kind(groups, fused=device.type in ("cpu", "cuda"), **settings)
