@@ -104,7 +104,8 @@ def run(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the file.")
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", metavar="STEP", help="Do one step: ingest, fit, label or tokenize.")
+        str | None,
+        typer.Option("--only", metavar="STEP", help="Do one step: ingest, fit, label, tokenize, snapshot or train."),
     ] = None,
     refit: Annotated[bool, typer.Option("--refit", help="Fit the tokenizers anew; new shards beside the old.")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="Do the parts with failed rows again.")] = False,
@@ -113,7 +114,7 @@ def run(
     ] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes.")] = None,
 ) -> None:
-    """Ingest, fit tokenizers, label and tokenize: whatever of it is missing."""
+    """Ingest, fit tokenizers, label, tokenize, freeze snapshots, train: whatever the file asks for and is missing."""
     from engine import config as pipeline
     from engine import run as running
 
@@ -168,6 +169,34 @@ def sql(
 
 
 @app.command()
+def snapshot(
+    workspace: WorkspaceArgument,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="The snapshot to make; without it, list them.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", metavar="CONDITION", help="SQL over `samples`: which rows.  [default: all]")
+    ] = None,
+    modalities: Annotated[
+        str | None, typer.Option("--modalities", metavar="A,B,C", help="Which modalities.  [default: all with tokens]")
+    ] = None,
+    hold_out: Annotated[float, typer.Option("--hold-out", help="Share of the keys never trained on.")] = 0.02,
+    form: FormatOption = "table",
+) -> None:
+    """Freeze a selection of rows and tokens for training, or list what is frozen."""
+    from engine import output
+    from engine import snapshot as freezing
+
+    if name is None:
+        output.write(freezing.listing(workspace), form)
+        return
+    asked = None if modalities is None else modalities.split(",")
+    made = freezing.make(workspace, name, where=where, modalities=asked, hold_out=hold_out, quiet=form != "table")
+    output.write(freezing.contents(made), form)
+    typer.echo(freezing.summary(made), err=form != "table")
+
+
+@app.command()
 def verify(workspace: WorkspaceArgument, form: FormatOption = "table") -> None:
     """Read everything back: counts, hashes, keys aligned over modalities, tokens in range; exits 1 if any is wrong."""
     from engine import output
@@ -193,11 +222,86 @@ def verify(workspace: WorkspaceArgument, form: FormatOption = "table") -> None:
     typer.echo(
         f"{f'WRONG: {wrong} findings' if wrong else 'ok'}: {verified.versions:,} log entries, {verified.parts:,} parts, "
         f"{verified.shards:,} shards, {verified.rows:,} rows, {verified.tokenizers} tokenizers, "
-        f"{verified.size_bytes / 1e6:,.1f} MB read",
+        f"{verified.snapshots} snapshots, {verified.size_bytes / 1e6:,.1f} MB read",
         err=form != "table",
     )
     if wrong:
         raise typer.Exit(FOUND_WRONG)
+
+
+@app.command()
+def train(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A trainer file.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the file.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume", metavar="auto|PATH", help="Go on in the newest run of this file, or in a run's folder."
+        ),
+    ] = None,
+) -> None:
+    """Train an any-to-any model on snapshots, as a trainer file says."""
+    from engine import train_run
+
+    outcome = train_run.run(train_run.load(file, settings or []), resume=resume)
+    if outcome.status == "interrupted":
+        again = f"modmill train {file} --resume {outcome.folder}"
+        typer.echo(f"interrupted at step {outcome.step:,}, which is saved; go on with: {again}", err=True)
+        raise typer.Exit(INTERRUPTED)
+    typer.echo(f"done: {outcome.steps_done:,} steps, in {outcome.folder}")
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="PATH", help="A checkpoint, or a run's folder.")],
+    wanted: Annotated[str, typer.Option("--to", metavar="A,B,C", help="Modalities to make, in this order.")],
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="MODALITY=VALUE",
+            help="What is given: rgb=photo.jpg, caption='a red cube', palette='#ff0000,#00cc88', boxes=boxes.json, "
+            "metadata='brightness=120', depth=depth.npy. Several times for several.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A new folder.  [default: generated-1, -2, ...]")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Variations.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed draws others.")] = 0,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0 takes the likeliest.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Only the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Only the likeliest that hold this share.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Weight of what is given; 1 is plain.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="In how many steps a picture is decoded.")] = None,
+    order: Annotated[Literal["confidence", "random"] | None, typer.Option("--order", help="Which cells first.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="MODALITY.OPTION=VALUE", help="One option of one modality, as rgb.steps=8."),
+    ] = None,
+) -> None:
+    """Make modalities from others with a trained model, and a contact sheet of it."""
+    from engine import generate as generating
+
+    decoding = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "guidance": guidance,
+        "steps": steps,
+        "order": order,
+    }
+    folder = generating.run(
+        checkpoint,
+        given or [],
+        [name.strip() for name in wanted.split(",")],
+        out,
+        samples=samples,
+        seed=seed,
+        every={name: value for name, value in decoding.items() if value is not None},
+        settings=settings or [],
+    )
+    typer.echo(f"look at it:  {folder / 'contact-sheet.png'}")
 
 
 def main(arguments: list[str] | None = None) -> None:

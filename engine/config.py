@@ -26,6 +26,8 @@ from engine.sections import (
     Modalities,
     ModalityConfig,
     Section,
+    SnapshotConfig,
+    SnapshotName,
     TextFit,
 )
 from manifests import modality as modalities
@@ -38,6 +40,7 @@ __all__ = [
     "GridFit",
     "ModalityConfig",
     "PipelineConfig",
+    "SnapshotConfig",
     "TextFit",
     "check_labelers",
     "document",
@@ -63,6 +66,15 @@ class PipelineConfig(Section):
         description="how tokenizers are fitted: `text` for all sequences, a modality's name for its own",
     )
     fit_rows: int = Field(default=2000, ge=1, description="samples that tokenizers are fitted on")
+    snapshots: dict[SnapshotName, SnapshotConfig] = Field(
+        default_factory=dict,
+        description="selections frozen for training when all is tokenized, by name: 1 to 64 of A-Z a-z 0-9 . _ -",
+    )
+    train: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a trainer file: what `modmill train` does with it, when all else is done",
+    )
     engine: EngineConfig = Field(default_factory=EngineConfig, description="how the work is run")
 
     @field_validator("tokenizers", mode="before")
@@ -86,6 +98,7 @@ class PipelineConfig(Section):
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
         problems = [*self._unused_modalities(), *self._unfit_tokenizers(), *self._workspace_in_source()]
+        problems += self._unknown_in_snapshots()
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -116,6 +129,19 @@ class PipelineConfig(Section):
                 problems.append(
                     f"tokenizers.{name}.patch is {fit.patch}, which does not divide the size of {name}, {modality.size}"
                 )
+        return problems
+
+    def _unknown_in_snapshots(self) -> list[str]:
+        # A workspace may hold more than this file makes; what no corpus could have is a mistake before the work is done.
+        known = {modalities.get(name).name for corpus in self.corpora.values() for name in corpus.modalities}
+        problems = []
+        for snapshot, section in self.snapshots.items():
+            for written in section.modalities or ():
+                name = written.partition("=")[0].strip()
+                try:
+                    _ = name in known or modalities.get(name)
+                except ConfigError as error:
+                    problems.append(f"snapshots.{snapshot}.modalities: {error}")
         return problems
 
     def _workspace_in_source(self) -> list[str]:
@@ -158,6 +184,7 @@ _SECTIONS: dict[pipeline_file.KeyPath, type[BaseModel]] = {
     ("modalities", "*"): ModalityConfig,
     ("tokenizers", "text"): TextFit,
     ("tokenizers", "*"): GridFit,
+    ("snapshots", "*"): SnapshotConfig,
 }
 
 

@@ -10,18 +10,22 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from engine import config as pipeline
 from engine import run as running
+from engine.page import Page
 from engine.progress import Progress
 from engine.report import Question, write_report
+from engine.run_record import Done
 from manifests.errors import ConfigError
+from manifests.snapshot import open_snapshot
 
 CLONE = Path(__file__).resolve().parent.parent
-SCENES = 320
+SCENES = 600
+SNAPSHOT = "demo"
 # Where the packages that bring photographs keep them, and what to install for them.
 _PACKAGES = {"scikit-image": ("skimage", "data"), "scikit-learn": ("sklearn", "datasets/images")}
 
@@ -65,6 +69,7 @@ def run_demo(out: Path, *, workers: int | None = None, scenes: int = SCENES, set
     overrides = [*settings, *([f"engine.workers={workers}"] if workers else [])]
     config = pipeline.load(out / "pipeline.yaml", overrides)
     done = running.run(config, kind="demo")
+    scenes_module = _load_scenes()
     progress = Progress(None)
     try:
         if done.did_nothing:
@@ -77,8 +82,31 @@ def run_demo(out: Path, *, workers: int | None = None, scenes: int = SCENES, set
         out,
         title="modmill demo",
         questions=QUESTIONS,
-        class_names=_load_scenes().CLASSES,
+        class_names=scenes_module.CLASSES,
+        more=_model_section(config, done, scenes_module.COLORS),
     )
+
+
+def _model_section(
+    config: pipeline.PipelineConfig, done: Done, colors: Mapping[str, tuple[int, int, int]]
+) -> dict[str, Callable[[Page], None]]:
+    """The section of the report on the model that was trained, if one was."""
+    folder = done.training_folder
+    if folder is None:
+        return {}
+
+    def add(page: Page) -> None:
+        from engine.demo_model import add_model_section
+
+        add_model_section(page, Path(folder), open_snapshot(f"{config.workspace}#{SNAPSHOT}"), colors)
+
+    return {"model": add}
+
+
+def _trainer_file() -> str:
+    """The trainer file of the examples, with its paths as the demo's folder has them."""
+    text = (CLONE / "examples" / "train" / "tiny.yaml").read_text(encoding="utf-8")
+    return text.replace("../../demo-out/workspace#", "workspace#")
 
 
 def lay_out(out: Path, examples: Path, scenes: int, say: Callable[[str], None]) -> None:
@@ -94,8 +122,9 @@ def lay_out(out: Path, examples: Path, scenes: int, say: Callable[[str], None]) 
     if not (sources / "scenes").exists():
         say(f"rendering {scenes:,} scenes")
         _render(sources / "scenes", scenes)
-    if not file.exists():
-        file.write_text(ours, encoding="utf-8")
+    for target, text in ((file, ours), (out / "train.yaml", _trainer_file())):
+        if not target.exists():
+            target.write_text(text, encoding="utf-8")
 
 
 def _examples() -> Path:

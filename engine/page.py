@@ -6,6 +6,7 @@ where the tree is written, and nowhere else.
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,36 @@ class Page:
         self.add(svg, "text", f"{int(ordered[0]):,}", x=str(left - 4), y=str(top + 7), text_anchor="end")
         self.add(svg, "text", "0", x=str(left - 4), y=str(base), text_anchor="end")
         self.add(svg, "text", f"{len(ordered):,}", x=str(width), y=str(base + 12), text_anchor="end")
+
+    def curve(
+        self,
+        parent: Element,
+        line: Sequence[tuple[float, float]],
+        dots: Sequence[tuple[float, float]],
+        level: float | None,
+    ) -> None:
+        """Points (x, y) as a line and as dots, over a dashed level; x and y begin at 0."""
+        width, height, left, top, below = 320, 104, 42, 6, 16
+        points = [*line, *dots]
+        last = max((x for x, _ in points), default=1.0) or 1.0
+        most = max([y for _, y in points] + [level or 0.0]) or 1.0
+        base = top + height
+
+        def at(x: float, y: float) -> tuple[str, str]:
+            return f"{left + x / last * (width - left):.1f}", f"{base - y / most * height:.1f}"
+
+        svg = self.add(parent, "svg", viewBox=f"0 0 {width} {base + below}", role="img")
+        self.add(svg, "path", d=f"M{left} {base} H{width}", class_="axis")
+        if level is not None:
+            self.add(svg, "path", d=f"M{left} {at(0, level)[1]} H{width}", class_="even")
+        if line:
+            self.add(svg, "polyline", points=" ".join(",".join(at(x, y)) for x, y in line), class_="line")
+        for x, y in dots:
+            cx, cy = at(x, y)
+            self.add(svg, "circle", cx=cx, cy=cy, r="2.5", class_="dot")
+        self.add(svg, "text", f"{most:.1f}", x=str(left - 4), y=str(top + 7), text_anchor="end")
+        self.add(svg, "text", "0", x=str(left - 4), y=str(base), text_anchor="end")
+        self.add(svg, "text", f"{last:,.0f}", x=str(width), y=str(base + 12), text_anchor="end")
 
     def write(self) -> Path:
         """Writes the page whole, in place of the one before; its path."""

@@ -19,6 +19,7 @@ KeyPath = tuple[str, ...]
 # Values that name a file or folder; `*` is any name.
 _PATHS: tuple[KeyPath, ...] = (
     ("workspace",),
+    ("train",),
     ("corpora", "*", "source"),
     ("corpora", "*", "table"),
     ("tokenizers", "text", "file"),
@@ -78,10 +79,11 @@ def dotted(path: Sequence[object]) -> str:
     return ".".join(f'"{name}"' if "." in str(name) else str(name) for name in path)
 
 
-def read(path: Path) -> PipelineDocument:
+def read(path: Path, *, expected: str = "`workspace` and `corpora`") -> PipelineDocument:
     """The tree in a pipeline file, its relative paths resolved against the file's folder.
 
-    Raises ConfigError with file and line where it is no YAML mapping or a key stands twice.
+    `expected` are keys of such a file, for the message. Raises ConfigError with file and line where it is no YAML mapping
+    or a key stands twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -109,7 +111,7 @@ def read(path: Path) -> PipelineDocument:
         raise ConfigError(f"{path}: no valid YAML: {error}") from error
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
-        raise ConfigError(f"{path} is {found}, expected a mapping with `workspace` and `corpora`")
+        raise ConfigError(f"{path} is {found}, expected a mapping with {expected}")
     return PipelineDocument(path=path, tree=_resolve(tree, path.absolute().parent), lines=lines)
 
 

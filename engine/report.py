@@ -1,7 +1,7 @@
 """The report of a workspace: one HTML page with its pictures beside it, made from what the manifest and shards say."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,20 +55,25 @@ def write_report(
     questions: Sequence[Question] = QUESTIONS,
     class_names: Sequence[str] = (),
     most_samples: int = 6,
+    more: Mapping[str, Callable[[Page], None]] | None = None,
 ) -> Path:
     """Writes `out/report.html` and `out/pictures/*.png`; the path of the page.
 
-    `class_names` are the names of segmentation's class numbers, for the legend. Raises WorkspaceError where there is no
+    `class_names` are the names of segmentation's class numbers, for the legend; `more` adds sections, by their anchors,
+    after the contact sheets. Raises WorkspaceError where there is no
     workspace, QueryError where a question cannot be asked.
     """
     with Catalog.open(workspace) as catalog:
         page = Page(title or f"modmill: {workspace}", out)
         notes: list[str] = []
         corpora = sorted(catalog.corpora(), key=lambda row: (row["kind"] != "image", row["corpus"]))
-        _lead(page, _figures(catalog), corpora)
+        more = more or {}
+        _lead(page, _figures(catalog), corpora, list(more))
         for corpus in corpora:
             shown = contact.samples(catalog, corpus["corpus"], most_samples, notes)
             add_contact_sheet(page, corpus, shown, class_names)
+        for add in more.values():
+            add(page)
         _tokenizers(page, codebook_use(catalog))
         page.section("coverage", "Coverage", "Corpus by modality: what is done, and what is missing.")
         page.table(catalog.status())
@@ -98,7 +103,7 @@ def _figures(catalog: Catalog) -> dict[str, Any]:
     return {**figures, **crops, **failed, **time}
 
 
-def _lead(page: Page, figures: Mapping[str, Any], corpora: Sequence[Mapping[str, Any]]) -> None:
+def _lead(page: Page, figures: Mapping[str, Any], corpora: Sequence[Mapping[str, Any]], more: Sequence[str]) -> None:
     """One paragraph of what was done, and where to find it on the page."""
     named = ", ".join(f"{row['samples']:,} {row['corpus']}" for row in corpora)
     crops = f", {figures['crops']:,} crops of images" if figures["crops"] else ""
@@ -114,7 +119,7 @@ def _lead(page: Page, figures: Mapping[str, Any], corpora: Sequence[Mapping[str,
     navigation = page.add(page.body, "nav")
     for corpus in corpora:
         page.add(navigation, "a", corpus["corpus"], href=f"#corpus-{corpus['corpus']}")
-    for anchor in ("tokenizers", "coverage", "questions"):
+    for anchor in (*more, "tokenizers", "coverage", "questions"):
         page.add(navigation, "a", anchor, href=f"#{anchor}")
 
 

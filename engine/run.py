@@ -1,42 +1,41 @@
-"""The main job, told once: ingest, fit the tokenizers that are missing, label and tokenize what is missing.
+"""The main job, told once: ingest, fit the tokenizers that are missing, label and tokenize what is missing, freeze,
+train.
 
 Each step does only what the manifest lacks, so that running it again finishes what a crash, a failure or new
 photographs left over.
 """
 
 import os
-import secrets
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from engine import config as pipeline
-from engine import corpus_plan, ingest, plan
+from engine import corpus_plan, ingest, plan, snapshot
 from engine.corpus_plan import CorpusPlan
 from engine.failures import FailureBudget
 from engine.plan import FitItem, WorkItem
 from engine.progress import Progress
-from engine.run_record import started
+from engine.run_record import Done, Execution, recorded
 from manifests import log
 from manifests.actions import (
     Action,
     PartAdded,
     RecipeAdded,
     RecipeCurrent,
-    RunEnded,
     ShardAdded,
     TokenizerAdded,
 )
-from manifests.catalog import Catalog, cache_folder
-from manifests.errors import TooManyFailures
 from manifests.modality import Form
 from manifests.storage import open_storage
 
-Step = Literal["ingest", "fit", "label", "tokenize"]
-STEPS: tuple[Step, ...] = ("ingest", "fit", "label", "tokenize")
+if TYPE_CHECKING:
+    # Torch takes seconds to load, and only some pipelines train.
+    from train.run import Outcome
+
+Step = Literal["ingest", "fit", "label", "tokenize", "snapshot", "train"]
+STEPS: tuple[Step, ...] = ("ingest", "fit", "label", "tokenize", "snapshot", "train")
 _FORMS: Mapping[Step, Form] = {"label": "label", "tokenize": "token"}
 
 
@@ -50,21 +49,6 @@ class Runner(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass
-class Done:
-    """What a run did, in numbers."""
-
-    run: str
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, more: int) -> None:
-        self.counts[name] = self.counts.get(name, 0) + more
-
-    @property
-    def did_nothing(self) -> bool:
-        return not any(self.counts.values())
-
-
 def run(
     config: pipeline.PipelineConfig,
     *,
@@ -76,42 +60,46 @@ def run(
 ) -> Done:
     """Runs the pipeline; what was done. Raises TooManyFailures, and any ModmillError of its parts."""
     pipeline.check_labelers(config)
+    # A mistake in the trainer file is told before hours of work, not after.
+    train = _trainer(config.train, quiet=quiet) if config.train and "train" in steps else None
     storage = open_storage(config.workspace)
-    identity = log.create_workspace(storage)
-    name = f"{kind}-{log.now()[:19].replace(':', '').replace('-', '')}-{secrets.token_hex(3)}"
-    folder = Path(storage.full("runs")) if storage.is_local else cache_folder() / identity / "runs"
-    with log.writer_lease(storage, name), Catalog(storage) as catalog:
-        progress = Progress(folder / name / "events.jsonl", quiet=quiet)
-        done = Done(run=name)
-        catalog.commit([started(name, kind, config)], run=name)
-        status = "failed"
-        try:
-            _Run(config, catalog, progress, done).all(steps, refit=refit, retry_failed=retry_failed)
-            status = "done"
-        except TooManyFailures:
-            status = "over_budget"
-            raise
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        except Exception as error:
-            progress.event("error", error=type(error).__name__, message=str(error), trace=traceback.format_exc())
-            raise
-        finally:
-            catalog.commit([RunEnded(run=name, time=log.now(), status=status, counts=done.counts)], run=name)
-            progress.event("ended", status=status, counts=done.counts)
-            progress.close()
-    return done
+    log.create_workspace(storage)
+    with recorded(storage, kind, pipeline.document(config), quiet=quiet) as execution:
+        _Run(config, execution).all(steps, refit=refit, retry_failed=retry_failed)
+    # Without the lease: others may write to the workspace while a model is trained.
+    if train is not None:
+        outcome = train()
+        execution.done.add("training_steps", outcome.steps_done)
+        execution.done.training_folder = outcome.folder
+    return execution.done
+
+
+def _trainer(file: str, *, quiet: bool) -> "Callable[[], Outcome]":
+    """What trains as a trainer file says, or goes on with it.
+
+    Raises ConfigError where the file is not right.
+    """
+    from engine import train_run
+
+    loaded = train_run.load(Path(file))
+
+    def train() -> "Outcome":
+        outcome = train_run.run(loaded, resume="auto", quiet=quiet)
+        if outcome.status == "interrupted":
+            raise KeyboardInterrupt
+        return outcome
+
+    return train
 
 
 class _Run:
     """One execution: what it was given, and the runner once there is work for one."""
 
-    def __init__(self, config: pipeline.PipelineConfig, catalog: Catalog, progress: Progress, done: Done) -> None:
+    def __init__(self, config: pipeline.PipelineConfig, execution: Execution) -> None:
         self.config = config
-        self.catalog = catalog
-        self.progress = progress
-        self.done = done
+        self.catalog = execution.catalog
+        self.progress = execution.progress
+        self.done = execution.done
 
     def all(self, steps: Sequence[Step], *, refit: bool, retry_failed: bool) -> None:
         roots = self._ingest(steps)
@@ -132,6 +120,8 @@ class _Run:
         finally:
             if runner is not None:
                 runner.close()
+        if "snapshot" in steps:
+            snapshot.freeze(self.config.snapshots, self.catalog, self.progress, self.done)
 
     # -- ingest -------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ PACKAGES = ("engine", "labelers", "tokenize_jobs", "train", "manifests")
 MODULES = [*sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")), ROOT / "modmill.py"]
 VIEWS = {
     *("corpora", "parts", "samples", "shards", "recipes", "coverage", "failures", "runs", "lineage", "timeline"),
-    *("boxes", "instances", "captions", "palettes", "metadata", "tokenizers"),
+    *("boxes", "instances", "captions", "palettes", "metadata", "tokenizers", "snapshots"),
 }
 
 

@@ -92,7 +92,9 @@ def test_every_verb_is_in_the_readme() -> None:
     from engine.cli import app
 
     verbs = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
-    assert sorted(verbs) == sorted(["demo", "init", "doctor", "run", "status", "sql", "verify"])
+    assert sorted(verbs) == sorted(
+        ["demo", "init", "doctor", "run", "status", "sql", "snapshot", "verify", "train", "generate"]
+    )
     for verb in verbs:
         assert re.search(rf"(modmill|make) {verb}\b", README), verb
 

@@ -366,9 +366,9 @@ def test_a_newer_workspace_is_refused(tmp_path: Path, undisturbed) -> None:
 
 def test_one_step_at_a_time(tmp_path: Path, undisturbed) -> None:
     folder, workspace = undisturbed
-    override = f"workspace={tmp_path / 'work'}"
+    overrides = (f"workspace={tmp_path / 'work'}", "snapshots.everything={}")
     with pytest.raises(ConfigError, match="never ingested"):
-        run(folder / "pipeline.yaml", override, steps=("label",))
-    for step in running.STEPS:
-        assert not run(folder / "pipeline.yaml", override, steps=(step,)).did_nothing
+        run(folder / "pipeline.yaml", *overrides, steps=("label",))
+    for step in ("ingest", "fit", "label", "tokenize", "snapshot"):
+        assert not run(folder / "pipeline.yaml", *overrides, steps=(step,)).did_nothing
     assert shard_files(tmp_path / "work") == shard_files(workspace)
