@@ -21,6 +21,7 @@ SMALL = (
     "corpora.photos.crops=1",
     "engine.batch=8",
     "tokenizers.text.vocabulary=5000",
+    "snapshots.demo.hold_out=0.4",
     *(
         f"tokenizers.{name}={{steps: 2, batch: 4, codebook: 16, width: 16, depth: 1}}"
         for name in ("rgb", "edges", "depth", "normals", "segmentation")
@@ -100,19 +101,39 @@ def test_outside_a_clone_the_demo_says_how_to_get_one(tmp_path: Path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
+def write_small_trainer_file(out: Path) -> None:
+    """The demo's trainer file cut to seconds, where the demo finds it and leaves it as it is."""
+    text = demo._trainer_file()
+    for long, short in (
+        ("steps: 360", "steps: 3"),
+        ("{depth: 3}", "{depth: 1}"),
+        ("train_batch_size: 16", "train_batch_size: 4"),
+    ):
+        assert long in text
+        text = text.replace(long, short)
+    out.mkdir()
+    (out / "train.yaml").write_text(text)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_small_demo_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None):
     monkeypatch.chdir(tmp_path)
+    write_small_trainer_file(tmp_path / "demo-out")
     report = demo.run_demo(Path("demo-out"), workers=2, scenes=12, settings=SMALL)
     assert report == Path("demo-out/report.html")
     text = report.read_text()
     assert "modmill sql demo-out/workspace" in text
     assert "Not shown" not in text
+    assert "A tiny model" in text
+    for name in ("caption-to-rgb", "rgb-to-all", "steering"):
+        assert (report.parent / "pictures" / f"{name}.png").is_file()
     with Catalog.open("demo-out/workspace") as catalog:
         missing = [row for row in catalog.coverage() if row["parts_missing"] or row["failed"]]
         assert not missing
         shards = catalog.live_shards()
+        trained = catalog.sql("SELECT status FROM runs WHERE kind = 'train'").to_pylist()
+    assert trained == [{"status": "done"}]
     for corpus, name in (("scenes", "depth"), ("scenes", "segmentation"), ("photos", "rgb")):
         assert (report.parent / "pictures" / f"{corpus}-00-{name}-label.png").is_file()
         assert (report.parent / "pictures" / f"{corpus}-00-{name}-tokens.png").is_file()
@@ -122,3 +143,4 @@ def test_a_small_demo_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.Mon
     assert report.is_file()
     with Catalog.open("demo-out/workspace") as catalog:
         assert catalog.live_shards() == shards
+        assert catalog.sql("SELECT status FROM runs WHERE kind = 'train'").to_pylist() == trained
