@@ -19,6 +19,9 @@ _TYPER_INTERRUPTED = 130
 
 DONE, FOUND_WRONG, USER_MISTAKE, OVER_BUDGET, INTERRUPTED = 0, 1, 2, 3, 4
 
+# Threads of torch that wait by spinning make a step ten times slower where another process has a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 app = typer.Typer(
     name="modmill",
     help="Turns image corpora into aligned, tokenized training sets of many modalities.",

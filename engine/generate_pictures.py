@@ -38,7 +38,7 @@ def tile(name: str, labels: Mapping[str, Any]) -> np.ndarray | str:
         return pictures.picture(facts, label)
     base = name.partition("@")[0]
     if base == "palette":
-        return pictures.swatches(label) if label else "no palette"
+        return pictures.swatches(label) if label else "no palette: what was generated is none"
     if facts is not None and facts.crop_rule == "boxes":
         pixels = [other for at, other in labels.items() if at.partition("@")[0] == "rgb"]
         ground = pictures.fit(pixels[0]) if pixels else pictures.blank()

@@ -158,7 +158,10 @@ def _palette(colors: Sequence[Any]) -> list[dict[str, Any]]:
     """A palette's records; `colors` are "#rrggbb", [r, g, b] or mappings with r, g and b, the most important first."""
     values = [_color(color) for color in colors]
     if not 1 <= len(values) <= PALETTE_MOST:
-        raise ConfigError(f"palette of {len(values)} colors; expected 1 to {PALETTE_MOST}")
+        raise ConfigError(
+            f"palette of {len(values)} colors; expected 1 to {PALETTE_MOST} (a model that has learned little may have written "
+            "none: leave it out then)"
+        )
     return [
         {"k": len(values), "rank": rank, "r": red, "g": green, "b": blue, "share": None}
         for rank, (red, green, blue) in enumerate(values)

@@ -373,7 +373,7 @@ def _checkpoint(
         return run_folder.named(resume)
     saved = run_folder.newest(out, config, identity, say)
     if saved is None:
-        say(f"no run {config.name!r} of this configuration with a checkpoint in {out}: a new one begins")
+        say(f"{config.name}: a new run begins, since none in {out} has this configuration and a checkpoint")
     return saved
 
 

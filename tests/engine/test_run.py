@@ -364,6 +364,43 @@ def test_a_newer_workspace_is_refused(tmp_path: Path, undisturbed) -> None:
         run(folder / "pipeline.yaml", f"workspace={tmp_path / 'work'}")
 
 
+TRAINER = """
+name: small
+steps: 2
+mixture: [{snapshot: "work#all"}]
+model: {depth: 1}
+masking: {inputs: [4, 32], targets: [4, 32]}
+deepspeed: {train_batch_size: 2, gradient_accumulation_steps: 1, optimizer: {type: AdamW, params: {lr: 1.0e-3}}}
+validation: {rows: 0}
+threads: 1
+"""
+
+
+def test_the_pipeline_trains_last_and_only_once(tmp_path: Path, undisturbed) -> None:
+    folder, workspace = undisturbed
+    shutil.copytree(workspace, tmp_path / "work")
+    (tmp_path / "train.yaml").write_text(TRAINER)
+    overrides = (f"workspace={tmp_path / 'work'}", "snapshots.all={hold_out: 0.0}", f"train={tmp_path / 'train.yaml'}")
+    done = run(folder / "pipeline.yaml", *overrides)
+    assert done.counts["training_steps"] == 2
+    assert (Path(str(done.training_folder)) / "checkpoints" / "step-00000002" / "checkpoint.json").is_file()
+    with Catalog.open(tmp_path / "work") as catalog:
+        trained = catalog.sql("SELECT status FROM runs WHERE kind = 'train'").to_pylist()
+    assert trained == [{"status": "done"}]
+    again = run(folder / "pipeline.yaml", *overrides)
+    assert again.did_nothing
+    assert again.training_folder == done.training_folder
+
+
+def test_a_mistake_in_the_trainer_file_is_told_before_any_work(tmp_path: Path, undisturbed) -> None:
+    folder, _ = undisturbed
+    (tmp_path / "train.yaml").write_text(TRAINER.replace("steps: 2", "stepps: 2"))
+    overrides = (f"workspace={tmp_path / 'work'}", f"train={tmp_path / 'train.yaml'}")
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        run(folder / "pipeline.yaml", *overrides)
+    assert not (tmp_path / "work").exists()
+
+
 def test_one_step_at_a_time(tmp_path: Path, undisturbed) -> None:
     folder, workspace = undisturbed
     overrides = (f"workspace={tmp_path / 'work'}", "snapshots.everything={}")
