@@ -191,6 +191,8 @@ def snapshot(
     from engine import snapshot as freezing
 
     if name is None:
+        if where is not None or modalities is not None:
+            raise ConfigError("--where and --modalities make a snapshot: give its NAME after the workspace")
         output.write(freezing.listing(workspace), form)
         return
     asked = None if modalities is None else modalities.split(",")

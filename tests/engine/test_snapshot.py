@@ -70,6 +70,11 @@ def command(*arguments: object) -> int:
 # -- the verb ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_condition_without_a_name_is_no_listing(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("snapshot", work, "--where", "row < 2") == 2
+    assert "give its NAME" in capsys.readouterr().err
+
+
 def test_the_verb_makes_and_lists(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("snapshot", work, "mine", "--where", "row < 2", "--modalities", "palette,metadata")
     assert command(*arguments, "--hold-out", "0", "--format", "json") == 0

@@ -186,7 +186,7 @@ def test_a_finished_run_says_so_and_a_longer_one_goes_on(workspace: Any, tmp_pat
     assert (longer.run, longer.step, longer.steps_done) == (first.run, 4, 2)
     other = train(config(workspace, tmp_path, steps=1, seed=4), resume="auto", report=report)
     assert other.run != first.run
-    assert any("a new one begins" in text for text in said)
+    assert any("a new run begins" in text for text in said)
 
 
 def test_sigterm_ends_after_the_step_with_a_checkpoint(workspace: Any, tmp_path: Path) -> None:
