@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from math import isqrt
 from typing import Any, Self
 
-from manifests.snapshot import Snapshot, SnapshotModality
-
 from manifests.errors import ConfigError, nearest
+from manifests.snapshot import Snapshot, SnapshotModality
 
 # Sequences are cut to a window of so many tokens unless the trainer file says otherwise.
 MOST_TOKENS = 256
