@@ -380,7 +380,11 @@ def test_the_pipeline_trains_last_and_only_once(tmp_path: Path, undisturbed) -> 
     folder, workspace = undisturbed
     shutil.copytree(workspace, tmp_path / "work")
     (tmp_path / "train.yaml").write_text(TRAINER)
-    overrides = (f"workspace={tmp_path / 'work'}", "snapshots.all={hold_out: 0.0}", f"train={tmp_path / 'train.yaml'}")
+    overrides = (
+        f"workspace={tmp_path / 'work'}",
+        "snapshots.all={hold_out: 0.0, modalities: [rgb]}",
+        f"train={tmp_path / 'train.yaml'}",
+    )
     done = run(folder / "pipeline.yaml", *overrides)
     assert done.counts["training_steps"] == 2
     assert (Path(str(done.training_folder)) / "checkpoints" / "step-00000002" / "checkpoint.json").is_file()
