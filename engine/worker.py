@@ -19,7 +19,7 @@ from manifests import shards
 from manifests.actions import ShardAdded, TokenizerAdded
 from manifests.errors import ShardError
 from manifests.recipe import canonical_json
-from manifests.storage import Storage, cache_folder, open_storage
+from manifests.storage import Storage, open_storage
 from tokenize_jobs import protocol as tokenizers
 
 
@@ -100,20 +100,10 @@ class Worker:
 
 def fetch_tokenizer(storage: Storage, known: TokenizerAdded) -> Path:
     """A local folder with a tokenizer of the workspace. Raises ShardError where its files are not the committed ones."""
-    if storage.is_local:
-        folder = Path(storage.full(known.path))
-    else:
-        folder = cache_folder() / "tokenizers" / Path(known.path).name
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in storage.names(known.path):
-            (folder / name).write_bytes(storage.read(f"{known.path}/{name}"))
-    try:
-        found = tokenizers.digest(folder)
-    except FileNotFoundError:
-        found = ""
+    folder, found = tokenizers.fetch(storage, known.path)
     if found != known.digest:
         raise ShardError(
-            f"{storage.location(known.path)}: the tokenizer's digest is {found[:12] or 'missing'}, the log says "
+            f"{storage.location(known.path)}: the tokenizer's digest is {found[:12]}, the log says "
             f"{known.digest[:12]}; restore the folder from a copy, or fit anew with --refit"
         )
     return folder

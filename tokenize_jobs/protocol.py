@@ -16,6 +16,7 @@ import numpy as np
 
 from manifests.errors import ConfigError
 from manifests.recipe import canonical_json, sha256_hex
+from manifests.storage import Storage, cache_folder
 
 FAMILIES = ("grid", "text")
 
@@ -69,6 +70,19 @@ def digest(folder: Path) -> str:
     paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     files = {path.name: sha256_hex(path.read_bytes()) for path in paths}
     return sha256_hex(canonical_json(files))
+
+
+def fetch(storage: Storage, path: str) -> tuple[Path, str]:
+    """A local folder with the files at `path` of a workspace, and their digest; "missing" where there are none."""
+    if storage.is_local:
+        folder = Path(storage.full(path))
+        return folder, digest(folder) if folder.is_dir() else "missing"
+    folder = cache_folder() / "tokenizers" / Path(path).name
+    folder.mkdir(parents=True, exist_ok=True)
+    names = storage.names(path)
+    for name in names:
+        (folder / name).write_bytes(storage.read(f"{path}/{name}"))
+    return folder, digest(folder) if names else "missing"
 
 
 def load(folder: Path, modality: str) -> Tokenizer:

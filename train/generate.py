@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from manifests.errors import ConfigError, TokenizeError
-from manifests.storage import cache_folder, open_storage
+from manifests.storage import open_storage
 from tokenize_jobs import protocol
 from train.decoding import DecodeOptions, GenerateOptions, counts, draw, guided
 from train.hashing import combine, name_hash, uniform
@@ -262,18 +262,10 @@ class Tokenizers:
     def _folder(self, facts: TokenModality) -> Path:
         """A local folder with the tokenizer, its files checked."""
         storage = open_storage(self.workspaces[facts.name])
-        where = storage.location(facts.path)
-        if storage.is_local:
-            folder = Path(storage.full(facts.path))
-        else:
-            folder = cache_folder() / "tokenizers" / Path(facts.path).name
-            folder.mkdir(parents=True, exist_ok=True)
-            for name in storage.names(facts.path):
-                (folder / name).write_bytes(storage.read(f"{facts.path}/{name}"))
-        found = protocol.digest(folder) if folder.is_dir() else "missing"
+        folder, found = protocol.fetch(storage, facts.path)
         if found != facts.digest:
             raise ConfigError(
-                f"{where}: the tokenizer of {facts.name} is {found[:12]}, the model was trained with "
+                f"{storage.location(facts.path)}: the tokenizer of {facts.name} is {found[:12]}, the model was trained with "
                 f"{facts.tokenizer}-{facts.digest[:12]}; restore that folder from a copy, or train on the new tokens"
             )
         return folder

@@ -98,10 +98,11 @@ def mask_batch(
         if len(column.values) == 0:
             continue
         keys = combine(batch.keys, name_hash("tokens", modality.name))
-        mask = mask_sequence if modality.sequence else mask_grid
-        given, asked = mask(
-            column, keys, drawn.inputs[:, index], drawn.targets[:, index], drawn.keep[:, index], modality
-        )
+        own = column, keys, drawn.inputs[:, index], drawn.targets[:, index]
+        if modality.sequence:
+            given, asked = mask_sequence(*own, drawn.keep[:, index], modality)
+        else:
+            given, asked = mask_grid(*own, modality)
         inputs.append(np.insert(given, 1, index, axis=0))
         targets.append(np.insert(asked, 1, index, axis=0))
     return _packed(np.concatenate(inputs, axis=1), np.concatenate(targets, axis=1), len(batch), device)
@@ -136,14 +137,12 @@ def mask_grid(
     keys: Int64[np.ndarray, "B"],
     inputs: Int64[np.ndarray, "B"],
     targets: Int64[np.ndarray, "B"],
-    keep: Float[np.ndarray, "B"],
     modality: TokenModality,
 ) -> tuple[Int64[np.ndarray, "3 T"], Int64[np.ndarray, "4 U"]]:
     """The chosen places of grids: rows sample, position, id of the inputs; and with the previous id, -1, of the targets.
 
     Places are drawn without preference: the first `inputs` of a random order are given, the next `targets` asked for.
     """
-    del keep
     rows = np.flatnonzero(column.lengths())
     tokens = column.values.reshape(len(rows), modality.tokens)
     order = np.argsort(combine(keys[rows, None], np.arange(modality.tokens)), axis=1)

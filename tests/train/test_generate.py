@@ -64,8 +64,7 @@ def random_model() -> Model:
     model.initialize(0)
     # Far enough from even odds that tokens matter.
     with torch.no_grad():
-        model.head.weight *= 30
-        model.tokens.weight *= 30
+        model.head.weight *= 10
     return model.eval()
 
 
@@ -173,7 +172,7 @@ def test_the_seed_decides_and_neighbors_do_not(random_model: Model, order: Order
         for name in wanted:
             assert np.array_equal(alone[name][0], whole[name][number])
     equal = generate(random_model, {"rgb": [rgb[0]] * 4}, ["depth"], options, seed=7)["depth"]
-    assert len({row.tobytes() for row in equal}) > 1
+    assert len({row.tobytes() for row in equal}) == 4
     for rows, facts in ((whole["depth"], VOCABULARY["depth"]), (whole["caption"], VOCABULARY["caption"])):
         assert all(row.min(initial=0) >= 0 and row.max(initial=0) < facts.vocabulary for row in rows)
 
@@ -374,7 +373,7 @@ def test_what_was_learned_comes_out_of_every_side(trained: Model) -> None:
 def test_steps_agree_with_each_other_where_nothing_is_given(trained: Model, order: Order) -> None:
     def pictures(steps: int) -> np.ndarray:
         options = GenerateOptions(every={"temperature": 1.0, "top_p": 1.0, "steps": steps, "order": order})
-        return np.stack(generate(trained, {}, ["rgb"], options, seed=1, samples=24)["rgb"])
+        return np.stack(generate(trained, {}, ["rgb"], options, seed=1, samples=64)["rgb"])
 
     def agreeing(made: np.ndarray) -> float:
         return float(np.mean([np.bincount(row).max() for row in made]) / CELLS)
@@ -382,7 +381,7 @@ def test_steps_agree_with_each_other_where_nothing_is_given(trained: Model, orde
     stepped = pictures(CELLS)
     assert agreeing(stepped) > 0.9
     # In one step the cells do not know of each other.
-    assert agreeing(pictures(1)) < agreeing(stepped)
+    assert agreeing(pictures(1)) < 0.7
     # By confidence the color that is a little likelier wins nearly every time; random order keeps the variety.
     if order == "random":
-        assert len(np.unique(stepped)) > 1
+        assert len(np.unique(stepped)) >= 4

@@ -176,3 +176,40 @@ def test_logits_are_over_the_modality_s_own_tokens() -> None:
     whole = hidden @ net.head.weight.T
     assert torch.equal(net.logits(hidden, 2), whole[:, 28:38]) or torch.allclose(net.logits(hidden, 2), whole[:, 28:38])
     assert net.logits(hidden, 0).shape == (5, 20)
+
+
+def test_a_target_finds_its_own_cell_on_a_grid_of_14() -> None:
+    """Each cell of one modality is a function of the same cell of another: what depth, edges and normals are of rgb."""
+    side, codes, samples, asked = 14, 16, 8, 64
+    cells = side * side
+    grid = {"sequence": False, "vocabulary": codes, "tokens": cells, "tokenizer": "t", "digest": "t", "path": "t"}
+    facts = tuple(TokenModality(name=name, offset=offset, **grid) for name, offset in (("depth", 0), ("rgb", codes)))
+    net = Model(Vocabulary(modalities=facts, size=2 * codes), ModelConfig(depth=1, dim=96, heads=3))
+    net.initialize(0)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(0)
+    becomes = torch.randperm(codes, generator=generator)
+    losses = []
+    for _ in range(120):
+        rgb = torch.randint(codes, (samples, cells), generator=generator)
+        place = torch.rand(samples, cells, generator=generator).argsort(dim=1)[:, :asked].sort(dim=1).values
+        batch = MaskedBatch(
+            samples=samples,
+            input_ids=rgb.flatten() + codes,
+            input_modality=torch.ones(samples * cells, dtype=torch.int64),
+            input_position=torch.arange(cells).repeat(samples),
+            input_sample=torch.arange(samples).repeat_interleave(cells),
+            target_ids=becomes[rgb.gather(1, place)].flatten(),
+            previous_ids=torch.full((samples * asked,), -1),
+            target_modality=torch.zeros(samples * asked, dtype=torch.int64),
+            target_position=place.flatten(),
+            target_sample=torch.arange(samples).repeat_interleave(asked),
+        )
+        value = loss.total(loss.sums(net, net(batch), batch), torch.tensor([samples * asked, 0]))
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        losses.append(value.item())
+    assert losses[0] > 2.5
+    assert losses[-1] < 0.1
