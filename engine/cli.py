@@ -305,6 +305,7 @@ def generate(
         seed=seed,
         every={name: value for name, value in decoding.items() if value is not None},
         settings=settings or [],
+        say=lambda text: typer.echo(text, err=True),
     )
     typer.echo(f"look at it:  {folder / 'contact-sheet.png'}")
 

@@ -1,7 +1,7 @@
 """`modmill generate`: prompts in, a folder of generated labels and a contact sheet out."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from engine.contact import modality_of
 from manifests import images
 from manifests.errors import ConfigError
 from train.checkpoint import Checkpoint, open_checkpoint
-from train.decoding import GenerateOptions
+from train.decoding import OF_GRIDS, OF_SEQUENCES, GenerateOptions
 from train.generate import Tokenizers, generate
 
 # Samples that the model makes at a time.
 _TOGETHER = 16
+_TEXTS_TOLD = 4
 
 
 def run(
@@ -32,11 +33,13 @@ def run(
     seed: int,
     every: Mapping[str, Any],
     settings: Sequence[str],
+    say: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Generates `samples` variations of the wanted modalities, in their order, and writes them; returns the folder.
 
     `every` are decode options for all modalities, `settings` those for one, as MODALITY.OPTION=VALUE. `out` is a folder that is
-    not there yet, or is empty; None: the first `generated-<n>` that is free. Nothing is written before all is made.
+    not there yet, or is empty; None: the first `generated-<n>` that is free. Nothing is written before all is made; `say`
+    is told what is being made, and the texts that were.
     Raises ConfigError on what cannot be given, wanted or set.
     """
     options = GenerateOptions(every=every, each=_settings(settings))
@@ -51,12 +54,16 @@ def run(
         tokenizers.get(name)
     found = prompts.read(given, tokenizers)
     tokens = {name: prompt.tokens for name, prompt in found.items()}
-    made = _generate(opened, tokens, wanted, options, samples, seed)
+    made = _generate(opened, tokens, wanted, options, samples, seed, say)
     labels = {
         name: tokenizers.decode(name, [prompt.tokens])[0] if prompt.label is None else prompt.label
         for name, prompt in found.items()
     }
     generated = {name: tokenizers.decode(name, rows) for name, rows in made.items()}
+    for name, some in generated.items():
+        for text in some[:_TEXTS_TOLD]:
+            if isinstance(text, str):
+                say(f"{name}: {text or '(no words)'}")
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: _write(folder, name, rows, is_random=opened.step == 0) for name, rows in generated.items()}
     rows = [
@@ -79,6 +86,7 @@ def run(
         "samples": samples,
         "seed": seed,
         "options": _used(opened, list(found), wanted, options),
+        "tokenizers": {name: _tokenizer(opened, name) for name in (*found, *wanted)},
         "files": files,
     }
     _write_json(folder / "generation.json", document)
@@ -92,6 +100,7 @@ def _generate(
     options: GenerateOptions,
     samples: int,
     seed: int,
+    say: Callable[[str], None],
 ) -> dict[str, list[np.ndarray]]:
     """All samples of one prompt, some at a time."""
     model = opened.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -99,6 +108,8 @@ def _generate(
     for first in range(0, samples, _TOGETHER):
         many = min(_TOGETHER, samples - first)
         given = {name: [row] * many for name, row in tokens.items()}
+        numbers = f"{first + 1} to {first + many} of {samples}" if samples > 1 else "1 of 1"
+        say(f"making {', '.join(wanted)}: sample {numbers}")
         for name, rows in generate(model, given, wanted, options, seed=seed, samples=many, first=first).items():
             made[name] += rows
     return made
@@ -178,10 +189,18 @@ def _used(
     opened: Checkpoint, given: Sequence[str], wanted: Sequence[str], options: GenerateOptions
 ) -> dict[str, dict[str, Any]]:
     """The decode options that each modality was made with."""
-    return {
-        name: asdict(options.of(opened.vocabulary[name], [*given, *wanted[:place]]))
-        for place, name in enumerate(wanted)
-    }
+    used = {}
+    for place, name in enumerate(wanted):
+        facts = opened.vocabulary[name]
+        chosen = asdict(options.of(facts, [*given, *wanted[:place]]))
+        unused = OF_GRIDS if facts.sequence else OF_SEQUENCES
+        used[name] = {option: value for option, value in chosen.items() if option not in unused}
+    return used
+
+
+def _tokenizer(opened: Checkpoint, name: str) -> str:
+    facts = opened.vocabulary[name]
+    return f"{facts.tokenizer}-{facts.digest[:12]}"
 
 
 def _title(found: Mapping[str, prompts.Prompt], wanted: Sequence[str]) -> str:

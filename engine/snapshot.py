@@ -16,6 +16,7 @@ from manifests.errors import WorkspaceError
 from manifests.snapshot import Snapshot
 from manifests.storage import open_storage
 
+_LISTED = ("snapshot", "rows", "held_out", "modalities", "where", "sha256", "made", "files")
 _COLUMNS = ("corpus", "rows", "held_out", "modality", "recipe", "crops", "shards", "mb")
 
 
@@ -38,9 +39,24 @@ def make(
 
 
 def listing(uri: str) -> pa.Table:
-    """The snapshots of the workspace at `uri`."""
+    """The snapshots of the workspace at `uri`, in short; the view `snapshots` has the rest."""
     with Catalog.open(uri) as catalog:
-        return catalog.snapshots()
+        rows = catalog.snapshots().to_pylist()
+        there = set(snapshots.names(catalog.storage))
+    lines = [
+        {
+            "snapshot": row["snapshot"],
+            "rows": row["rows"],
+            "held_out": row["held_out"],
+            "modalities": len(row["modalities"]),
+            "where": row["where"],
+            "sha256": row["sha256"][:12],
+            "made": f"{row['time']:%Y-%m-%d %H:%M}",
+            "files": "there" if row["snapshot"] in there else "gone",
+        }
+        for row in rows
+    ]
+    return output.rows_table(lines, _LISTED)
 
 
 def contents(snapshot: Snapshot) -> pa.Table:

@@ -108,7 +108,6 @@ class _Told:
     def __init__(self, progress: Progress, record: _Record) -> None:
         self._progress = progress
         self._record = record
-        self._begun = 0
 
     def __call__(self, kind: str, facts: Mapping[str, Any]) -> None:
         handler = getattr(self, f"_{kind}", None)
@@ -123,21 +122,21 @@ class _Told:
         self._progress.say(f"{facts['run']}: {facts['parameters']:,} parameters, in {_shortest(facts['folder'])}")
         if facts["step"] < facts["steps"]:
             self._record.begin(facts["run"], facts["step"], document)
-            self._begun = facts["step"]
-            self._progress.stage(_STAGE, facts["steps"] - self._begun, "steps")
+            self._progress.stage(_STAGE, facts["steps"], "steps")
             # From here on the rate counts.
-            self._progress.update(_STAGE, 0)
+            self._progress.update(_STAGE, facts["step"])
 
     def _unigram(self, facts: Mapping[str, Any]) -> None:
         if facts["held_out"]:
-            self._progress.say(f"guessing by frequency, held-out: {_by_name(facts['held_out'])}")
+            self._progress.say(f"guessing by frequency, held-out, nats a target: {_by_name(facts['held_out'])}")
 
     def _train(self, facts: Mapping[str, Any]) -> None:
-        note = f"step {facts['step']:,}  loss {facts['loss']:.4f}"
-        self._progress.update(_STAGE, facts["step"] - self._begun, note=note)
+        self._progress.update(_STAGE, facts["step"], note=f"loss {facts['loss']:.4f}")
 
     def _validation(self, facts: Mapping[str, Any]) -> None:
-        self._progress.say(f"step {facts['step']:,}: held-out loss {facts['loss']:.4f}: {_by_name(facts['losses'])}")
+        self._progress.say(
+            f"step {facts['step']:,}: held-out loss {facts['loss']:.4f} nats a target: {_by_name(facts['losses'])}"
+        )
 
 
 def _by_name(values: Mapping[str, float | None]) -> str:

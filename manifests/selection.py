@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from manifests import recipe_choice
 from manifests.errors import ConfigError, ShardError
-from manifests.shards import Status, read_tar
+from manifests.shards import Status
 from manifests.snapshot_files import MODALITIES, PARTS, SHARDS
 from manifests.storage import Storage
 
@@ -45,7 +45,7 @@ class Selection:
 def select(catalog: "Catalog", *, where: str | None, modalities: Sequence[str] | None, hold_out: float) -> Selection:
     """What the arguments of `snapshot.make` pick of the catalog as it stands.
 
-    Raises ConfigError where that is no row, and for modalities that cannot be had; QueryError for the condition;
+    Raises ConfigError where that is no row, and for modalities that cannot be had or trained on; QueryError for the condition;
     ShardError where a shard that must be looked into cannot be read.
     """
     parts = catalog.numbered_parts()
@@ -58,6 +58,7 @@ def select(catalog: "Catalog", *, where: str | None, modalities: Sequence[str] |
     recipes = recipe_choice.choose(catalog, modalities, corpora)
     shards = catalog.token_shards(recipes)
     _check_aligned(parts, shards)
+    _check_formats(shards)
     picked &= _with_tokens(catalog.storage, rows, picked, shards)
     if not picked.any():
         names = ", ".join(sorted({recipe["modality"] for recipe in recipes}))
@@ -135,11 +136,8 @@ def _is_ok(storage: Storage, shard: Mapping[str, Any]) -> np.ndarray:
     where = storage.location(shard["path"])
     try:
         data = io.BytesIO(storage.read(shard["path"]))
-        if shard["format"] == "parquet":
-            statuses = pq.ParquetFile(data).read(columns=["status"])["status"].to_numpy()
-        else:
-            statuses = np.array(read_tar(data, values=False).statuses)
-    except (OSError, KeyError, pa.ArrowException, ShardError) as error:
+        statuses = pq.ParquetFile(data).read(columns=["status"])["status"].to_numpy()
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise ShardError(f"{where} cannot be read ({error}); see `modmill verify {storage.uri}`") from error
     if len(statuses) != shard["rows"]:
         raise ShardError(
@@ -157,6 +155,19 @@ def _check_aligned(parts: pa.Table, shards: pa.Table) -> None:
     wrong = shards["path"].filter(is_wrong).to_pylist()
     if wrong:
         raise ShardError(f"{wrong[0]}: its record in the log says that its rows are not those of its part")
+
+
+def _check_formats(shards: pa.Table) -> None:
+    """Raises ConfigError where tokens are not in Parquet, which is what the loader reads."""
+    formats = dict(zip(shards["modality"].to_pylist(), shards["format"].to_pylist(), strict=True))
+    others = sorted(name for name, form in formats.items() if form != "parquet")
+    if others:
+        rest = ",".join(sorted(set(formats) - set(others)))
+        raise ConfigError(
+            f"the tokens of {', '.join(others)} are {formats[others[0]]} shards, training reads Parquet; "
+            + (f"leave them out with --modalities {rest}, or " if rest else "")
+            + "take `format` from their tokens in the pipeline file and run it again"
+        )
 
 
 def _parts(parts: pa.Table, rows: _Rows, picked: np.ndarray, held_out: np.ndarray, kept: np.ndarray) -> pa.Table:

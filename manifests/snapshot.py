@@ -76,7 +76,7 @@ class SnapshotShard:
     format: str
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Snapshot:
     """A snapshot as it was read; `sha256` is its identity."""
 
@@ -88,6 +88,10 @@ class Snapshot:
     modalities: tuple[SnapshotModality, ...]
     parts: tuple[SnapshotPart, ...]
     shards: tuple[SnapshotShard, ...]
+
+    def __repr__(self) -> str:
+        names = ", ".join(modality.modality for modality in self.modalities)
+        return f"<Snapshot {self.uri}: {self.rows:,} rows, {self.held_out_rows:,} of them held out; {names}>"
 
     @cached_property
     def rows(self) -> int:

@@ -24,7 +24,7 @@ class Column:
         return np.diff(self.offsets)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Batch:
     """B rows of a mixture, as the snapshots hold them.
 
@@ -51,6 +51,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        tokens = ", ".join(f"{len(column.values):,} tokens of {name}" for name, column in self.columns.items())
+        return f"<Batch of {len(self)} rows from slot {self.slots[0] if len(self) else 0:,}: {tokens}>"
 
 
 @dataclass(frozen=True, kw_only=True)

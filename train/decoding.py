@@ -18,6 +18,11 @@ Schedule = Literal["cosine", "linear"]
 TemperatureSchedule = Literal["constant", "linear"]
 
 
+# Options that only grids, and only sequences, have a use for.
+OF_GRIDS = ("steps", "schedule", "order")
+OF_SEQUENCES = ("tokens",)
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

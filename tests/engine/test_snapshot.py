@@ -88,8 +88,12 @@ def test_the_verb_makes_and_lists(work: Path, capsys: pytest.CaptureFixture[str]
     assert "snapshot mine: 4 rows, 0 of them held out, 2 modalities" in shown.err
     assert command("snapshot", work, "--format", "csv") == 0
     listed = capsys.readouterr().out.splitlines()
-    assert listed[0] == "snapshot,rows,held_out,where,modalities,sha256,run,version,time"
+    assert listed[0] == "snapshot,rows,held_out,modalities,where,sha256,made,files"
     assert [line.partition(",")[0] for line in listed[1:]] == ["demo", "whole", "mine"]
+    assert all(line.endswith(",there") for line in listed[1:])
+    shutil.rmtree(work / "_meta/snapshots/mine")
+    assert command("snapshot", work, "--format", "csv") == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(",gone")
     assert command("snapshot", work) == 0
     assert "3 rows" in capsys.readouterr().out
 

@@ -91,7 +91,7 @@ def test_a_run_is_shown_recorded_and_gone_on_with(file: Path, home: Path, capsys
     told = capsys.readouterr()
     assert "done: 4 steps, in " in told.out
     assert "note: deepspeed.steps_per_print has no effect: `log_every` of the trainer file decides" in told.err
-    assert "guessing by frequency, held-out: " in told.err
+    assert "guessing by frequency, held-out, nats a target: " in told.err
     assert "step 4: held-out loss " in told.err
     (recorded,) = runs(home)
     assert (home / "work/runs" / recorded["run"] / "metrics.jsonl").exists()

@@ -273,7 +273,7 @@ def test_default_modalities_are_those_of_the_corpora_that_are_picked(filled: Wor
 def test_statuses_are_read_only_where_the_records_leave_a_doubt(empty: Workspace) -> None:
     empty.add_corpus("photos", 8)
     empty.add_tokens("photos", "caption", statuses=[OK] * 4 + [OK, ABSENT, ABSENT, OK])
-    empty.add_tokens("photos", "palette", statuses=[ABSENT] * 4 + [ABSENT] * 2 + [OK] * 2, form="webdataset")
+    empty.add_tokens("photos", "palette", statuses=[ABSENT] * 4 + [ABSENT] * 2 + [OK] * 2)
     first = next(Path(empty.storage.root).glob("data/photos/caption/*/part-0.*"))
     first.unlink()
     found = empty.snapshot()
@@ -282,6 +282,15 @@ def test_statuses_are_read_only_where_the_records_leave_a_doubt(empty: Workspace
     second.unlink()
     with pytest.raises(ShardError, match=r"part-1.*cannot be read.*modmill verify"):
         empty.snapshot("other")
+
+
+def test_tokens_that_training_does_not_read_are_refused(empty: Workspace) -> None:
+    empty.add_corpus("photos", 8)
+    empty.add_tokens("photos", "caption")
+    empty.add_tokens("photos", "palette", form="webdataset")
+    with pytest.raises(ConfigError, match=r"tokens of palette are webdataset shards.*--modalities caption, or"):
+        empty.snapshot()
+    assert empty.snapshot(modalities=["caption"]).rows == 8
 
 
 def test_a_modality_may_have_shards_of_some_parts_only(empty: Workspace) -> None:
