@@ -144,7 +144,8 @@ def add_model_section(page: Page, run: Path, snapshot: Snapshot, colors: Colors)
         class_="faint",
     )
     page.table(pa.Table.from_pylist(scores(generated, colors)))
-    _examples(page, generated)
+    for heading, picture in sheets(generated).items():
+        _add_sheet(page, heading, picture)
     _steering(page, checkpoint, tokenizers, generated.scenes)
 
 
@@ -155,31 +156,31 @@ def _shared_words(found: Sequence[str], true: Sequence[str], words: set[str]) ->
     return hits / max(sum(map(len, named)), 1)
 
 
-def _examples(page: Page, generated: Generated) -> None:
-    scenes = generated.scenes
-    rows = [
+def sheets(generated: Generated, most: int = SHOWN) -> dict[str, np.ndarray]:
+    """Sheets of the first scenes, by heading: pictures from captions, and what was made of pictures."""
+    labels, count = generated.scenes.labels, min(most, len(generated.scenes))
+    from_captions = [
         Row(
-            given={"caption": scenes.labels["caption"][number]},
+            given={"caption": labels["caption"][number]},
             generated={"rgb": generated.labels["rgb"][number]},
             title=f"scene {number + 1}",
         )
-        for number in range(min(SHOWN, len(scenes)))
+        for number in range(count)
     ]
-    _add_sheet(page, "caption-to-rgb", "From captions to pictures", rows, "held-out captions; rgb in 25 steps")
-    rows = [
+    from_pictures = [
         Row(
-            given={"rgb": scenes.labels["rgb"][number]},
+            given={"rgb": labels["rgb"][number]},
             generated={name: generated.labels[name][number] for name in FROM_RGB},
         )
-        for number in range(min(SHOWN, len(scenes)))
+        for number in range(count)
     ]
-    _add_sheet(
-        page,
-        "rgb-to-all",
-        "From pictures to captions, edges, depth and boxes",
-        rows,
-        "held-out scenes; each from rgb alone",
-    )
+    return {
+        heading: sheet(rows, title=heading, note=note)
+        for heading, rows, note in (
+            ("From captions to pictures", from_captions, "held-out captions; rgb in 25 steps"),
+            ("From pictures to all", from_pictures, "held-out scenes; each from rgb alone"),
+        )
+    }
 
 
 def _steering(page: Page, checkpoint: Checkpoint, tokenizers: Tokenizers, scenes: Scenes) -> None:
@@ -192,12 +193,13 @@ def _steering(page: Page, checkpoint: Checkpoint, tokenizers: Tokenizers, scenes
         Row(given={"caption": caption, "palette": palette}, generated={"rgb": picture})
         for palette, picture in zip(scenes.labels["palette"], tokenizers.decode("rgb", made), strict=False)
     ]
-    _add_sheet(page, "steering", "One caption under five palettes", rows, "the palettes are those of held-out scenes")
+    heading = "One caption under five palettes"
+    _add_sheet(page, heading, sheet(rows, title=heading, note="the palettes are those of held-out scenes"))
 
 
-def _add_sheet(page: Page, stem: str, heading: str, rows: Sequence[Row], note: str) -> None:
+def _add_sheet(page: Page, heading: str, picture: np.ndarray) -> None:
     page.add(page.body, "h3", heading)
-    path = page.picture(stem, sheet(rows, title=heading, note=note))
+    path = page.picture(heading.lower().replace(" ", "-"), picture)
     page.add(page.body, "img", src=path, alt=heading, class_="sheet")
 
 

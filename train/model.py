@@ -1,7 +1,7 @@
 """The any-to-any model: an encoder over the tokens that are given, a decoder for the tokens that are asked for.
 
 After 4M (arXiv 2312.06647; apple/ml-4m, fourm/models/fm.py): pre-norm blocks without biases, SwiGLU, fixed sine
-positions, a learned embedding of each modality; targets of a grid see each other, those of a sequence see what is before
+positions (on grids at other frequencies), a learned embedding of each modality; targets of a grid see each other, those of a sequence see what is before
 them, and those of different modalities do not see each other. Unlike there, all modalities share one token table and one
 head table (with an offset each), and only the tokens that the mask chose are embedded: they stay packed, T or U rows of
 D, and are laid out by sample for attention alone.
@@ -154,10 +154,10 @@ class CrossAttention(nn.Module):
     def look_at_alike(self) -> None:
         """Makes keys of queries, and both large: a target begins by looking at what stands where it stands.
 
-        With the grid's positions this takes the copying of 14 x 14 cells from over 300 steps to 38.
+        With the grid's positions a small model then copies 14 x 14 cells after some 40 steps, without it not in 300.
         """
         with torch.no_grad():
-            self.q.weight.mul_(2.0)
+            self.q.weight.mul_(1.5)
             self.kv.weight[: len(self.q.weight)] = self.q.weight
 
     def forward(self, x: Tensor, layout: Layout, context: Tensor, about: Context) -> Tensor:

@@ -126,7 +126,7 @@ def test_a_small_demo_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.Mon
     assert "modmill sql demo-out/workspace" in text
     assert "Not shown" not in text
     assert "A tiny model" in text
-    for name in ("caption-to-rgb", "rgb-to-all", "steering"):
+    for name in ("from-captions-to-pictures", "from-pictures-to-all", "one-caption-under-five-palettes"):
         assert (report.parent / "pictures" / f"{name}.png").is_file()
     with Catalog.open("demo-out/workspace") as catalog:
         missing = [row for row in catalog.coverage() if row["parts_missing"] or row["failed"]]

@@ -183,4 +183,4 @@ def test_the_example_is_read() -> None:
     assert config.notes == ()
     assert config.mixture[0].snapshot == f"{ROOT / 'demo-out/workspace'}#demo"
     assert [source.corpora for source in config.mixture] == [("scenes",), ("photos",), ("texts",)]
-    assert (config.deepspeed.batch, config.deepspeed.accumulation, config.steps) == (16, 1, 330)
+    assert (config.deepspeed.batch, config.deepspeed.accumulation, config.steps) == (16, 1, 520)
