@@ -181,7 +181,8 @@ def snapshot(
         str | None, typer.Option("--where", metavar="CONDITION", help="SQL over `samples`: which rows.  [default: all]")
     ] = None,
     modalities: Annotated[
-        str | None, typer.Option("--modalities", metavar="A,B,C", help="Which modalities.  [default: all with tokens]")
+        str | None,
+        typer.Option("--modalities", metavar="A,B,C", help="Which modalities.  [default: all with tokens in Parquet]"),
     ] = None,
     hold_out: Annotated[float, typer.Option("--hold-out", help="Share of the keys never trained on.")] = 0.02,
     form: FormatOption = "table",

@@ -56,9 +56,8 @@ def select(catalog: "Catalog", *, where: str | None, modalities: Sequence[str] |
         raise ConfigError(f"the condition {where!r} picks no row; {everything}" if where else f"no row; {everything}")
     corpora = parts["corpus"].filter(pa.array(rows.parts_with(picked))).unique().to_pylist()
     recipes = recipe_choice.choose(catalog, modalities, corpora)
-    shards = catalog.token_shards(recipes)
+    shards = _in_parquet(catalog.token_shards(recipes), is_asked=modalities is not None)
     _check_aligned(parts, shards)
-    _check_formats(shards)
     picked &= _with_tokens(catalog.storage, rows, picked, shards)
     if not picked.any():
         names = ", ".join(sorted({recipe["modality"] for recipe in recipes}))
@@ -157,17 +156,17 @@ def _check_aligned(parts: pa.Table, shards: pa.Table) -> None:
         raise ShardError(f"{wrong[0]}: its record in the log says that its rows are not those of its part")
 
 
-def _check_formats(shards: pa.Table) -> None:
-    """Raises ConfigError where tokens are not in Parquet, which is what the loader reads."""
-    formats = dict(zip(shards["modality"].to_pylist(), shards["format"].to_pylist(), strict=True))
-    others = sorted(name for name, form in formats.items() if form != "parquet")
-    if others:
-        rest = ",".join(sorted(set(formats) - set(others)))
+def _in_parquet(shards: pa.Table, *, is_asked: bool) -> pa.Table:
+    """The shards in Parquet, which is what the loader reads. Raises ConfigError where others were asked for by name."""
+    is_parquet = pc.call_function("equal", [shards["format"], pa.scalar("parquet")])
+    others = shards.filter(pc.call_function("invert", [is_parquet]))
+    if is_asked and others.num_rows:
+        names = ", ".join(sorted(set(others["modality"].to_pylist())))
         raise ConfigError(
-            f"the tokens of {', '.join(others)} are {formats[others[0]]} shards, training reads Parquet; "
-            + (f"leave them out with --modalities {rest}, or " if rest else "")
-            + "take `format` from their tokens in the pipeline file and run it again"
+            f"the tokens of {names} are {others['format'][0]} shards, training reads Parquet; leave them out of the "
+            "modalities, or take `format` from their tokens in the pipeline file and run it again"
         )
+    return shards.filter(is_parquet)
 
 
 def _parts(parts: pa.Table, rows: _Rows, picked: np.ndarray, held_out: np.ndarray, kept: np.ndarray) -> pa.Table:

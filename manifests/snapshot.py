@@ -196,7 +196,7 @@ def make(
     """Freezes a selection under a name; a snapshot of equal content that stands there is returned as it is.
 
     where       SQL condition over `samples`, with any view in subqueries; None picks every row
-    modalities  names, or `name=DIGITS` for the recipe that begins so; None: all with current tokens in a picked corpus
+    modalities  names, or `name=DIGITS` for the recipe that begins so; None: all with current tokens in Parquet
     hold_out    share of the keys that is never trained on, 0 <= hold_out < 1
 
     Rows without an ok token in any of the modalities are left out. Raises WorkspaceError where another content has the

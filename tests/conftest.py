@@ -1,12 +1,19 @@
 """What tests share: a cache of their own, photographs, one Ray cluster for the session."""
 
 import os
+import signal
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """A shell that starts the tests in the background has Ctrl-C ignored, in them and in what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

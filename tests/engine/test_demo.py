@@ -105,8 +105,8 @@ def write_small_trainer_file(out: Path) -> None:
     """The demo's trainer file cut to seconds, where the demo finds it and leaves it as it is."""
     text = demo._trainer_file()
     for long, short in (
-        ("steps: 330", "steps: 3"),
-        ("{depth: 3, heads: 6}", "{depth: 1}"),
+        ("steps: 520", "steps: 3"),
+        ("{depth: 3, dim: 128, heads: 4}", "{depth: 1}"),
         ("train_batch_size: 16", "train_batch_size: 4"),
     ):
         assert long in text
