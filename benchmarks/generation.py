@@ -1,7 +1,7 @@
 """How right a small model is on scenes it never saw: `python benchmarks/generation.py [--out FOLDER] [--quick] [--json]`.
 
 Renders scenes, runs a pipeline over them (rgb, depth, edges, boxes and captions, with their tokenizers), trains
-`examples/train/scenes.yaml` on what one core does in 20 minutes, and generates from the first 48 held-out scenes, with the
+`examples/train/scenes.yaml` (about 15 minutes of one core), and generates from the first 48 held-out scenes, with the
 defaults of `modmill generate`; none is chosen. Prints what it does, and last one line of JSON:
 
     train_cpu_min           CPU time of the training, all threads together

@@ -130,7 +130,8 @@ def add_model_section(page: Page, run: Path, snapshot: Snapshot, colors: Colors)
         "A tiny model",
         f"Trained here from nothing for {checkpoint.step:,} steps: {parameters / 1e6:.1f} million parameters, a "
         "thousandth of what such models have, on a few hundred scenes and a handful of photographs. It shows that the way "
-        "from photographs to a model that draws is whole, and no more: what it makes is blurred and often wrong. All "
+        "from photographs to a model that draws is whole, and no more: so short a training teaches how scenes look on the "
+        "whole and little of what was asked for; how little, the table says, against what needs no look at the input. All "
         f"pictures are of the first {SHOWN} held-out scenes, all figures of {many(len(generated.scenes), 'held-out scene')}; "
         "none was chosen.",
     )
