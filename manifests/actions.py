@@ -4,6 +4,7 @@ Each class is one action; its fields are the fields of the JSON, and `action` is
 fields it does not know, and fills fields that an older writer did not know with their defaults.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
@@ -27,7 +28,11 @@ class CorpusAdded:
 
 @dataclass(frozen=True, kw_only=True)
 class PartAdded:
-    """A part exists: rows, in this order, for ever. `source_bytes` is the sum of its sources' sizes."""
+    """A part exists: rows, in this order, for ever. `source_bytes` is the sum of its sources' sizes.
+
+    Only a forget records a part again, with the same keys and nulls in the rows that are forgotten. `key_min` and `key_max`
+    are its least and greatest key, None in logs that did not say so yet.
+    """
 
     action: ClassVar[str] = "part"
     corpus: str
@@ -38,6 +43,8 @@ class PartAdded:
     size_bytes: int
     keys_sha256: str
     source_bytes: int
+    key_min: str | None = None
+    key_max: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +133,41 @@ class ShardAdded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardsRetired:
+    """The shards of a recipe in a corpus are live no more; their files stay until they are collected."""
+
+    action: ClassVar[str] = "shards_retired"
+    corpus: str
+    modality: str
+    form: Form
+    fingerprint: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgotten:
+    """Rows of a part are taken out for good; the same entry records the part and its shards without them.
+
+    `rows` and `keys` go side by side. `sources_sha256` are of the source bytes, which are never ingested again.
+    `files` are those that hold what is forgotten, to be deleted whatever the retention.
+    """
+
+    action: ClassVar[str] = "forgotten"
+    corpus: str
+    part: int
+    rows: Sequence[int]
+    keys: Sequence[str]
+    sources_sha256: Sequence[str]
+    files: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SnapshotAdded:
     """A selection of rows and shards is frozen under a name, for ever; `manifests/snapshot.py` reads it.
 
     `sha256` is of the SHA256SUMS in its folder `path`, and so of all of it. `where` is the condition over `samples`
     that picked the rows, None where all were picked; `held_out` counts those of `rows` that are never trained on.
+    `replaces` names the snapshot whose rows these are but for those that were forgotten since.
     """
 
     action: ClassVar[str] = "snapshot"
@@ -141,6 +178,7 @@ class SnapshotAdded:
     held_out: int
     where: str | None
     modalities: Sequence[str]
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +214,8 @@ Action = (
     | RecipeCurrent
     | TokenizerAdded
     | ShardAdded
+    | ShardsRetired
+    | Forgotten
     | SnapshotAdded
     | RunStarted
     | RunEnded
@@ -191,6 +231,8 @@ KINDS: dict[str, type[Action]] = {
         RecipeCurrent,
         TokenizerAdded,
         ShardAdded,
+        ShardsRetired,
+        Forgotten,
         SnapshotAdded,
         RunStarted,
         RunEnded,
@@ -204,20 +246,40 @@ def to_json(action: Action) -> dict[str, Any]:
     return {"action": action.action, **asdict(action)}
 
 
-def from_json(document: Mapping[str, Any]) -> Action | None:
-    """The action of a log document, None for a kind that this code does not know.
+def read(document: Mapping[str, Any]) -> tuple[type[Action] | None, dict[str, Any]]:
+    """The kind of a log document and its fields, with their defaults and unknown ones; None where the kind is not known.
 
     Raises LogError where a field is missing.
     """
     kind = KINDS.get(document.get("action", ""))
     if kind is None:
-        return None
-    known = {item.name: item for item in fields(kind)}
-    missing = [
-        name
-        for name, item in known.items()
-        if name not in document and item.default is MISSING and item.default_factory is MISSING
-    ]
-    if missing:
-        raise LogError(f"an action {kind.action!r} in the log has no field {missing[0]!r}")
-    return kind(**{name: document[name] for name in known if name in document})
+        return None, {}
+    required, defaults = _fields(kind)
+    if not required <= document.keys():
+        missing = next(item.name for item in fields(kind) if item.name in required - document.keys())
+        raise LogError(f"an action {kind.action!r} in the log has no field {missing!r}")
+    return kind, {**defaults, **document}
+
+
+def from_json(document: Mapping[str, Any]) -> Action | None:
+    """The action of a log document, None for a kind that this code does not know.
+
+    Raises LogError where a field is missing.
+    """
+    kind, values = read(document)
+    return None if kind is None else kind(**{item.name: values[item.name] for item in fields(kind)})
+
+
+@functools.cache
+def _fields(kind: type[Action]) -> tuple[frozenset[str], dict[str, Any]]:
+    """The names of the fields that a document must have, and the values of those that it may lack."""
+    required: set[str] = set()
+    defaults: dict[str, Any] = {}
+    for item in fields(kind):
+        if item.default is not MISSING:
+            defaults[item.name] = item.default
+        elif item.default_factory is not MISSING:
+            defaults[item.name] = item.default_factory()
+        else:
+            required.add(item.name)
+    return frozenset(required), defaults

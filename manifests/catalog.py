@@ -4,21 +4,26 @@ With `index.py`, `content.py`, `lookup.py`, `schema.sql` and `views.sql` this is
 """
 
 import contextlib
+import datetime
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 import pyarrow as pa
 
-from manifests import actions, content, log
-from manifests.errors import LogError, QueryError, ShardError
-from manifests.index import BLOBS, Index
+from manifests import actions, checkpoint, content, log
+from manifests.errors import ConfigError, LogError, QueryError, ShardError, WorkspaceError
+from manifests.index import BLOBS, DOCUMENTS, Index
 from manifests.modality import Form
 from manifests.storage import Storage, cache_folder, open_storage
+
+if TYPE_CHECKING:
+    from manifests.lease import Lease
 
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI}
 # Rows are numbered through all parts, so that one array holds what is said of each row of the workspace.
@@ -26,7 +31,7 @@ _NUMBERED = (
     "SELECT k.corpus, k.kind AS corpus_kind, p.part, p.rows, p.keys_sha256, "
     "row_number() OVER (ORDER BY k.corpus, p.part) - 1 AS part_number, "
     "(sum(p.rows) OVER (ORDER BY k.corpus, p.part) - p.rows)::BIGINT AS first_row "
-    "FROM log.part p JOIN corpora k USING (corpus) WHERE p.rows > 0"
+    "FROM state.part p JOIN corpora k USING (corpus) WHERE p.rows > 0"
 )
 _EXPLAIN = re.compile(r"\s*explain\b(\s*analyze\b)?(\s*\([^)]*\))?", re.IGNORECASE)
 
@@ -34,21 +39,31 @@ _EXPLAIN = re.compile(r"\s*explain\b(\s*analyze\b)?(\s*\([^)]*\))?", re.IGNORECA
 class Catalog:
     """An index of one workspace, and the way to commit to its log.
 
-    One thread at a time; do not fork with it open.
+    With `as_of` (a version, or a time in ISO 8601, UTC) everything is as it was then: state, views, samples. With `lease`
+    commits are refused once another writer has taken over, and long logs get checkpoints. One thread at a time; a process
+    that is forked with it open is refused.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, *, as_of: int | str | None = None, lease: "Lease | None" = None) -> None:
         self.storage = storage
         self.workspace_id = log.workspace_id(storage)
+        self._lease = lease
+        self._process = os.getpid()
         self._index = Index(storage, cache_folder() / self.workspace_id)
+        self._checkpointed = max(checkpoint.versions(storage), default=0) if lease is not None else 0
+        if as_of is not None:
+            self._index.look_at(self._version_of(as_of))
         # The content views at hand, and the state of the index that they are of.
         self._content: set[str] = set()
         self._content_of: tuple[duckdb.DuckDBPyConnection, int] | None = None
 
     @classmethod
-    def open(cls, uri: str | Path) -> Self:
-        """The catalog of the workspace at a folder or URI. Raises WorkspaceError where there is none."""
-        return cls(open_storage(uri))
+    def open(cls, uri: str | Path, *, as_of: int | str | None = None) -> Self:
+        """The catalog of the workspace at a folder or URI.
+
+        Raises WorkspaceError where there is none, ConfigError where it has no such version or time.
+        """
+        return cls(open_storage(uri), as_of=as_of)
 
     @property
     def version(self) -> int:
@@ -71,23 +86,69 @@ class Catalog:
         return self._index.refresh()
 
     def commit(self, new: Sequence[actions.Action], *, run: str) -> int:
-        """Commits actions to the log and the index, all or none; the version they got."""
+        """Commits actions to the log, all or none; the version they got.
+
+        They are safe when it returns; the index takes them up when it is asked. Raises WorkspaceError where another
+        writer took the lease over.
+        """
+        self._check_process()
         documents = [actions.to_json(action) for action in new]
         while True:
+            if self._lease is not None:
+                self._lease.check()
             before = self.version
             entry = log.append(self.storage, documents, run=run, after=before, previous=self._index.sha256)
             if entry is not None:
                 self._index.apply(entry)
+                if self._lease is not None and checkpoint.is_due(self.version, self._checkpointed):
+                    self._index.write_checkpoint()
+                    self._checkpointed = self.version
                 return entry.version
             if self.refresh() == before:
                 raise LogError(
                     f"{self.storage.uri}: version {before + 1} is taken and cannot be read; see `modmill verify`"
                 )
 
+    def _check_process(self) -> None:
+        # A forked child would write through the parent's file, unseen by it.
+        if os.getpid() != self._process:
+            raise WorkspaceError(
+                f"this catalog of {self.storage.uri} was opened by process {self._process} and is used in {os.getpid()}, which "
+                "was forked from it; open the workspace in each process, or start processes by spawn"
+            )
+
+    def _version_of(self, as_of: int | str) -> int:
+        """The version that an --as-of means: the newest at or before a time."""
+        text = str(as_of).strip()
+        newest = self._index.version
+        if text.isdecimal():
+            if not 1 <= int(text) <= newest:
+                raise ConfigError(
+                    f"version {text}: {self.storage.uri} has versions 1 to {newest}; see the view timeline"
+                )
+            return int(text)
+        try:
+            time = datetime.datetime.fromisoformat(text)
+        except ValueError:
+            raise ConfigError(
+                f"as of {text!r}: expected a version, or a time such as 2026-11-24 or 2026-11-24T09:30:00 (UTC)"
+            ) from None
+        if time.tzinfo is not None:
+            time = time.astimezone(datetime.UTC).replace(tzinfo=None)
+        found = self._rows(
+            "SELECT max(version) AS version, (SELECT min(time) FROM log.applied) AS first "
+            "FROM log.applied WHERE time <= ?",
+            [time],
+        )[0]
+        if found["version"] is None:
+            raise ConfigError(f"as of {text}: {self.storage.uri} began at {found['first']} UTC, later than that")
+        return found["version"]
+
     # -- questions ----------------------------------------------------------------------------------------------------
 
     def sql(self, query: str, parameters: Sequence[Any] = ()) -> pa.Table:
         """The answer to one query over the views, as an Arrow table. Raises QueryError with DuckDB's own message."""
+        self._check_process()
         try:
             self._check_reading(query)
             return self._index.ask(lambda: self._answer(query, parameters))
@@ -140,6 +201,7 @@ class Catalog:
 
     def _table(self, query: str, parameters: Sequence[Any] = ()) -> pa.Table:
         """The answer to one of our own queries."""
+        self._check_process()
         return self._index.ask(lambda: self._index.connection.sql(query, params=list(parameters)).to_arrow_table())
 
     def _rows(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
@@ -151,13 +213,13 @@ class Catalog:
 
     def parts(self, corpus: str) -> list[actions.PartAdded]:
         """The parts of a corpus, in order."""
-        rows = self._rows("SELECT * FROM log.part WHERE corpus = ? ORDER BY part", [corpus])
+        rows = self._rows("SELECT * FROM state.part WHERE corpus = ? ORDER BY part", [corpus])
         return [_record(actions.PartAdded, row) for row in rows]
 
     def live_shards(self, corpus: str | None = None) -> list[actions.ShardAdded]:
         """Every live shard, of one corpus or of all, in a fixed order."""
         rows = self._rows(
-            "SELECT * FROM log.shard WHERE end_version IS NULL AND (? IS NULL OR corpus = ?) "
+            "SELECT * FROM state.shard WHERE (? IS NULL OR corpus = ?) "
             "ORDER BY corpus, part, modality, form, fingerprint, crop",
             [corpus, corpus],
         )
@@ -165,21 +227,21 @@ class Catalog:
 
     def current_recipes(self, corpus: str) -> dict[tuple[str, Form], actions.RecipeCurrent]:
         """The current recipe of each modality and form of a corpus."""
-        rows = self._rows("SELECT * FROM log.current WHERE end_version IS NULL AND corpus = ?", [corpus])
+        rows = self._rows("SELECT * FROM state.current WHERE corpus = ?", [corpus])
         return {(row["modality"], row["form"]): _record(actions.RecipeCurrent, row) for row in rows}
 
     def known_recipes(self) -> set[str]:
         """The fingerprints in the log."""
-        return {row["fingerprint"] for row in self._rows("SELECT DISTINCT fingerprint FROM log.recipe")}
+        return {row["fingerprint"] for row in self._rows("SELECT fingerprint FROM state.recipe")}
 
     def tokenizer(self, name: str) -> actions.TokenizerAdded | None:
         """The tokenizer of that name that is in use, None where none was fitted yet."""
-        rows = self._rows("SELECT * FROM log.tokenizer WHERE end_version IS NULL AND name = ?", [name])
+        rows = self._rows("SELECT * FROM state.tokenizer WHERE name = ?", [name])
         return _record(actions.TokenizerAdded, rows[0]) if rows else None
 
     def tokenizers(self) -> list[actions.TokenizerAdded]:
         """Every tokenizer in use."""
-        rows = self._rows("SELECT * FROM log.tokenizer WHERE end_version IS NULL ORDER BY name")
+        rows = self._rows("SELECT * FROM state.tokenizer ORDER BY name")
         return [_record(actions.TokenizerAdded, row) for row in rows]
 
     # -- what snapshots are made of -----------------------------------------------------------------------------------
@@ -219,17 +281,16 @@ class Catalog:
         of the tokenizer are None where the log knows none of its name and digest.
         """
         return self._rows(
-            "SELECT c.corpus, c.modality, c.fingerprint, c.crops, c.end_version IS NULL AS is_current, "
+            "SELECT c.corpus, c.modality, c.fingerprint, c.crops, state.is_live(c.version, c.end_version) AS is_current, "
             "t.name AS tokenizer, t.digest, t.family, t.vocabulary, t.path "
-            "FROM (SELECT * FROM log.current WHERE form = 'token' QUALIFY "
+            "FROM (SELECT * FROM log.current WHERE form = 'token' AND version <= getvariable('as_of') QUALIFY "
             "row_number() OVER (PARTITION BY corpus, modality, fingerprint ORDER BY version DESC) = 1) c "
-            "JOIN (SELECT fingerprint, any_value(document)::JSON AS document FROM log.recipe GROUP BY fingerprint) r "
-            "USING (fingerprint) "
+            "JOIN state.recipe r USING (fingerprint) "
             "LEFT JOIN (SELECT name, digest, any_value(family) AS family, any_value(vocabulary) AS vocabulary, "
-            "any_value(path) AS path FROM log.tokenizer GROUP BY name, digest) t "
+            "any_value(path) AS path FROM log.tokenizer WHERE version <= getvariable('as_of') GROUP BY name, digest) t "
             "ON t.name = (r.document ->> '$.parameters.tokenizer') AND t.digest = (r.document ->> '$.weights') "
             "WHERE (c.corpus, c.modality, c.fingerprint) IN (SELECT DISTINCT (corpus, modality, fingerprint) "
-            "FROM log.shard WHERE end_version IS NULL AND form = 'token') "
+            "FROM state.shard WHERE form = 'token') "
             "ORDER BY c.corpus, c.modality, c.fingerprint"
         )
 
@@ -243,9 +304,9 @@ class Catalog:
         return self._table(
             "SELECT s.corpus, s.part, s.modality, s.crop, s.fingerprint, s.path, lower(hex(s.sha256)) AS sha256, "
             "s.size_bytes, s.format, s.rows, s.ok, s.tokens, lower(hex(s.keys_sha256)) AS keys_sha256, p.part_number "
-            f"FROM log.shard s JOIN (SELECT {chosen}) c USING (corpus, modality, fingerprint) "
+            f"FROM state.shard s JOIN (SELECT {chosen}) c USING (corpus, modality, fingerprint) "
             f"JOIN ({_NUMBERED}) p USING (corpus, part) "
-            "WHERE s.end_version IS NULL AND s.form = 'token' AND coalesce(s.crop, 0) < coalesce(c.crops, 1) "
+            "WHERE s.form = 'token' AND coalesce(s.crop, 0) < coalesce(c.crops, 1) "
             "ORDER BY s.corpus, s.part, s.modality, s.crop",
             [[recipe[name] for recipe in recipes] for name in names],
         )
@@ -273,7 +334,7 @@ def _record(kind: type[actions.AnyAction], row: dict[str, Any]) -> actions.AnyAc
         value = row[item.name]
         if item.name in BLOBS and isinstance(value, bytes):
             value = value.hex()
-        elif item.name in ("config", "document", "options", "metrics") and isinstance(value, str):
+        elif item.name in DOCUMENTS and isinstance(value, str):
             value = json.loads(value)
         values[item.name] = value
     return kind(**values)

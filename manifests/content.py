@@ -30,7 +30,7 @@ _SQL_TYPES = {
 }
 _NUMBERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "FLOAT", "DOUBLE"}
 _FILES = {
-    "samples": "SELECT path, corpus, part FROM log.part ORDER BY corpus, part",
+    "samples": "SELECT path, corpus, part FROM state.part ORDER BY corpus, part",
     "failures": (
         "SELECT failed_path, corpus, part FROM shards WHERE is_current AND failed_path IS NOT NULL "
         "ORDER BY corpus, part, modality, form, crop"

@@ -1,35 +1,50 @@
 """The DuckDB file behind a catalog: a private index of a workspace's commit log.
 
 Each process has one of its own, in the user's cache folder: the first `index-<n>.duckdb` that no other process holds.
-It replays what the log has since; where it does not fit the log, or proves torn, it is thrown away and made anew.
+It replays what the log has since; where it does not fit the log, or proves torn, it is thrown away and made anew, from
+the newest checkpoint of the log.
 """
 
 import contextlib
 import fcntl
 import functools
+import gc
 import json
+import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
 
-from manifests import actions, log
+from manifests import actions, checkpoint, log
 from manifests.interrupts import held_back
 from manifests.recipe import sha256_hex
 from manifests.storage import Storage
 
 BLOBS = {"sha256", "keys_sha256", "failed_sha256"}
+DOCUMENTS = {"config", "document", "options", "metrics", "versions", "counts"}
 _BATCH_ENTRIES = 500
+# New entries wait until somebody asks, or until they are so many actions: a commit is durable by its entry alone.
+_MOST_PENDING = 2000
+# From so many rows on, the seconds that an import of pandas may take (pyarrow's arrays do it) are worth it.
+_MANY_ROWS = 5000
+_NEWEST = (1 << 63) - 1
 # What tells two live records of a kind apart; a later one ends the earlier.
 _REPLACES = {
     actions.ShardAdded: ("corpus", "part", "crop", "modality", "form", "fingerprint"),
     actions.RecipeCurrent: ("corpus", "modality", "form"),
     actions.TokenizerAdded: ("name",),
+    actions.PartAdded: ("corpus", "part"),
 }
 _TABLES = {kind: "log." + name for name, kind in actions.KINDS.items()}
+_RETIRE = (
+    "UPDATE log.shard s SET end_version = r.version FROM log.shards_retired r WHERE r.version >= ? "
+    "AND s.version < r.version AND (s.end_version IS NULL OR s.end_version > r.version) AND s.corpus = r.corpus "
+    "AND s.modality = r.modality AND s.form = r.form AND s.fingerprint = r.fingerprint"
+)
 Answer = TypeVar("Answer")
 
 
@@ -47,6 +62,8 @@ class Index:
         self._storage = storage
         self._lock, self._path = _free_file(folder)
         self._columns: dict[str, dict[str, str]] = {}
+        self._pending: list[log.Entry] = []
+        self._as_of = _NEWEST
         try:
             if not self._take_up():
                 self._start()
@@ -58,6 +75,9 @@ class Index:
     def close(self) -> None:
         """Lets go of the file."""
         if hasattr(self, "connection"):
+            # What waits is in the log; the next process replays it where this fails.
+            with contextlib.suppress(duckdb.Error, RuntimeError):
+                self._apply_pending()
             self.connection.close()
         if self._lock is not None:
             os.close(self._lock)
@@ -69,14 +89,37 @@ class Index:
         return self.version
 
     def apply(self, entry: log.Entry) -> None:
-        """Puts the next entry of the log into the index."""
-        self._mending(lambda: self._apply([entry]))
+        """Takes the next entry of the log; it is in `connection` when the next question is asked."""
+        self._pending.append(entry)
+        self.version, self.sha256 = entry.version, entry.sha256
+        if sum(len(waiting.actions) for waiting in self._pending) >= _MOST_PENDING:
+            self._mending(self._apply_pending)
 
     def ask(self, question: Callable[[], Answer]) -> Answer:
         """The answer to a question put to `connection`, which is put again where the file proves torn."""
         answers: list[Answer] = []
-        self._mending(lambda: answers.append(question()))
+
+        def put() -> None:
+            self._apply_pending()
+            answers.append(question())
+
+        self._mending(put)
         return answers[0] if answers else question()
+
+    def look_at(self, version: int | None) -> None:
+        """From here on `state` and the views are as they were at a version; None is the newest, whatever comes."""
+        self._as_of = _NEWEST if version is None else version
+        self.connection.execute(f"SET VARIABLE as_of = {self._as_of}::BIGINT")
+
+    def write_checkpoint(self) -> None:
+        """Writes a checkpoint of the log at its newest version."""
+        newest = self.sha256
+        if newest is not None:
+            self.ask(
+                lambda: checkpoint.write(
+                    self._storage, self.connection, version=self.version, sha256=newest, made_by=_script()[1]
+                )
+            )
 
     def _mending(self, work: Callable[[], None]) -> None:
         """Does the work; where a block of the file proves torn, brings a new index to the end of the log instead."""
@@ -93,6 +136,7 @@ class Index:
                 raise
         # Only here has the error let go of its frames, which hold the old file open.
         self.connection.close()
+        self._pending = []
         self._start()
         self._replay()
 
@@ -128,27 +172,58 @@ class Index:
     def _use(self, connection: duckdb.DuckDBPyConnection, version: int, sha256: str | None) -> None:
         if not self._storage.is_local:
             connection.register_filesystem(self._storage.fs)
+        connection.execute(f"SET VARIABLE as_of = {self._as_of}::BIGINT")
         self.connection, self.version, self.sha256 = connection, version, sha256
 
-    def _replay(self) -> None:
-        batch: list[log.Entry] = []
-        for entry in log.entries(self._storage, after=self.version, previous=self.sha256):
-            batch.append(entry)
-            if len(batch) == _BATCH_ENTRIES:
-                self._apply(batch)
-                batch = []
-        if batch:
+    def _load_checkpoint(self) -> None:
+        """Fills the empty index from the newest checkpoint that fits the log, if there is one."""
+        found = checkpoint.newest(self._storage, _script()[1])
+        entry = None if found is None else log.read_entry(self._storage, found.version)
+        if found is None or entry is None or entry.sha256 != found.sha256:
+            return
+        with held_back():
+            self.connection.execute("BEGIN")
+            try:
+                checkpoint.load(self.connection, found)
+                self.connection.execute("COMMIT")
+            except BaseException as error:
+                with contextlib.suppress(duckdb.Error):
+                    self.connection.execute("ROLLBACK")
+                if not isinstance(error, duckdb.Error):
+                    raise
+                return  # The log has all that it had.
+        self.version, self.sha256 = found.version, found.sha256
+
+    def _apply_pending(self) -> None:
+        while self._pending:
+            batch = self._pending[:_BATCH_ENTRIES]
             self._apply(batch)
+            del self._pending[: len(batch)]
+
+    def _replay(self) -> None:
+        self._apply_pending()
+        if not self.version:
+            self._load_checkpoint()
+        batch: list[log.Entry] = []
+        with _no_collection():
+            for entry in log.entries(self._storage, after=self.version, previous=self.sha256):
+                batch.append(entry)
+                if len(batch) == _BATCH_ENTRIES:
+                    self._apply(batch)
+                    batch = []
+            if batch:
+                self._apply(batch)
 
     def _apply(self, batch: Sequence[log.Entry]) -> None:
         """Puts entries into the index, in one transaction."""
         rows: dict[type[actions.Action], list[dict[str, Any]]] = {}
         for entry in batch:
             for document in entry.actions:
-                action = actions.from_json(document)
-                if action is not None:
-                    row = {"version": entry.version, "run": entry.run, **vars(action)}
-                    rows.setdefault(type(action), []).append(row)
+                kind, values = actions.read(document)
+                if kind is not None:
+                    values.setdefault("run", entry.run)
+                    values["version"] = entry.version
+                    rows.setdefault(kind, []).append(values)
         with held_back():
             self.connection.execute("BEGIN")
             try:
@@ -159,46 +234,45 @@ class Index:
                 )
                 for kind, records in rows.items():
                     if kind in _REPLACES:
-                        self._replace(kind, records)
+                        _end_within(records, _REPLACES[kind])
                     self._insert(_TABLES[kind], records)
+                    if kind in _REPLACES:
+                        self._replace(kind, batch[0].version)
+                if actions.ShardsRetired in rows:
+                    self.connection.execute(_RETIRE, [batch[0].version])
                 self.connection.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(duckdb.Error):
                     self.connection.execute("ROLLBACK")
                 raise
-            self.version, self.sha256 = batch[-1].version, batch[-1].sha256
+            if batch[-1].version > self.version:
+                self.version, self.sha256 = batch[-1].version, batch[-1].sha256
 
-    def _replace(self, kind: type[actions.Action], records: list[dict[str, Any]]) -> None:
-        """Ends the live records that the new ones replace, in the table and among the new ones themselves."""
-        keys = _REPLACES[kind]
-        first: dict[tuple[Any, ...], dict[str, Any]] = {}
-        newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for record in records:
-            identity = tuple(record[key] for key in keys)
-            if identity in newest:
-                newest[identity]["end_version"] = record["version"]
-            first.setdefault(identity, record)
-            newest[identity] = record
-            record["end_version"] = None
-        columns = [*keys, "version"]
-        types = self._types(_TABLES[kind])
-        arriving = ", ".join(f"unnest(?::{types[name]}[]) AS {name}" for name in columns)
-        same = " AND ".join(f"old.{key} IS NOT DISTINCT FROM replacing.{key}" for key in keys)
+    def _replace(self, kind: type[actions.Action], since: int) -> None:
+        """Ends the records that those from version `since` on replace, but for those that are new themselves."""
+        keys = ", ".join(_REPLACES[kind])
+        same = " AND ".join(f"old.{key} IS NOT DISTINCT FROM new.{key}" for key in _REPLACES[kind])
         self.connection.execute(
-            f"UPDATE {_TABLES[kind]} old SET end_version = replacing.version FROM (SELECT {arriving}) replacing "
-            f"WHERE old.end_version IS NULL AND {same}",
-            [[record[name] for record in first.values()] for name in columns],
+            f"UPDATE {_TABLES[kind]} old SET end_version = new.version "
+            f"FROM (SELECT {keys}, min(version) AS version FROM {_TABLES[kind]} WHERE version >= $1 GROUP BY {keys}) new "
+            f"WHERE old.version < $1 AND old.end_version IS NULL AND {same}",
+            [since],
         )
 
     def _insert(self, table: str, records: list[dict[str, Any]], *, blobs: bool = True) -> None:
-        # Columns go in as lists, not as Arrow: making an Arrow array imports pandas where that is installed (seconds).
         types = self._types(table)
-        arriving = ", ".join(f"unnest(?::{kind}[])" for kind in types.values())
+        columns = {name: _column(name, [record.get(name) for record in records], blobs) for name in types}
+        if len(records) >= _MANY_ROWS:
+            import pyarrow as pa
+
+            arriving = pa.table({name: pa.array(column) for name, column in columns.items()})
+            casts = ", ".join(f'"{name}"::{kind} AS "{name}"' for name, kind in types.items())
+            self.connection.from_arrow(arriving).project(casts).insert_into(table)
+            return
+        # As lists, not as Arrow: making an Arrow array imports pandas where that is installed (seconds).
+        unnested = ", ".join(f"unnest(?::{kind}[])" for kind in types.values())
         names = ", ".join(f'"{name}"' for name in types)
-        self.connection.execute(
-            f"INSERT INTO {table} ({names}) SELECT {arriving}",
-            [[_plain(name, record.get(name), blobs) for record in records] for name in types],
-        )
+        self.connection.execute(f"INSERT INTO {table} ({names}) SELECT {unnested}", list(columns.values()))
 
     def _types(self, table: str) -> dict[str, str]:
         """The columns of a table, name to type."""
@@ -208,15 +282,39 @@ class Index:
         return self._columns[table]
 
 
-def _plain(name: str, value: Any, blobs: bool) -> Any:
-    """A value as its column holds it: hashes as bytes, documents as JSON text, times without the Z."""
-    if isinstance(value, dict):
-        return json.dumps(value, sort_keys=True, ensure_ascii=False)
-    if name == "time" and value is not None:
-        return value.removesuffix("Z")
-    if blobs and name in BLOBS and value is not None:
-        return bytes.fromhex(value)
-    return value
+def _end_within(records: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
+    """Ends the records that later ones of the same list replace."""
+    identities = list(map(operator.itemgetter(*keys), records))
+    if len(set(identities)) == len(identities):
+        return
+    newest: dict[Any, dict[str, Any]] = {}
+    for identity, record in zip(identities, records, strict=True):
+        if identity in newest:
+            newest[identity]["end_version"] = record["version"]
+        newest[identity] = record
+
+
+def _column(name: str, values: list[Any], blobs: bool) -> list[Any]:
+    """Values as their column holds them: hashes as bytes, documents as JSON text, times without the Z."""
+    if blobs and name in BLOBS:
+        return [None if value is None else bytes.fromhex(value) for value in values]
+    if name in DOCUMENTS:
+        return [json.dumps(value, sort_keys=True, ensure_ascii=False) for value in values]
+    if name == "time":
+        return [value.removesuffix("Z") for value in values]
+    return values
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without looks for circular garbage: a replay makes millions of values and no circles, the looks a third of its time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _free_file(folder: Path) -> tuple[int | None, Path | None]:

@@ -17,6 +17,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,10 @@ from manifests.storage import Storage
 FORMAT = 1
 FORMAT_PATH = "_meta/format.json"
 LOG_FOLDER = "_meta/log"
+# From so many new entries on, the rest is read by threads: an object store answers in tens of milliseconds.
+_FEW_ENTRIES = 8
+_READERS = 32
+_WINDOW = 256
 LEASE_PATH = "_meta/lease.json"
 
 
@@ -91,10 +96,18 @@ def entry_path(version: int) -> str:
 
 def read_entry(storage: Storage, version: int) -> Entry | None:
     """The entry of a version, None where the log ends before it. Raises LogError for one that cannot be read."""
+    data = _read(storage, version)
+    return None if data is None else _parsed(storage, version, data)
+
+
+def _read(storage: Storage, version: int) -> bytes | None:
     try:
-        data = storage.read(entry_path(version))
+        return storage.read(entry_path(version))
     except FileNotFoundError:
         return None
+
+
+def _parsed(storage: Storage, version: int, data: bytes) -> Entry:
     try:
         document = json.loads(data)
         if document["format"] > FORMAT:
@@ -129,8 +142,9 @@ def entries(storage: Storage, *, after: int = 0, previous: str | None = None) ->
     before the next.
     """
     version = after
-    while (entry := read_entry(storage, version + 1)) is not None:
+    for data in _documents(storage, after):
         version += 1
+        entry = _parsed(storage, version, data)
         if entry.previous != previous:
             raise LogError(
                 f"{storage.location(entry_path(version))} follows an entry of sha256 {str(entry.previous)[:12]}, but "
@@ -139,11 +153,30 @@ def entries(storage: Storage, *, after: int = 0, previous: str | None = None) ->
         previous = entry.sha256
         yield entry
     # Entries are made in order: where the next but one stands, the next stood before it, if not when we looked just now.
-    if storage.exists(entry_path(version + 2)) and read_entry(storage, version + 1) is None:
+    if storage.exists(entry_path(version + 2)) and _read(storage, version + 1) is None:
         raise LogError(
             f"{storage.location(entry_path(version + 1))} is missing, but entry {version + 2} stands; restore it from a "
             "copy of the workspace"
         )
+
+
+def _documents(storage: Storage, after: int) -> Iterator[bytes]:
+    """The bytes of the entries after a version, in order, until one is not there; many of them are read side by side."""
+    version = after
+    while (data := _read(storage, version + 1)) is not None:
+        version += 1
+        yield data
+        if version - after != _FEW_ENTRIES:
+            continue
+        newest = max((int(name[:20]) for name in storage.names(LOG_FOLDER) if name[:20].isdecimal()), default=0)
+        with ThreadPoolExecutor(_READERS) as pool:
+            while version < newest:
+                window = range(version + 1, min(version + _WINDOW, newest) + 1)
+                for data in pool.map(lambda number: _read(storage, number), window):
+                    if data is None:
+                        return
+                    version += 1
+                    yield data
 
 
 def append(

@@ -113,11 +113,11 @@ def modalities(
         of_modality = used.setdefault(recipe["modality"], [])
         if (recipe["corpus"], recipe["modality"]) in there:
             of_modality.append(recipe)
-    declared = _declared(catalog)
+    own = declared(catalog)
     records = []
     for name, of_modality in used.items():
         if of_modality:
-            modality = declared.get(name) or modality_table.get(name)
+            modality = own.get(name) or modality_table.get(name)
             records.append(_modality(modality, of_modality, shards))
         elif is_asked:
             raise ConfigError(f"modality {name!r} has no token shards of the parts that are picked; leave it out")
@@ -165,7 +165,7 @@ def _tokens_a_row(modality: Modality, shards: pa.Table) -> int | None:
     return int(each[0])
 
 
-def _declared(catalog: "Catalog") -> dict[str, Modality]:
+def declared(catalog: "Catalog") -> dict[str, Modality]:
     """The modalities that pipeline files declared (`my_module:MODALITY`), by their own names."""
     configs = [json.loads(corpus["config"]) for corpus in catalog.corpora()]
     written = {name for config in configs for name in config.get("modalities", {}) if ":" in name}

@@ -1,100 +1,140 @@
 -- The views people query; their names and columns are promised. `samples`, `failures` and the content views
--- (`boxes`, `instances`, `captions`, `palettes`, `metadata`) read Parquet files and are made by content.py when a
--- query needs them.
+-- (`boxes`, `captions`, ...) read Parquet files and are made by content.py when a query needs them.
 
 CREATE VIEW corpora AS
 SELECT c.corpus, c.kind, c.source, c.seed, c.part_rows,
   coalesce(p.parts, 0) AS parts, coalesce(p.samples, 0) AS samples, coalesce(p.source_bytes, 0) AS source_bytes,
   coalesce(s.vanished, 0) AS vanished, coalesce(s.changed, 0) AS changed, c.config
-FROM (SELECT * FROM log.corpus QUALIFY row_number() OVER (PARTITION BY corpus ORDER BY version DESC) = 1) c
+FROM state.corpus c
 LEFT JOIN (
   SELECT corpus, count(*) AS parts, sum(rows)::BIGINT AS samples, sum(source_bytes)::BIGINT AS source_bytes
-  FROM log.part GROUP BY corpus
+  FROM state.part GROUP BY corpus
 ) p USING (corpus)
-LEFT JOIN (
-  SELECT corpus, vanished, changed FROM log.sources_changed
-  QUALIFY row_number() OVER (PARTITION BY corpus ORDER BY version DESC) = 1
-) s USING (corpus)
+LEFT JOIN state.sources_changed s USING (corpus)
 ORDER BY c.corpus;
 
 CREATE VIEW parts AS
-SELECT corpus, part, rows, path, lower(hex(sha256)) AS sha256, size_bytes, source_bytes, version
-FROM log.part ORDER BY corpus, part;
+SELECT corpus, part, rows, path, lower(hex(sha256)) AS sha256, size_bytes, source_bytes, key_min, key_max, version
+FROM state.part;
+
+-- The live shards that are asked for by the current recipes, with the crops asked of them.
+CREATE VIEW state.current_shard AS
+SELECT s.*
+FROM state.shard s
+JOIN state.current c
+  ON c.corpus = s.corpus AND c.modality = s.modality AND c.form = s.form AND c.fingerprint = s.fingerprint
+WHERE coalesce(s.crop, 0) < coalesce(c.crops, 1);
 
 CREATE VIEW shards AS
 SELECT s.corpus, s.part, s.crop, s.modality, s.form, left(s.fingerprint, 12) AS recipe,
   (c.fingerprint IS NOT NULL) AS is_current, s.rows, s.ok, s.failed, s.absent, s.not_selected, s.forgotten, s.tokens,
   s.vocabulary, s.format, s.size_bytes, s.path, lower(hex(s.sha256)) AS sha256, s.failed_path, s.device, s.micro_batch,
   s.run, s.version
-FROM log.shard s
-LEFT JOIN log.current c
-  ON c.end_version IS NULL AND c.corpus = s.corpus AND c.modality = s.modality AND c.form = s.form
-  AND c.fingerprint = s.fingerprint AND coalesce(s.crop, 0) < coalesce(c.crops, 1)
-WHERE s.end_version IS NULL;
+FROM state.shard s
+LEFT JOIN state.current c
+  ON c.corpus = s.corpus AND c.modality = s.modality AND c.form = s.form
+  AND c.fingerprint = s.fingerprint AND coalesce(s.crop, 0) < coalesce(c.crops, 1);
 
 CREATE VIEW recipes AS
 SELECT left(r.fingerprint, 12) AS recipe, r.document ->> 'modality' AS modality, r.document ->> 'form' AS form,
   r.document ->> 'producer' AS producer, (r.document ->> 'version')::INTEGER AS producer_version,
   r.document ->> 'weights' AS weights, r.document -> 'parameters' AS parameters, r.document -> 'crop' AS crop,
   r.document -> 'inputs' AS inputs,
-  coalesce((
-    SELECT list(c.corpus ORDER BY c.corpus) FROM log.current c
-    WHERE c.end_version IS NULL AND c.fingerprint = r.fingerprint
-  ), []) AS current_in,
+  coalesce((SELECT list(c.corpus ORDER BY c.corpus) FROM state.current c WHERE c.fingerprint = r.fingerprint), [])
+    AS current_in,
   r.fingerprint, r.version
-FROM (
-  SELECT fingerprint, any_value(document)::JSON AS document, min(version) AS version FROM log.recipe GROUP BY fingerprint
-) r
+FROM state.recipe r
 ORDER BY modality, form, r.version;
 
--- One row a corpus, modality and form, by the current recipe. A part is done when every crop asked for has a shard.
+-- One row a corpus, modality and form, by the current recipe. A part is done when every crop asked for has a shard;
+-- where that is one, shards are parts, and need not be counted part by part.
 CREATE VIEW coverage AS
-SELECT c.corpus, c.modality, c.form, left(c.fingerprint, 12) AS recipe, c.crops,
-  p.parts, coalesce(d.parts_done, 0) AS parts_done, p.parts - coalesce(d.parts_done, 0) AS parts_missing,
-  coalesce(d.parts_with_failures, 0) AS parts_with_failures,
-  p.rows * coalesce(c.crops, 1) AS rows, coalesce(d.ok, 0) AS ok, coalesce(d.failed, 0) AS failed,
-  coalesce(d.absent, 0) AS absent, coalesce(d.other, 0) AS not_selected_or_forgotten,
-  coalesce(d.tokens, 0) AS tokens, coalesce(d.size_bytes, 0) AS size_bytes
-FROM log.current c
-JOIN (SELECT corpus, count(*) AS parts, sum(rows)::BIGINT AS rows FROM log.part GROUP BY corpus) p USING (corpus)
-LEFT JOIN (
-  SELECT corpus, modality, form, fingerprint,
-    count(*) FILTER (WHERE shards = needed) AS parts_done, count(*) FILTER (WHERE failed > 0) AS parts_with_failures,
-    sum(ok)::BIGINT AS ok, sum(failed)::BIGINT AS failed, sum(absent)::BIGINT AS absent, sum(other)::BIGINT AS other,
-    sum(tokens)::BIGINT AS tokens, sum(size_bytes)::BIGINT AS size_bytes
+WITH asked AS MATERIALIZED (SELECT *, coalesce(crops, 1) AS needed, row_number() OVER () AS id FROM state.current),
+there AS (
+  SELECT a.id, count(*) AS shards, count(*) FILTER (WHERE s.failed > 0) AS with_failures,
+    sum(s.ok)::BIGINT AS ok, sum(s.failed)::BIGINT AS failed, sum(s.absent)::BIGINT AS absent,
+    sum(s.not_selected + s.forgotten)::BIGINT AS other, sum(s.tokens)::BIGINT AS tokens,
+    sum(s.size_bytes)::BIGINT AS size_bytes
+  FROM state.shard s
+  JOIN asked a
+    ON a.corpus = s.corpus AND a.modality = s.modality AND a.form = s.form AND a.fingerprint = s.fingerprint
+  WHERE coalesce(s.crop, 0) < a.needed
+  GROUP BY a.id
+),
+by_part AS (
+  SELECT id, count(*) FILTER (WHERE shards = needed) AS done, count(*) FILTER (WHERE failed > 0) AS with_failures
   FROM (
-    SELECT s.corpus, s.modality, s.form, s.fingerprint, s.part, count(*) AS shards,
-      any_value(coalesce(k.crops, 1)) AS needed,
-      sum(s.ok) AS ok, sum(s.failed) AS failed, sum(s.absent) AS absent, sum(s.not_selected + s.forgotten) AS other,
-      sum(s.tokens) AS tokens, sum(s.size_bytes) AS size_bytes
-    FROM log.shard s
-    JOIN log.current k
-      ON k.end_version IS NULL AND k.corpus = s.corpus AND k.modality = s.modality AND k.form = s.form
-      AND k.fingerprint = s.fingerprint AND coalesce(s.crop, 0) < coalesce(k.crops, 1)
-    WHERE s.end_version IS NULL
-    GROUP BY ALL
-  ) GROUP BY ALL
-) d ON d.corpus = c.corpus AND d.modality = c.modality AND d.form = c.form AND d.fingerprint = c.fingerprint
-WHERE c.end_version IS NULL
-ORDER BY c.corpus, c.modality, c.form;
+    SELECT a.id, s.part, any_value(a.needed) AS needed, count(*) AS shards, sum(s.failed) AS failed
+    FROM state.shard s
+    JOIN asked a
+      ON a.corpus = s.corpus AND a.modality = s.modality AND a.form = s.form AND a.fingerprint = s.fingerprint
+    WHERE a.needed > 1 AND coalesce(s.crop, 0) < a.needed
+    GROUP BY a.id, s.part
+  )
+  GROUP BY id
+)
+SELECT a.corpus, a.modality, a.form, left(a.fingerprint, 12) AS recipe, a.crops, p.parts,
+  coalesce(b.done, t.shards, 0) AS parts_done, p.parts - coalesce(b.done, t.shards, 0) AS parts_missing,
+  coalesce(b.with_failures, t.with_failures, 0) AS parts_with_failures, p.rows * a.needed AS rows,
+  coalesce(t.ok, 0) AS ok, coalesce(t.failed, 0) AS failed, coalesce(t.absent, 0) AS absent,
+  coalesce(t.other, 0) AS not_selected_or_forgotten, coalesce(t.tokens, 0) AS tokens,
+  coalesce(t.size_bytes, 0) AS size_bytes
+FROM asked a
+JOIN (SELECT corpus, count(*) AS parts, sum(rows)::BIGINT AS rows FROM state.part GROUP BY corpus) p USING (corpus)
+LEFT JOIN there t USING (id)
+LEFT JOIN by_part b USING (id)
+ORDER BY a.corpus, a.modality, a.form;
+
+-- One row a shard that a current recipe asks for and that is not there.
+CREATE VIEW missing AS
+SELECT w.corpus, w.part, w.modality, w.form, left(w.fingerprint, 12) AS recipe, w.crop, w.rows
+FROM (
+  SELECT p.corpus, p.part, p.rows, c.modality, c.form, c.fingerprint,
+    CASE WHEN c.crops IS NOT NULL THEN unnest(range(coalesce(c.crops, 1)))::INTEGER END AS crop
+  FROM state.part p JOIN state.current c USING (corpus)
+) w
+ANTI JOIN state.shard s
+  ON s.corpus = w.corpus AND s.part = w.part AND s.modality = w.modality AND s.form = w.form
+  AND s.fingerprint = w.fingerprint AND coalesce(s.crop, -1) = coalesce(w.crop, -1);
+
+-- The parts that lack nothing that a current recipe asks for.
+CREATE VIEW complete_parts AS
+SELECT p.corpus, p.part, p.rows, n.shards
+FROM state.part p
+JOIN (SELECT corpus, sum(coalesce(crops, 1))::BIGINT AS shards FROM state.current GROUP BY corpus) n USING (corpus)
+JOIN (SELECT corpus, part, count(*) AS shards FROM state.current_shard GROUP BY corpus, part) d
+  ON d.corpus = p.corpus AND d.part = p.part AND d.shards = n.shards;
+
+-- Figures of the current shards, one a row.
+CREATE VIEW quality AS
+SELECT corpus, part, crop, modality, form, left(fingerprint, 12) AS recipe, unnest(metrics, recursive := true)
+FROM (
+  SELECT *, [
+    {'metric': 'null_share', 'value': 1 - ok / nullif(rows, 0)},
+    {'metric': 'failed_share', 'value': failed / nullif(rows, 0)},
+    {'metric': 'tokens_per_row', 'value': tokens / nullif(ok, 0)},
+    {'metric': 'bytes_per_row', 'value': size_bytes / nullif(ok, 0)}
+  ] AS metrics
+  FROM state.current_shard
+);
 
 CREATE VIEW tokenizers AS
 SELECT name, left(digest, 12) AS digest, family, vocabulary, rows AS fitted_rows, metrics::JSON AS metrics,
-  options::JSON AS options, path, (end_version IS NULL) AS is_current, version
-FROM log.tokenizer ORDER BY name, version;
+  options::JSON AS options, path, state.is_live(version, end_version) AS is_current, version
+FROM log.tokenizer WHERE version <= getvariable('as_of') ORDER BY name, version;
 
--- Two writers of an object store may both have recorded one snapshot: its name holds one content.
 CREATE VIEW snapshots AS
-SELECT s.snapshot, s.rows, s.held_out, s."where", s.modalities, lower(hex(s.sha256)) AS sha256, s.run, s.version, a.time
-FROM (SELECT * FROM log.snapshot QUALIFY row_number() OVER (PARTITION BY snapshot ORDER BY version) = 1) s
-JOIN log.applied a USING (version)
+SELECT s.snapshot, s.rows, s.held_out, s."where", s.modalities, lower(hex(s.sha256)) AS sha256, s.replaces,
+  (SELECT any_value(r.snapshot) FROM state.snapshot r WHERE r.replaces = s.snapshot) AS replaced_by,
+  s.run, s.version, a.time
+FROM state.snapshot s JOIN log.applied a USING (version)
 ORDER BY s.version;
 
 CREATE VIEW runs AS
 SELECT s.run, s.kind, coalesce(e.status, 'running or killed') AS status, s.time AS started_at, e.time AS ended_at,
   date_diff('millisecond', s.time, e.time) / 1000 AS time_s, s.host, s."commit", e.counts::JSON AS counts,
   s.versions::JSON AS versions, s.config::JSON AS config
-FROM log.run_started s LEFT JOIN log.run_ended e USING (run)
+FROM state.run_started s LEFT JOIN state.run_ended e USING (run)
 ORDER BY s.version;
 
 -- Which recipe each recipe of a modality was made from.
@@ -103,5 +143,9 @@ SELECT r.recipe, r.modality, r.form, r.producer, r.producer_version, r.weights, 
   left(i.value ->> '$', 12) AS input_recipe
 FROM recipes r, json_each(r.inputs) AS i;
 
+CREATE VIEW forgotten AS
+SELECT corpus, part, unnest(rows) AS row, unnest(keys) AS key, unnest(sources_sha256) AS sha256, run, version
+FROM state.forgotten;
+
 CREATE VIEW timeline AS
-SELECT version, time, run, actions FROM log.applied ORDER BY version;
+SELECT version, time, run, actions FROM state.applied ORDER BY version;

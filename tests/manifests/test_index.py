@@ -349,6 +349,7 @@ from manifests.catalog import Catalog
 catalog = Catalog.open(sys.argv[1])
 for run in range(20):
     catalog.commit([actions.RunEnded(run=f"died-{run}", time=log.now(), status="done")], run="died")
+    catalog.corpora()  # takes the entry into the index
 os._exit(9)
 """
 
