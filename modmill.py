@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from labelers.protocol import Labeler, LabelerSpec
+    from manifests.attached import Attached
     from manifests.modality import Modality
     from manifests.snapshot import Snapshot
     from tokenize_jobs.protocol import Tokenizer, TokenizerSpec
@@ -65,9 +66,33 @@ class Workspace:
         self._catalog = Catalog.open(uri)
 
     def sql(self, query: str, parameters: Sequence[Any] = ()) -> "pa.Table":
-        """The answer to a query over the views, up to date with the log; `.to_pandas()` and polars read it as it is."""
+        """The answer to a query over the views, up to date with the log; `.to_pandas()` and polars read it as it is.
+
+        For SQL from strangers see `sql_locked`.
+        """
         self._catalog.refresh()
         return self._catalog.sql(query, parameters)
+
+    def sql_locked(self, query: str, *, timeout_s: float = 10, memory_bytes: int = 2_000_000_000) -> "pa.Table":
+        """The answer to a stranger's query, run in a process that reaches the views alone; see `manifests/locked.py`."""
+        from manifests import locked
+
+        self._catalog.refresh()
+        return locked.ask(self._catalog, query, timeout_s=timeout_s, memory_bytes=memory_bytes)
+
+    def attach(self, table: Any, *, on: Sequence[str] = ("corpus", "key"), name: str | None = None) -> "Attached":
+        """Puts a table of your own beside the samples; from here on `samples` has its columns too.
+
+        `table` is a Parquet, CSV or JSON file, or a table of pyarrow, pandas or polars, with at most one row a sample; it
+        can be asked by its own name as well (of a file, the stem). The result prints how many of its rows match a sample.
+        Raises ConfigError for columns that are not there, are there twice or have another type than in `samples`, for two
+        rows of one sample, and for a name that is taken.
+
+            workspace.attach("scores.parquet", on=["corpus", "key"])
+            workspace.sql("SELECT key FROM samples WHERE aesthetic > 5")
+        """
+        self._catalog.refresh()
+        return self._catalog.attach(table, on=on, name=name)
 
     def show(self, key: str, *, corpus: str) -> dict[str, Any]:
         """Everything known of one sample: its row of `samples`, and per modality labels, tokens and failures.

@@ -1,4 +1,7 @@
-"""The command `modmill`. Each verb imports what it needs when it runs: `modmill sql` loads neither torch nor ray."""
+"""The command `modmill`. Each verb imports what it needs when it runs: `modmill sql` loads neither torch nor ray.
+
+Click, not typer: typer validates arguments with pydantic, whose import takes longer than the answer of `modmill sql`.
+"""
 
 import atexit
 import contextlib
@@ -8,116 +11,107 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import typer
+import click
 
-from manifests.errors import ConfigError, ModmillError, TooManyFailures, UserError, nearest
+from engine import cli_forget, cli_manifest
+from manifests.errors import ConfigError, ModmillError, QueryError, TooManyFailures, UserError, nearest
 
-# What typer makes of Ctrl-C.
-_TYPER_INTERRUPTED = 130
-
-DONE, FOUND_WRONG, USER_MISTAKE, OVER_BUDGET, INTERRUPTED = 0, 1, 2, 3, 4
+DONE, FOUND_WRONG, USER_MISTAKE, OVER_BUDGET, INTERRUPTED = 0, cli_manifest.FOUND_WRONG, 2, 3, 4
 
 # Threads of torch that wait by spinning make a step ten times slower where another process has a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-app = typer.Typer(
-    name="modmill",
-    help="Turns image corpora into aligned, tokenized training sets of many modalities.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+_PATH = click.Path(path_type=Path)
+
+settings_option = click.option(
+    "--set", "settings", multiple=True, metavar="A.B=C", help="Override one value of the file."
 )
 
-WorkspaceArgument = Annotated[str, typer.Argument(metavar="WORKSPACE", help="A workspace: a folder or an fsspec URI.")]
-FormatOption = Annotated[Literal["table", "csv", "json"], typer.Option("--format", help="How the answer is written.")]
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # In the order of the work, as they are made below, not of the alphabet.
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"modmill {version('modmill')}")
-        raise typer.Exit()
+        click.echo(f"modmill {version('modmill')}")
+        ctx.exit()
 
 
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False,
-) -> None:
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option(
+    "--version", is_flag=True, callback=_show_version, is_eager=True, expose_value=False, help="Print the version."
+)
+@click.option("--debug", is_flag=True, help="Show the whole trace of an error.")
+def app(debug: bool) -> None:
+    """Turns image corpora into aligned, tokenized training sets of many modalities."""
     if debug:
         os.environ["MODMILL_DEBUG"] = "1"
 
 
 @app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="The folder for the workspace and the report.")] = Path("demo-out"),
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes.")] = None,
-) -> None:
+@click.option("--out", type=_PATH, default=Path("demo-out"), help="The folder for the workspace and the report.")
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes.")
+def demo(out: Path, workers: int | None) -> None:
     """Label and tokenize photographs, scenes and texts that come with a clone, and write a report with pictures."""
     from engine.demo import run_demo
 
     report = run_demo(out, workers=workers)
-    typer.echo(f"report: {report}")
+    click.echo(f"report: {report}")
 
 
 @app.command()
-def init(
-    folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="A folder of images or documents.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="The pipeline file to write.")] = Path("pipeline.yaml"),
-    schema: Annotated[
-        Path | None, typer.Option("--schema", help="Write the JSON schema for editors to this file.")
-    ] = None,
-) -> None:
-    """Write a pipeline file for a folder."""
+@click.argument("folder", required=False)
+@click.option("--out", type=_PATH, default=Path("pipeline.yaml"), help="The pipeline file to write.")
+@click.option("--schema", type=_PATH, help="Write the JSON schema for editors to this file.")
+def init(folder: str | None, out: Path, schema: Path | None) -> None:
+    """Write a pipeline file for a FOLDER of images or documents."""
     from engine.init import write_pipeline, write_schema
 
     if schema is not None:
         write_schema(schema)
-        typer.echo(f"wrote {schema}")
+        click.echo(f"wrote {schema}")
     if folder is not None:
-        typer.echo(write_pipeline(folder, out))
+        click.echo(write_pipeline(folder, out))
     elif schema is None:
         raise ConfigError("modmill init needs a FOLDER of images or documents, or --schema FILE")
 
 
 @app.command()
-def doctor(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder whose disk is looked at.")] = Path(),
-) -> None:
-    """Say what is installed and what is missing: libraries, GPUs, Ray, disk, labelers."""
+@click.argument("path", type=_PATH, default=Path())
+def doctor(path: Path) -> None:
+    """Say what is installed and what is missing: libraries, GPUs, Ray, the disk of PATH, labelers."""
     from engine import doctor as doctoring
 
     checks = doctoring.report(path)
-    typer.echo(doctoring.text(checks))
+    click.echo(doctoring.text(checks))
     if any(check.ok is False for check in checks):
-        raise typer.Exit(FOUND_WRONG)
+        sys.exit(FOUND_WRONG)
 
 
 @app.command()
+@click.argument("file", type=_PATH)
+@settings_option
+@click.option("--only", metavar="STEP", help="Do one step: ingest, fit, label, tokenize, snapshot or train.")
+@click.option("--refit", is_flag=True, help="Fit the tokenizers anew; new shards beside the old.")
+@click.option("--failed", is_flag=True, help="Do the parts with failed rows again.")
+@click.option("--runner", type=click.Choice(["ray", "local"]), help="On Ray, or in this process.")
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes.")
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A pipeline file.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the file.")
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option("--only", metavar="STEP", help="Do one step: ingest, fit, label, tokenize, snapshot or train."),
-    ] = None,
-    refit: Annotated[bool, typer.Option("--refit", help="Fit the tokenizers anew; new shards beside the old.")] = False,
-    failed: Annotated[bool, typer.Option("--failed", help="Do the parts with failed rows again.")] = False,
-    runner: Annotated[
-        Literal["ray", "local"] | None, typer.Option("--runner", help="On Ray, or in this process.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes.")] = None,
+    file: Path,
+    settings: tuple[str, ...],
+    only: str | None,
+    refit: bool,
+    failed: bool,
+    runner: str | None,
+    workers: int | None,
 ) -> None:
-    """Ingest, fit tokenizers, label, tokenize, freeze snapshots, train: whatever the file asks for and is missing."""
+    """Do whatever a pipeline FILE asks for and is missing: ingest, fit tokenizers, label, tokenize, freeze, train."""
     from engine import config as pipeline
     from engine import run as running
 
@@ -135,180 +129,88 @@ def run(
         retry_failed=failed,  # type: ignore[arg-type]
     )
     if done.did_nothing:
-        typer.echo("nothing to do: everything in the pipeline file is done")
+        click.echo("nothing to do: everything in the pipeline file is done")
     else:
         counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in done.counts.items() if count)
-        typer.echo(f"done: {counts}")
+        click.echo(f"done: {counts}")
     if done.counts.get("failed_rows"):
         query = "SELECT stage, class, count(DISTINCT key) AS photos FROM failures GROUP BY ALL"
-        typer.echo(f'what failed: modmill sql {config.workspace} "{query}"')
-    typer.echo(f"look at it:  modmill status {config.workspace}")
+        click.echo(f'what failed: modmill sql {config.workspace} "{query}"')
+    click.echo(f"look at it:  modmill status {config.workspace}")
+
+
+for verb in (*cli_manifest.VERBS, cli_forget.forget):
+    app.add_command(verb)
 
 
 @app.command()
-def status(workspace: WorkspaceArgument, form: FormatOption = "table") -> None:
-    """Corpus by modality: parts done, failed, missing."""
-    from engine import output
-    from manifests.catalog import Catalog
-
-    with Catalog.open(workspace) as catalog:
-        output.write(catalog.status(), form)
-
-
-@app.command()
-def sql(
-    workspace: WorkspaceArgument,
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="SQL over the views; - reads standard input.")],
-    form: Annotated[
-        Literal["table", "csv", "json", "parquet"], typer.Option("--format", help="How the answer is written.")
-    ] = "table",
-) -> None:
-    """Ask the manifest: corpora parts samples shards recipes coverage failures runs captions palettes metadata boxes."""
-    from engine import output
-    from manifests.catalog import Catalog
-
-    with Catalog.open(workspace) as catalog:
-        output.write(catalog.sql(sys.stdin.read() if query == "-" else query), form)
-
-
-@app.command()
-def snapshot(
-    workspace: WorkspaceArgument,
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="The snapshot to make; without it, list them.")
-    ] = None,
-    where: Annotated[
-        str | None, typer.Option("--where", metavar="CONDITION", help="SQL over `samples`: which rows.  [default: all]")
-    ] = None,
-    modalities: Annotated[
-        str | None,
-        typer.Option("--modalities", metavar="A,B,C", help="Which modalities.  [default: all with tokens in Parquet]"),
-    ] = None,
-    hold_out: Annotated[float, typer.Option("--hold-out", help="Share of the keys never trained on.")] = 0.02,
-    form: FormatOption = "table",
-) -> None:
-    """Freeze a selection of rows and tokens for training, or list what is frozen."""
-    from engine import output
-    from engine import snapshot as freezing
-
-    if name is None:
-        if where is not None or modalities is not None:
-            raise ConfigError("--where and --modalities make a snapshot: give its NAME after the workspace")
-        output.write(freezing.listing(workspace), form)
-        return
-    asked = None if modalities is None else modalities.split(",")
-    made = freezing.make(workspace, name, where=where, modalities=asked, hold_out=hold_out, quiet=form != "table")
-    output.write(freezing.contents(made), form)
-    typer.echo(freezing.summary(made), err=form != "table")
-
-
-@app.command()
-def verify(workspace: WorkspaceArgument, form: FormatOption = "table") -> None:
-    """Read everything back: counts, hashes, keys aligned over modalities, tokens in range; exits 1 if any is wrong."""
-    from engine import output
-    from engine import verify as verifying
-    from engine.progress import Progress
-    from manifests.catalog import Catalog
-
-    with Catalog.open(workspace) as catalog:
-        progress = Progress(None, quiet=form != "table")
-
-        def report(done: int, total: int) -> None:
-            if done == 1:
-                progress.stage("verify", total, "shards")
-            progress.update("verify", done)
-
-        try:
-            verified = verifying.verify(catalog, report)
-        finally:
-            progress.close()
-    if verified.findings or form != "table":
-        output.write(output.rows_table(verifying.as_rows(verified), ["path", "problem"]), form)
-    wrong = len(verified.findings)
-    typer.echo(
-        f"{f'WRONG: {wrong} findings' if wrong else 'ok'}: {verified.versions:,} log entries, {verified.parts:,} parts, "
-        f"{verified.shards:,} shards, {verified.rows:,} rows, {verified.tokenizers} tokenizers, "
-        f"{verified.snapshots} snapshots, {verified.size_bytes / 1e6:,.1f} MB read",
-        err=form != "table",
-    )
-    if wrong:
-        raise typer.Exit(FOUND_WRONG)
-
-
-@app.command()
-def train(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A trainer file.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the file.")
-    ] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            "--resume", metavar="auto|PATH", help="Go on in the newest run of this file, or in a run's folder."
-        ),
-    ] = None,
-) -> None:
-    """Train an any-to-any model on snapshots, as a trainer file says."""
+@click.argument("file", type=_PATH)
+@settings_option
+@click.option("--resume", metavar="auto|PATH", help="Go on in the newest run of this file, or in a run's folder.")
+def train(file: Path, settings: tuple[str, ...], resume: str | None) -> None:
+    """Train an any-to-any model on snapshots, as a trainer FILE says."""
     from engine import train_run
 
-    outcome = train_run.run(train_run.load(file, settings or []), resume=resume)
+    outcome = train_run.run(train_run.load(file, list(settings)), resume=resume)
     if outcome.status == "interrupted":
         again = f"modmill train {file} --resume {outcome.folder}"
-        typer.echo(f"interrupted at step {outcome.step:,}, which is saved; go on with: {again}", err=True)
-        raise typer.Exit(INTERRUPTED)
-    typer.echo(f"done: {outcome.steps_done:,} steps, in {outcome.folder}")
+        click.echo(f"interrupted at step {outcome.step:,}, which is saved; go on with: {again}", err=True)
+        sys.exit(INTERRUPTED)
+    click.echo(f"done: {outcome.steps_done:,} steps, in {outcome.folder}")
 
 
 @app.command()
+@click.option("--checkpoint", required=True, metavar="PATH", help="A checkpoint, or a run's folder.")
+@click.option("--to", "wanted", required=True, metavar="A,B,C", help="Modalities to make, in this order.")
+@click.option(
+    "--from",
+    "given",
+    multiple=True,
+    metavar="MODALITY=VALUE",
+    help="What is given: rgb=photo.jpg, caption='a red cube', palette='#ff0000,#00cc88', boxes=boxes.json, "
+    "metadata='brightness=120', depth=depth.npy. Several times for several.",
+)
+@click.option("--out", type=_PATH, help="A new folder.  [default: generated-1, -2, ...]")
+@click.option("--samples", type=click.IntRange(min=1), default=1, help="Variations.")
+@click.option("--seed", type=int, default=0, help="Another seed draws others.")
+@click.option("--temperature", type=float, help="0 takes the likeliest.")
+@click.option("--top-k", type=int, help="Only the k likeliest tokens.")
+@click.option("--top-p", type=float, help="Only the likeliest that hold this share.")
+@click.option("--guidance", type=float, help="Weight of what is given; 1 is plain.")
+@click.option("--steps", type=int, help="In how many steps a picture is decoded.")
+@click.option("--order", type=click.Choice(["confidence", "random"]), help="Which cells first.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="MODALITY.OPTION=VALUE",
+    help="One option of one modality, as rgb.steps=8.",
+)
 def generate(
-    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="PATH", help="A checkpoint, or a run's folder.")],
-    wanted: Annotated[str, typer.Option("--to", metavar="A,B,C", help="Modalities to make, in this order.")],
-    given: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--from",
-            metavar="MODALITY=VALUE",
-            help="What is given: rgb=photo.jpg, caption='a red cube', palette='#ff0000,#00cc88', boxes=boxes.json, "
-            "metadata='brightness=120', depth=depth.npy. Several times for several.",
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="A new folder.  [default: generated-1, -2, ...]")] = None,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Variations.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed draws others.")] = 0,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="0 takes the likeliest.")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Only the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Only the likeliest that hold this share.")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Weight of what is given; 1 is plain.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="In how many steps a picture is decoded.")] = None,
-    order: Annotated[Literal["confidence", "random"] | None, typer.Option("--order", help="Which cells first.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="MODALITY.OPTION=VALUE", help="One option of one modality, as rgb.steps=8."),
-    ] = None,
+    checkpoint: str,
+    wanted: str,
+    given: tuple[str, ...],
+    out: Path | None,
+    samples: int,
+    seed: int,
+    settings: tuple[str, ...],
+    **decoding: float | str | None,
 ) -> None:
     """Make modalities from others with a trained model, and a contact sheet of it."""
     from engine import generate as generating
 
-    decoding = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "guidance": guidance,
-        "steps": steps,
-        "order": order,
-    }
     folder = generating.run(
         checkpoint,
-        given or [],
+        list(given),
         [name.strip() for name in wanted.split(",")],
         out,
         samples=samples,
         seed=seed,
         every={name: value for name, value in decoding.items() if value is not None},
-        settings=settings or [],
-        say=lambda text: typer.echo(text, err=True),
+        settings=list(settings),
+        say=lambda text: click.echo(text, err=True),
     )
-    typer.echo(f"look at it:  {folder / 'contact-sheet.png'}")
+    click.echo(f"look at it:  {folder / 'contact-sheet.png'}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -319,7 +221,17 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         modmill.check_packages()
-        app(arguments, standalone_mode=True)
+        with app.make_context("modmill", sys.argv[1:] if arguments is None else list(arguments)) as context:
+            app.invoke(context)
+        sys.exit(DONE)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted: what is done is committed; the same command goes on from there", err=True)
+        sys.exit(INTERRUPTED)
     except TooManyFailures as error:
         _end(error, OVER_BUDGET)
     except UserError as error:
@@ -343,11 +255,6 @@ def main(arguments: list[str] | None = None) -> None:
             ),
             USER_MISTAKE,
         )
-    except SystemExit as end:
-        if end.code != _TYPER_INTERRUPTED:
-            raise
-        typer.echo("interrupted: what is done is committed; the same command goes on from there", err=True)
-        sys.exit(INTERRUPTED)
 
 
 def command() -> None:
@@ -373,5 +280,12 @@ def command() -> None:
 def _end(error: Exception, code: int) -> Any:
     if os.environ.get("MODMILL_DEBUG"):
         raise error
-    typer.echo(f"modmill: {error}", err=True)
+    click.echo(f"modmill: {_one_line(str(error)) if isinstance(error, QueryError) else error}", err=True)
     sys.exit(code)
+
+
+def _one_line(message: str) -> str:
+    """DuckDB's message without its drawing of the query, but with the line that it points at."""
+    said, _, drawing = message.partition("\n\nLINE ")
+    number = drawing.partition(":")[0]
+    return " ".join(said.split()) + (f" (in line {number})" if number not in ("", "1") else "")

@@ -72,7 +72,7 @@ def samples(catalog: Catalog, corpus: str, most: int, notes: list[str]) -> list[
         return []
     part = parts[0]["part"]
     rows = catalog.sql(
-        "SELECT * FROM samples WHERE corpus = ? AND part = ? "
+        "SELECT * FROM samples WHERE corpus = ? AND part = ? AND source IS NOT NULL "
         "AND key NOT IN (SELECT key FROM failures WHERE corpus = ? AND key IS NOT NULL)",
         [corpus, part, corpus],
     ).to_pylist()

@@ -11,7 +11,7 @@ import numpy as np
 
 from engine import sources
 from engine.corpus_plan import CorpusPlan
-from engine.failures import Outcome, failed
+from engine.failures import FORGOTTEN, Outcome, failed
 from manifests import images
 from manifests.errors import SourceError
 from manifests.recipe import sha256_hex
@@ -23,7 +23,8 @@ class LoadedRow:
     """One sample, ready to be labeled.
 
     `image` is None for documents, and where `problem` says why there is none; the columns of a photograph that cannot be
-    decoded are good all the same, those of a document that cannot be read (`readable` is False) are not there.
+    decoded are good all the same, those of a document that cannot be read and of a row that is forgotten (`readable` is
+    False) are not there.
     """
 
     row: int
@@ -102,6 +103,9 @@ def load_rows(
 def _decode(
     plan: CorpusPlan, sample: Mapping[str, Any], ticket: int, budget: ByteBudget
 ) -> tuple[np.ndarray | None, Outcome | None, int]:
+    if _is_forgotten(sample):
+        budget.enter(ticket, 0)
+        return None, FORGOTTEN, 0
     size_bytes = 0
     entered = False
     stage = "source"
@@ -125,8 +129,13 @@ def _decode(
 
 
 def _documents(plan: CorpusPlan, samples: Sequence[Mapping[str, Any]]) -> Iterator[LoadedRow]:
-    found = sources.read_documents(plan.root, [sample["source"] for sample in samples], plan.config)
-    for sample, document in zip(samples, found, strict=True):
+    there = [sample["source"] for sample in samples if not _is_forgotten(sample)]
+    found = iter(sources.read_documents(plan.root, there, plan.config))
+    for sample in samples:
+        if _is_forgotten(sample):
+            yield _row(plan, sample, image=None, problem=None)
+            continue
+        document = next(found)
         if isinstance(document, Exception):
             yield replace(_row(plan, sample, image=None, problem=failed("source", document)), readable=False)
         else:
@@ -134,9 +143,17 @@ def _documents(plan: CorpusPlan, samples: Sequence[Mapping[str, Any]]) -> Iterat
             yield replace(row, columns={**row.columns, **document})
 
 
+def _is_forgotten(sample: Mapping[str, Any]) -> bool:
+    """Whether a row of a samples file was forgotten: every other has the sha256 of its source."""
+    return sample["sha256"] is None
+
+
 def _row(
     plan: CorpusPlan, sample: Mapping[str, Any], *, image: np.ndarray | None, problem: Outcome | None
 ) -> LoadedRow:
+    if _is_forgotten(sample):
+        row, key = sample["row"], sample["key"]
+        return LoadedRow(row=row, key=key, uri="", columns={}, image=None, problem=FORGOTTEN, readable=False)
     columns = {name: value for name, value in sample.items() if name not in SAMPLE_COLUMNS}
     uri = sources.uri(plan.root, sample["source"])
     return LoadedRow(row=sample["row"], key=sample["key"], uri=uri, columns=columns, image=image, problem=problem)

@@ -30,6 +30,7 @@ class Outcome:
 
 
 ABSENT = Outcome(Status.ABSENT)
+FORGOTTEN = Outcome(Status.FORGOTTEN)
 
 
 def failed(stage: str, error: Exception) -> Outcome:

@@ -15,7 +15,7 @@ import numpy as np
 from engine.corpus_plan import CorpusPlan
 from engine.plan import FitItem, FitRows, Target, fit_order, is_held_out
 from engine.worker import Worker
-from manifests import shards
+from manifests import shards, sidecars
 from manifests.actions import TokenizerAdded
 from manifests.errors import ConfigError
 from manifests.modality import Modality
@@ -48,7 +48,7 @@ def fit(item: FitItem, worker: Worker, on_step: Callable[[int, int, Mapping[str,
             data = file.read_bytes()
             put_same(worker.storage, f"{path}/{file.name}", data, sha256_hex(data))
         spec = protocol.load(out, item.modalities[0].name).spec
-    return TokenizerAdded(
+    fitted = TokenizerAdded(
         name=item.name,
         digest=digest,
         path=path,
@@ -59,6 +59,8 @@ def fit(item: FitItem, worker: Worker, on_step: Callable[[int, int, Mapping[str,
         rows=rows,
         metrics=metrics,
     )
+    worker.storage.put(sidecars.path_of(fitted), sidecars.of_tokenizer(fitted))
+    return fitted
 
 
 def checkpoint_folder(item: FitItem, chosen: Sequence[tuple[list[Any], list[Any]]]) -> str:

@@ -1,6 +1,6 @@
 """A corpus's source becomes samples: new keys are appended as new parts, in the source's order; no part ever changes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from engine import config, listing, sources
 from engine.column_types import known_types, typed_columns
 from engine.source_stats import SourceStats
+from manifests import retention, sidecars
 from manifests.actions import CorpusAdded, PartAdded, SourcesChanged
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, SourceError
@@ -53,38 +54,48 @@ def ingest(
     if known is not None:
         _check_unchanged(corpus, section, known)
     scan = sources.scan(section)
+    parts = catalog.parts(corpus)
     before = {}
-    if known is not None:
+    # Not where the corpus is known: a log that was made anew from files without sidecars has parts alone.
+    if parts:
         query = "SELECT key, source, size_bytes, sha256 FROM samples WHERE corpus = ?"
         before = {row["key"]: row for row in catalog.sql(query, [corpus]).to_pylist()}
     fresh = [listed for listed in scan.samples if listed.key not in before]
     stats = SourceStats(catalog.workspace_id, corpus)
     document = config.document(section)
-    if known is None or known["source"] != document["source"]:
-        catalog.commit(
-            [
-                CorpusAdded(
-                    corpus=corpus,
-                    kind=section.kind,
-                    source=document["source"],
-                    seed=section.seed,
-                    part_rows=section.part_rows,
-                    config=document,
-                )
-            ],
-            run=run,
-        )
-    first_part = len(catalog.parts(corpus))
+    added = CorpusAdded(
+        corpus=corpus,
+        kind=section.kind,
+        source=document["source"],
+        seed=section.seed,
+        part_rows=section.part_rows,
+        config=document,
+    )
+    if known is None or known["source"] != added.source:
+        catalog.commit([added], run=run)
+    first_part = parts[-1].part + 1 if parts else 0
     types: dict[str, pa.DataType] = known_types(catalog, corpus)
+    forgotten = retention.forgotten_bytes(catalog)
     done = new_parts = 0
     if fresh:
         on_new(len(fresh))
-    for chunk in _chunks(fresh, section.part_rows):
-        part = _write_part(catalog, corpus, section, scan, chunk, first_part + new_parts, types, stats)
+    for chunk in _chunks(fresh, scan, section, forgotten):
+        part = _write_part(catalog, corpus, scan, chunk, first_part + new_parts, types)
+        catalog.storage.put(sidecars.path_of(part), sidecars.of_part(part, added))
         catalog.commit([part], run=run)
         new_parts += 1
         done += len(chunk)
+        if section.kind == "image":
+            for listed, sha256 in chunk:
+                stats.put(listed, sha256)
         on_rows(done)
+    notes = list(scan.notes)
+    if refused := len(fresh) - done:
+        on_rows(len(fresh))
+        # Without their names: what a run tells is kept in the workspace.
+        notes.append(
+            f"{refused:,} samples are left out: their source bytes were forgotten and are never taken in again"
+        )
     vanished, changed = _compare(scan, before, stats, section)
     stats.save(scan.samples)
     if (vanished or changed) and (
@@ -94,12 +105,12 @@ def ingest(
     return Ingested(
         corpus=corpus,
         root=scan.root,
-        samples=len(before) + len(fresh),
-        new=len(fresh),
+        samples=len(before) + done,
+        new=done,
         new_parts=new_parts,
         vanished=len(vanished),
         changed=len(changed),
-        notes=list(scan.notes),
+        notes=notes,
     )
 
 
@@ -119,24 +130,31 @@ def _check_unchanged(corpus: str, section: config.CorpusConfig, known: Mapping[s
             )
 
 
-def _chunks(listed: Sequence[sources.Listed], rows: int) -> Iterator[list[sources.Listed]]:
-    stream = iter(listed)
-    while chunk := list(islice(stream, rows)):
-        yield chunk
+def _chunks(
+    fresh: Sequence[sources.Listed], scan: sources.Scan, section: config.CorpusConfig, forgotten: Collection[str]
+) -> Iterator[list[tuple[sources.Listed, bytes]]]:
+    """The samples of one new part after the other, with the sha256 of their sources; none whose bytes were forgotten."""
+    stream = iter(fresh)
+    waiting: list[tuple[sources.Listed, bytes]] = []
+    while block := list(islice(stream, section.part_rows)):
+        hashed = zip(block, _hashes(scan, block, section), strict=True)
+        waiting += [(listed, sha256) for listed, sha256 in hashed if sha256.hex() not in forgotten]
+        if len(waiting) >= section.part_rows:
+            yield waiting[: section.part_rows]
+            waiting = waiting[section.part_rows :]
+    if waiting:
+        yield waiting
 
 
 def _write_part(
     catalog: Catalog,
     corpus: str,
-    section: config.CorpusConfig,
     scan: sources.Scan,
-    chunk: Sequence[sources.Listed],
+    chunk: Sequence[tuple[sources.Listed, bytes]],
     part: int,
     types: dict[str, pa.DataType],
-    stats: SourceStats,
 ) -> PartAdded:
-    hashes = _hashes(scan, chunk, section, stats)
-    columns = [scan.columns(listed) for listed in chunk]
+    columns = [scan.columns(listed) for listed, _ in chunk]
     rows = [
         {
             "corpus": corpus,
@@ -147,7 +165,7 @@ def _write_part(
             "size_bytes": listed.size_bytes,
             "sha256": sha256,
         }
-        for row, (listed, sha256) in enumerate(zip(chunk, hashes, strict=True))
+        for row, (listed, sha256) in enumerate(chunk)
     ]
     arrays = typed_columns(columns, types)
     for name, array in arrays.items():
@@ -165,14 +183,14 @@ def _write_part(
         path=path,
         sha256=sha256,
         size_bytes=len(data),
-        keys_sha256=keys_digest([listed.key for listed in chunk]),
-        source_bytes=sum(listed.size_bytes for listed in chunk),
+        keys_sha256=keys_digest([listed.key for listed, _ in chunk]),
+        source_bytes=sum(listed.size_bytes for listed, _ in chunk),
+        key_min=min(listed.key for listed, _ in chunk),
+        key_max=max(listed.key for listed, _ in chunk),
     )
 
 
-def _hashes(
-    scan: sources.Scan, chunk: Sequence[sources.Listed], section: config.CorpusConfig, stats: SourceStats
-) -> list[bytes]:
+def _hashes(scan: sources.Scan, chunk: Sequence[sources.Listed], section: config.CorpusConfig) -> list[bytes]:
     """The sha256 of each sample's source bytes; of no bytes where they cannot be read (the row fails when it is)."""
     if section.kind == "text":
         documents = sources.read_documents(scan.root, [listed.source for listed in chunk], section)
@@ -186,10 +204,7 @@ def _hashes(
             return bytes.fromhex(sha256_hex(b""))
 
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        hashes = list(pool.map(hash_one, chunk))
-    for listed, sha256 in zip(chunk, hashes, strict=True):
-        stats.put(listed, sha256)
-    return hashes
+        return list(pool.map(hash_one, chunk))
 
 
 def _compare(
@@ -200,11 +215,12 @@ def _compare(
     Files are hashed again only where size or modification time say so; workers check the hash of all that they read.
     """
     now = {listed.key: listed for listed in scan.samples}
-    vanished = [key for key in before if key not in now]
+    # A row without a hash is forgotten: nothing that becomes of its source is of interest.
+    vanished = [key for key, row in before.items() if key not in now and row["sha256"] is not None]
     changed = []
     for key, row in before.items():
         listed = now.get(key)
-        if listed is None:
+        if listed is None or row["sha256"] is None:
             continue
         if listed.size_bytes != row["size_bytes"]:
             changed.append(key)

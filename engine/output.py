@@ -1,64 +1,118 @@
 """Tables for people and for scripts: on the terminal, CSV, JSON, Parquet."""
 
+import contextlib
 import csv
 import datetime
 import decimal
 import json
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any, Literal, TextIO
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
-import pyarrow as pa
+from manifests.errors import ConfigError, QueryError
 
-Format = Literal["table", "csv", "json", "parquet"]
+if TYPE_CHECKING:
+    # Answers that come as plain rows need no pyarrow, whose import takes as long as everything else together.
+    import pyarrow as pa
+
 _LONGEST_CELL = 120
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def write(table: pa.Table, form: Format, out: TextIO | None = None) -> None:
-    """Writes a table to standard output, or to `out`; Parquet goes there as bytes."""
-    stream = out or sys.stdout
+def check_target(form: str, out: Path | None) -> None:
+    """Raises ConfigError for Parquet on a terminal, before anything is asked."""
+    if form == "parquet" and out is None and sys.stdout.isatty():
+        raise ConfigError("Parquet is no text for a terminal: give --out FILE, or send it on with > or |")
+
+
+def write(table: "pa.Table", form: str, out: Path | None = None) -> None:
+    """Writes a table as `form` (table, csv, json, parquet) to a file, or to standard output."""
     if form == "parquet":
         import pyarrow.parquet as pq
 
-        pq.write_table(table, stream.buffer)
-    elif form == "csv":
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(table.column_names)
-        writer.writerows([_text(value) for value in row.values()] for row in table.to_pylist())
-    elif form == "json":
-        json.dump(table.to_pylist(), stream, default=_json, ensure_ascii=False, indent=1)
-        stream.write("\n")
+        pq.write_table(table, sys.stdout.buffer if out is None else str(out))
     else:
-        _write_table(table, stream)
+        rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        write_rows(table.column_names, rows, form, out)
 
 
-def rows_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> pa.Table:
+def write_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str, out: Path | None = None) -> None:
+    """Writes rows of plain values as `form` (table, csv, json) to a file, or to standard output."""
+    with _stream(out) as stream:
+        if form == "csv":
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows([_text(value) for value in row] for row in rows)
+        elif form == "json":
+            if len(set(columns)) < len(columns):
+                raise QueryError(f"JSON needs a name for each column, these are {', '.join(columns)}: rename with AS")
+            named = [dict(zip(columns, row, strict=True)) for row in rows]
+            json.dump(named, stream, default=_json, ensure_ascii=False, indent=1)
+            stream.write("\n")
+        else:
+            _write_table(columns, rows, stream)
+
+
+def rows_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> "pa.Table":
     """Rows as an Arrow table with these columns, also where there are no rows."""
+    import pyarrow as pa
+
     return pa.table({name: [row[name] for row in rows] for name in columns})
 
 
-def _write_table(table: pa.Table, stream: TextIO) -> None:
+@contextlib.contextmanager
+def _stream(out: Path | None) -> Iterator[TextIO]:
+    if out is None:
+        yield sys.stdout
+    else:
+        with out.open("w", encoding="utf-8", newline="") as file:
+            yield file
+
+
+def _write_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], stream: TextIO) -> None:
+    cells = [[_cell(value) for value in row] for row in rows]
+    numbers = [all(_is_number(row[place]) for row in rows) for place in range(len(columns))]
+    if stream.isatty():
+        _write_fitting(columns, cells, numbers, stream)
+    else:
+        # Off a terminal there is no width to fit: lines stay whole, so that they can be searched.
+        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        for line in (columns, ["─" * width for width in widths], *cells):
+            padded = [
+                text.rjust(width) if right else text.ljust(width)
+                for text, width, right in zip(line, widths, numbers, strict=True)
+            ]
+            stream.write("  ".join(padded).rstrip() + "\n")
+    stream.write(f"{len(rows):,} row{'s' * (len(rows) != 1)}\n")
+
+
+def _write_fitting(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], numbers: Sequence[bool], stream: TextIO
+) -> None:
+    """The table in the width of the terminal; long cells are folded."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for field in table.schema:
-        is_number = (
-            pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
-        )
-        shown.add_column(Text(field.name), justify="right" if is_number else "left", overflow="fold")
-    for row in table.to_pylist():
-        shown.add_row(*(Text(_cell(value)) for value in row.values()))
-    # Off a terminal there is no width to fit: lines stay whole, so that they can be searched.
-    console = Console(file=stream) if stream.isatty() else Console(file=stream, width=10_000)
-    console.print(shown)
-    console.print(f"{table.num_rows:,} row{'s' * (table.num_rows != 1)}", highlight=False)
+    for column, right in zip(columns, numbers, strict=True):
+        shown.add_column(Text(column), justify="right" if right else "left", overflow="fold")
+    for row in cells:
+        shown.add_row(*map(Text, row))
+    Console(file=stream).print(shown)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float | decimal.Decimal) and not isinstance(value, bool))
 
 
 def _cell(value: Any) -> str:
+    """A value on one line of printable text: what captions and file names hold must not steer the terminal."""
     text = f"{value:.6g}" if isinstance(value, float) else _text(value)
+    text = _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
     return text if len(text) <= _LONGEST_CELL else text[: _LONGEST_CELL - 1] + "…"
 
 
@@ -78,5 +132,6 @@ def _json(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, decimal.Decimal):
-        return float(value)
+        # A sum of integers is a decimal in Arrow.
+        return int(value) if value.as_tuple().exponent == 0 else float(value)
     return str(value)

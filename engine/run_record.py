@@ -17,6 +17,7 @@ from manifests import log
 from manifests.actions import RunEnded, RunStarted
 from manifests.catalog import Catalog
 from manifests.errors import TooManyFailures
+from manifests.lease import writer_lease
 from manifests.storage import Storage, cache_folder
 
 _RECORDED = (
@@ -68,7 +69,7 @@ def recorded(storage: Storage, kind: str, config: Mapping[str, Any], *, quiet: b
     identity = log.workspace_id(storage)
     name = f"{kind}-{log.now()[:19].replace(':', '').replace('-', '')}-{secrets.token_hex(3)}"
     folder = Path(storage.full("runs")) if storage.is_local else cache_folder() / identity / "runs"
-    with log.writer_lease(storage, name), Catalog(storage) as catalog:
+    with writer_lease(storage, name) as lease, Catalog(storage, lease=lease) as catalog:
         progress = Progress(folder / name / "events.jsonl", quiet=quiet)
         done = Done(run=name)
         catalog.commit([started_with(name, kind, config)], run=name)
@@ -86,9 +87,11 @@ def recorded(storage: Storage, kind: str, config: Mapping[str, Any], *, quiet: b
             progress.event("error", error=type(error).__name__, message=str(error), trace=traceback.format_exc())
             raise
         finally:
-            catalog.commit([RunEnded(run=name, time=log.now(), status=status, counts=done.counts)], run=name)
-            progress.event("ended", status=status, counts=done.counts)
-            progress.close()
+            try:
+                catalog.commit([RunEnded(run=name, time=log.now(), status=status, counts=done.counts)], run=name)
+            finally:
+                progress.event("ended", status=status, counts=done.counts)
+                progress.close()
 
 
 def started_with(name: str, kind: str, document: Mapping[str, Any]) -> RunStarted:

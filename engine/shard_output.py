@@ -3,7 +3,6 @@
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import IO, Any
 
 import numpy as np
@@ -11,11 +10,11 @@ import numpy as np
 from engine.failures import ABSENT, Outcome, isolate
 from engine.label import Labels
 from engine.plan import Target, WorkItem
-from manifests import images, shards
+from manifests import images, shards, sidecars
 from manifests.actions import ShardAdded
 from manifests.errors import ShardError
 from manifests.modality import Modality
-from manifests.recipe import canonical_json, sha256_hex
+from manifests.recipe import sha256_hex
 from manifests.shards import Status
 from manifests.storage import Storage, put_same
 from tokenize_jobs.protocol import Tokenizer
@@ -51,7 +50,7 @@ class ShardOutput:
         if tokenizer is not None:
             self._tar = shards.TarWriter("npy") if self._plan.token_format == "webdataset" else None
         else:
-            self._tar = None if modality.is_structured else shards.TarWriter(_extension(modality))
+            self._tar = None if modality.in_parquet else shards.TarWriter(_extension(modality))
 
     def add(self, batch: Sequence[Labels]) -> None:
         """The next rows."""
@@ -140,8 +139,7 @@ class ShardOutput:
         put_same(self._storage, path, data, sha256)
         record = self._record(facts, path, sha256, self._write_failures(f"{stem}.failed.parquet"))
         recipe = self._plan.written()[self._target.form]
-        sidecar = {"format": 1, "shard": asdict(record), "recipe": recipe.document()}
-        self._storage.put(f"{stem}.json", canonical_json(sidecar))
+        self._storage.put(sidecars.path_of(record), sidecars.of_shard(record, recipe.document()))
         return record
 
     def _stem(self, sha256: str) -> str:

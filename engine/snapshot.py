@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
 
 import pyarrow as pa
 
@@ -9,33 +11,69 @@ from engine import output
 from engine.config import SnapshotConfig
 from engine.progress import Progress
 from engine.run_record import Done, recorded
-from manifests import recipe_choice
+from manifests import attached, recipe_choice, splits, successor
 from manifests import snapshot as snapshots
 from manifests.catalog import Catalog
-from manifests.errors import WorkspaceError
+from manifests.errors import ConfigError, WorkspaceError
 from manifests.snapshot import Snapshot
 from manifests.storage import open_storage
 
-_LISTED = ("snapshot", "rows", "held_out", "modalities", "where", "sha256", "made", "files")
-_COLUMNS = ("corpus", "rows", "held_out", "modality", "recipe", "crops", "shards", "mb")
+_LISTED = ("snapshot", "rows", "held_out", "modalities", "where", "sha256", "made", "files", "used_by", "replaced_by")
+_COLUMNS = ("snapshot", "corpus", "rows", "held_out", "modality", "recipe", "crops", "shards", "mb")
 
 
 def make(
-    uri: str, name: str, *, where: str | None, modalities: Sequence[str] | None, hold_out: float, quiet: bool = False
-) -> Snapshot:
-    """Makes a snapshot of the workspace at `uri`, as a recorded run. Raises what `manifests.snapshot.make` raises."""
+    uri: str,
+    name: str,
+    *,
+    where: str | None,
+    modalities: Sequence[str] | None,
+    hold_out: float,
+    shares: Mapping[str, Decimal] | None = None,
+    attach: Sequence[str] = (),
+    quiet: bool = False,
+) -> list[Snapshot]:
+    """Makes a snapshot of the workspace at `uri`, or one for each of `shares`, as a recorded run.
+
+    Each of `attach` is a file with columns for `where`, as FILE or FILE:column,column; see `manifests/attached.py`. Raises
+    what `manifests.splits.conditions` and `manifests.snapshot.make` raise, and what `Catalog.attach` does.
+    """
     config = {
         "snapshot": name,
         "where": where,
         "modalities": None if modalities is None else list(modalities),
         "hold_out": hold_out,
+        "splits": None if shares is None else {split: str(share) for split, share in shares.items()},
+        "attach": [attached.document(text) for text in attach],
     }
+    made: list[Snapshot] = []
     with recorded(open_storage(uri), "snapshot", config, quiet=quiet) as execution:
         catalog, done = execution.catalog, execution.done
-        before = catalog.version
-        made = snapshots.make(catalog, name, where=where, modalities=modalities, hold_out=hold_out, run=done.run)
-        done.add("snapshots", int(catalog.version > before))
+        for file, on in map(attached.parse, attach):
+            execution.progress.say(str(catalog.attach(file, on=on)))
+        conditions = {name: where} if shares is None else splits.conditions(catalog, name, where, shares)
+        for one, condition in conditions.items():
+            before = catalog.version
+            made.append(
+                snapshots.make(catalog, one, where=condition, modalities=modalities, hold_out=hold_out, run=done.run)
+            )
+            done.add("snapshots", int(catalog.version > before))
     return made
+
+
+def parse_shares(given: Sequence[str]) -> dict[str, Decimal]:
+    """The shares of `--split` options, such as train=0.9, in their order. Raises ConfigError."""
+    shares: dict[str, Decimal] = {}
+    for text in given:
+        split, _, share = text.partition("=")
+        try:
+            value = Decimal(share)
+        except InvalidOperation:
+            raise ConfigError(f"--split {text}: expected NAME=SHARE, such as train=0.9") from None
+        if split in shares:
+            raise ConfigError(f"--split {text}: {split} stands twice; give each split a name of its own")
+        shares[split] = value
+    return shares
 
 
 def listing(uri: str) -> pa.Table:
@@ -43,6 +81,7 @@ def listing(uri: str) -> pa.Table:
     with Catalog.open(uri) as catalog:
         rows = catalog.snapshots().to_pylist()
         there = set(snapshots.names(catalog.storage))
+        uses = catalog.sql("SELECT snapshot, run FROM snapshot_uses ORDER BY started_at").to_pylist()
     lines = [
         {
             "snapshot": row["snapshot"],
@@ -53,14 +92,20 @@ def listing(uri: str) -> pa.Table:
             "sha256": row["sha256"][:12],
             "made": f"{row['time']:%Y-%m-%d %H:%M}",
             "files": "there" if row["snapshot"] in there else "gone",
+            "used_by": ", ".join(use["run"] for use in uses if use["snapshot"] == row["snapshot"]) or None,
+            "replaced_by": row["replaced_by"],
         }
         for row in rows
     ]
     return output.rows_table(lines, _LISTED)
 
 
-def contents(snapshot: Snapshot) -> pa.Table:
-    """What is in a snapshot: a row for each modality of each corpus."""
+def contents(made: Sequence[Snapshot]) -> pa.Table:
+    """What is in snapshots: a row for each modality of each corpus."""
+    return output.rows_table([line for snapshot in made for line in _lines(snapshot)], _COLUMNS)
+
+
+def _lines(snapshot: Snapshot) -> list[dict[str, Any]]:
     rows: Counter[str] = Counter()
     held_out: Counter[str] = Counter()
     for part in snapshot.parts:
@@ -74,8 +119,9 @@ def contents(snapshot: Snapshot) -> pa.Table:
         shards[group] += 1
         size_bytes[group] += shard.size_bytes
         crops.setdefault(group, set()).update([] if shard.crop is None else [shard.crop])
-    lines = [
+    return [
         {
+            "snapshot": snapshot.name,
             "corpus": group[0],
             "rows": rows[group[0]],
             "held_out": held_out[group[0]],
@@ -87,7 +133,6 @@ def contents(snapshot: Snapshot) -> pa.Table:
         }
         for group in sorted(shards)
     ]
-    return output.rows_table(lines, _COLUMNS)
 
 
 def summary(snapshot: Snapshot) -> str:
@@ -106,9 +151,14 @@ def freeze(sections: Mapping[str, SnapshotConfig], catalog: Catalog, progress: P
     standing = set(snapshots.names(catalog.storage))
     for name, section in sections.items():
         if name in standing:
-            found = snapshots.record(catalog, name, run=done.run)
+            current = successor.newest_name(catalog, name)
+            if current != name:
+                progress.say(
+                    f"snapshot {name} was replaced by {current}, without rows that were forgotten; train on that"
+                )
+            found = snapshots.record(catalog, current, run=done.run)
             _check_described(found, section)
-            if _has_grown(catalog, name):
+            if _has_grown(catalog, current):
                 progress.say(
                     f"snapshot {name} is frozen at {found.rows:,} rows, and there is more since; a new one: "
                     f"modmill snapshot {catalog.storage.uri} OTHER-NAME"

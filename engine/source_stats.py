@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ class SourceStats:
     the workspace, whose files hold no times."""
 
     def __init__(self, workspace_id: str, corpus: str) -> None:
-        self._path = cache_folder() / workspace_id / f"sources-{corpus}.json"
+        self._path = _path_of(workspace_id, corpus)
         self._known: dict[str, list[Any]] = {}
         with contextlib.suppress(OSError, ValueError):
             self._known = json.loads(self._path.read_text())
@@ -38,10 +38,26 @@ class SourceStats:
         """Keeps what is known of the sources that are there; losing it costs a change that goes unseen until work."""
         present = {item.source for item in listed}
         kept = {source: entry for source, entry in self._known.items() if source in present}
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(f"{self._path}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(kept))
-            os.replace(temporary, self._path)
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):
+            _write(self._path, kept)
+
+
+def forget_sources(workspace_id: str, corpus: str, sources_sha256: Collection[str]) -> None:
+    """Takes the sources whose bytes have one of these sha256 out of what this user's cache knows of a corpus."""
+    path = _path_of(workspace_id, corpus)
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(path.read_text())
+        left = {source: entry for source, entry in known.items() if entry[2] not in sources_sha256}
+        if len(left) < len(known):
+            _write(path, left)
+
+
+def _path_of(workspace_id: str, corpus: str) -> Path:
+    return cache_folder() / workspace_id / f"sources-{corpus}.json"
+
+
+def _write(path: Path, known: dict[str, list[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(known))
+    os.replace(temporary, path)

@@ -1,90 +1,243 @@
-"""Whether a workspace is what its log says: files, counts, hashes, rows aligned over modalities, tokens in range."""
+"""Whether a workspace is what its log says: files, counts, hashes, rows aligned over modalities, tokens in range.
 
-import io
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+What is wrong is told apart from what is only left over: replaced and retired files, orphans of killed runs, temporary
+files, and files without a sidecar, which loses nothing as long as the log stands.
+"""
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from manifests import log, shards, snapshot_files
+from engine.leftovers import leftovers
+from engine.verify_shard import PartRows, check_bytes, check_part, check_shard, check_sidecar, check_tokenizer
+from manifests import audit, log, sidecars, snapshot_files
 from manifests import snapshot as snapshots
-from manifests.actions import PartAdded, ShardAdded, TokenizerAdded
+from manifests.actions import PartAdded, ShardAdded
 from manifests.catalog import Catalog
-from manifests.errors import LogError, ShardError, WorkspaceError
-from manifests.recipe import canonical_json, sha256_hex
-from manifests.shards import Status
+from manifests.errors import LogError, ModmillError, ShardError
 from manifests.storage import Storage
 
+if TYPE_CHECKING:
+    # It loads OpenCV, and for tokens torch.
+    from engine.verify_values import DeepCheck
+
 _THREADS = 4
+_PARTS_AT_ONCE = 32
+Kind = Literal["wrong", "orphan", "replaced", "temporary", "no sidecar"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_WRITE_IT = "`modmill verify --recover` writes it from the log"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is not as the log says: where, and what is wrong."""
+    """Something about a file: what is wrong with it, or why it stands there though no live record names it."""
 
     path: str
     problem: str
+    kind: Kind = "wrong"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Verified:
-    """What was looked at, and what was found wrong."""
+    """What was looked at, what was found wrong, what is left over, and what could not be checked."""
 
     versions: int
-    parts: int
-    shards: int
-    tokenizers: int
-    snapshots: int
-    rows: int
-    size_bytes: int
-    findings: list[Finding]
+    parts: int = 0
+    shards: int = 0
+    tokenizers: int = 0
+    snapshots: int = 0
+    rows: int = 0
+    size_bytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    left_over: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def verify(catalog: Catalog, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Verified:
-    """Reads every live file of the workspace; `on_shard` is told (done, total)."""
-    storage = catalog.storage
-    findings = list(_check_log(storage, catalog.version))
-    parts = [part for corpus in catalog.corpora() for part in catalog.parts(corpus["corpus"])]
-    keys: dict[tuple[str, int], list[str]] = {}
-    for part in parts:
+def verify(
+    catalog: Catalog, on_shard: Callable[[int, int], None] = lambda done, total: None, *, deep: bool = False
+) -> Verified:
+    """Reads every live file of the workspace, some parts at a time; `on_shard` is told (done, total).
+
+    With `deep` values are decoded and held against their modality, replaced files that snapshots name are hashed, and the
+    index and the checkpoints are compared with a replay of the log.
+    """
+    return _Verifier(catalog, on_shard, deep=deep).all()
+
+
+class _Verifier:
+    def __init__(self, catalog: Catalog, on_shard: Callable[[int, int], None], *, deep: bool) -> None:
+        self._catalog = catalog
+        self._storage = catalog.storage
+        self._on_shard = on_shard
+        self._is_deep = deep
+        self._deep: DeepCheck | None = None
+        self._done = Verified(versions=catalog.version)
+        self._frozen: set[str] = set()
+        self._forgotten = audit.forgotten_rows(catalog)
+
+    def all(self) -> Verified:
+        done = self._done
+        done.findings += _check_log(self._storage)
+        if not self._catalog.version and self._storage.names("data"):
+            self._wrong(
+                log.LOG_FOLDER, "the log is empty or lost, but there is data; `modmill verify --recover` makes it anew"
+            )
+        counts = audit.counts(self._catalog)
+        if counts["strays"]:
+            self._wrong(log.LOG_FOLDER, f"{counts['strays']} live shards are of parts that the log does not know")
+        self._check_tokenizers()
+        if self._is_deep:
+            self._prepare_deep()
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for corpus in audit.corpora_with_parts(self._catalog):
+                self._check_corpus(pool, corpus, counts["shards"])
+            self._check_snapshots(pool)
+        if self._is_deep:
+            done.findings += (Finding(path=path, problem=why) for path, why in audit.check_index(self._catalog))
+        if self._deep is not None:
+            done.notes += sorted(self._deep.notes)
+        for left in leftovers(self._catalog, self._frozen):
+            done.left_over.append(Finding(path=left.file.path, problem=left.why, kind=left.kind))
+        done.left_over.sort(key=lambda finding: (finding.kind, finding.path))
+        return done
+
+    def _wrong(self, path: str, problem: str) -> None:
+        self._done.findings.append(Finding(path=path, problem=problem))
+
+    def _prepare_deep(self) -> None:
+        from engine.verify_values import DeepCheck, tokenizers_by_recipe
+
+        known = {tokenizer.digest: tokenizer for tokenizer in audit.tokenizers(self._catalog)}
+        self._deep = DeepCheck(self._storage, tokenizers_by_recipe(audit.recipes(self._catalog), known))
+
+    # -- tokenizers, parts and their shards ---------------------------------------------------------------------------
+
+    def _check_tokenizers(self) -> None:
+        for known in self._catalog.tokenizers():
+            self._done.tokenizers += 1
+            try:
+                check_tokenizer(self._storage, known)
+                self._note_sidecar(known)
+            except ShardError as error:
+                self._wrong(known.path, str(error))
+
+    def _note_sidecar(self, described: sidecars.Described) -> None:
+        """Lists a part or tokenizer without a sidecar: they had none before modmill made them."""
+        if not check_sidecar(self._storage, described):
+            problem = f"has no sidecar; {_WRITE_IT}"
+            self._done.left_over.append(Finding(path=described.path, problem=problem, kind="no sidecar"))
+
+    def _check_corpus(self, pool: ThreadPoolExecutor, corpus: str, shards: int) -> None:
+        parts = self._catalog.parts(corpus)
+        missing = sorted(set(range(parts[-1].part + 1)) - {part.part for part in parts})
+        if missing:
+            self._wrong(f"data/{corpus}/_samples", f"the log has {len(parts)} parts, but no part {missing[0]}")
+        for first in range(0, len(parts), _PARTS_AT_ONCE):
+            some = parts[first : first + _PARTS_AT_ONCE]
+            rows: dict[int, PartRows] = {}
+            checked = _ahead(pool, lambda part: self._part(part, self._forgotten.get((corpus, part.part), set())), some)
+            for part, found in zip(some, checked, strict=True):
+                self._done.parts += 1
+                if isinstance(found, PartRows):
+                    rows[part.part] = found
+                else:
+                    self._wrong(part.path, found)
+            self._check_shards(pool, audit.shards_of(self._catalog, corpus, some[0].part, some[-1].part), rows, shards)
+
+    def _part(self, part: PartAdded, forgotten: set[int]) -> PartRows | str:
         try:
-            keys[part.corpus, part.part] = _check_part(storage, part)
+            found = check_part(self._storage, part, forgotten)
+            self._note_sidecar(part)
+            return found
         except ShardError as error:
-            findings.append(Finding(path=part.path, problem=str(error)))
-    tokenizers = catalog.tokenizers()
-    for known in tokenizers:
-        findings += _check_tokenizer(storage, known)
-    live = catalog.live_shards()
+            return str(error)
 
-    def check(shard: ShardAdded) -> list[Finding]:
+    def _check_shards(
+        self, pool: ThreadPoolExecutor, shards: Sequence[ShardAdded], rows: Mapping[int, PartRows], total: int
+    ) -> None:
+        problems = _ahead(pool, lambda shard: self._shard(shard, rows.get(shard.part)), shards)
+        for shard, problem in zip(shards, problems, strict=True):
+            self._done.shards += 1
+            self._done.rows += shard.rows
+            self._done.size_bytes += shard.size_bytes
+            self._on_shard(self._done.shards, total)
+            if problem is not None:
+                self._wrong(shard.path, problem)
+
+    def _shard(self, shard: ShardAdded, part: PartRows | None) -> str | None:
         try:
-            _check_shard(storage, shard, keys.get((shard.corpus, shard.part)))
+            found = check_shard(self._storage, shard, part)
+            if self._deep is not None:
+                self._deep.check(found)
+            if not check_sidecar(self._storage, shard):
+                return f"its sidecar is gone; {_WRITE_IT}"
         except ShardError as error:
-            return [Finding(path=shard.path, problem=str(error))]
-        return []
+            return str(error)
+        return None
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for done, found in enumerate(pool.map(check, live), start=1):
-            findings += found
-            on_shard(done, len(live))
-    frozen = _snapshots(catalog)
-    findings += _check_snapshots(storage, frozen, {shard.path for shard in live})
-    return Verified(
-        versions=catalog.version,
-        parts=len(parts),
-        shards=len(live),
-        tokenizers=len(tokenizers),
-        snapshots=len(frozen),
-        rows=sum(shard.rows for shard in live),
-        size_bytes=sum(shard.size_bytes for shard in live),
-        findings=findings,
-    )
+    # -- snapshots ----------------------------------------------------------------------------------------------------
+
+    def _check_snapshots(self, pool: ThreadPoolExecutor) -> None:
+        """Snapshots that are not as they were made, and shards of theirs that are gone or cut.
+
+        Those in the log, and those that stand without being in it. Of shards that were replaced since, and so not read
+        with the live ones, only the size is asked unless the look is deep. What a forget took out of a snapshot that has a
+        successor is no loss.
+        """
+        recorded = {row["snapshot"]: row for row in self._catalog.snapshots().to_pylist()}
+        names = sorted({*snapshots.names(self._storage), *recorded})
+        self._done.snapshots = len(names)
+        for name in names:
+            row = recorded.get(name, {"sha256": None, "replaced_by": None})
+            folder = snapshot_files.folder_of(name)
+            try:
+                found = snapshots.read(self._storage, name, even_replaced=True)
+            except ModmillError as error:
+                self._wrong(folder, str(error))
+                continue
+            if row["sha256"] not in (None, found.sha256):
+                self._wrong(folder, f"its sha256 is {found.sha256[:12]}, the log says {str(row['sha256'])[:12]}")
+            self._check_snapshot_shards(pool, found, row["replaced_by"])
+
+    def _check_snapshot_shards(
+        self, pool: ThreadPoolExecutor, snapshot: snapshots.Snapshot, replaced_by: str | None
+    ) -> None:
+        self._frozen.update(shard.path for shard in snapshot.shards)
+        folders = {shard.path.rpartition("/")[0] for shard in snapshot.shards}
+        named = {folder: audit.named_files(self._catalog, folder) for folder in sorted(folders)}
+        live = {path for files in named.values() for path, name in files.items() if name.is_live}
+        others = [shard for shard in snapshot.shards if shard.path not in live]
+
+        def check(shard: snapshots.SnapshotShard) -> str | None:
+            try:
+                if self._is_deep:
+                    check_bytes(self._storage, shard.path, shard.sha256)
+                elif (is_size := self._storage.size(shard.path)) != shard.size_bytes:
+                    return f"it has {is_size} bytes, the snapshot {snapshot.name!r} says {shard.size_bytes}"
+            except FileNotFoundError:
+                return f"the file is gone, and the snapshot {snapshot.name!r} is of it"
+            except ShardError as error:
+                return f"{error} (the snapshot {snapshot.name!r} is of it)"
+            return None
+
+        found = list(zip(others, _ahead(pool, check, others), strict=True))
+        gone = [shard for shard, problem in found if problem is not None]
+        if gone and replaced_by is not None:
+            problem = f"{len(gone)} of its shards are gone since rows were forgotten; {replaced_by!r} replaces it"
+            path = snapshot_files.folder_of(snapshot.name)
+            self._done.left_over.append(Finding(path=path, problem=problem, kind="replaced"))
+            return
+        known = {finding.path for finding in self._done.findings}
+        for shard, problem in found:
+            if problem is not None and shard.path not in known:
+                self._wrong(shard.path, problem)
 
 
-def _check_log(storage: Storage, newest: int) -> Iterator[Finding]:
+def _check_log(storage: Storage) -> Iterator[Finding]:
     """The whole chain of entries, and that no entry stands behind a gap."""
     last = 0
     try:
@@ -93,124 +246,27 @@ def _check_log(storage: Storage, newest: int) -> Iterator[Finding]:
     except LogError as error:
         yield Finding(path=log.entry_path(last + 1), problem=str(error))
         return
-    found = [name for name in storage.names(log.LOG_FOLDER) if name.endswith(".json")]
-    beyond = [name for name in found if int(name.removesuffix(".json")) > max(last, newest)]
-    if beyond:
-        yield Finding(path=f"{log.LOG_FOLDER}/{beyond[0]}", problem=f"entry {last + 1} is missing before it")
+    # A folder that is listed while a driver writes may show an entry without the one before: only a look by name tells.
+    for name in storage.names(log.LOG_FOLDER):
+        version = int(name[:20]) if name[:20].isdecimal() else 0
+        if version > last and not storage.exists(log.entry_path(version - 1)):
+            yield Finding(path=f"{log.LOG_FOLDER}/{name}", problem=f"entry {version - 1} is missing before it")
 
 
-def _check_part(storage: Storage, part: PartAdded) -> list[str]:
-    data = _read(storage, part.path, part.sha256)
-    rows = shards.read_samples(data)
-    keys = [row["key"] for row in rows]
-    if len(rows) != part.rows or shards.keys_digest(keys) != part.keys_sha256:
-        raise ShardError(f"{len(rows)} rows, the log says {part.rows}; or other keys than the log says")
-    if len(set(keys)) != len(keys):
-        raise ShardError("a key stands in two rows")
-    return keys
-
-
-def _check_tokenizer(storage: Storage, known: TokenizerAdded) -> list[Finding]:
-    files = {name: sha256_hex(storage.read(f"{known.path}/{name}")) for name in storage.names(known.path)}
-    if sha256_hex(canonical_json(files)) == known.digest:
-        return []
-    return [Finding(path=known.path, problem="its files are not those that were committed, or are gone")]
-
-
-def _snapshots(catalog: Catalog) -> dict[str, str | None]:
-    """The snapshots in the log and those that stand without being in it, with the sha256 that the log says."""
-    recorded = {row["snapshot"]: row["sha256"] for row in catalog.snapshots().to_pylist()}
-    return {**dict.fromkeys(snapshots.names(catalog.storage)), **recorded}
-
-
-def _check_snapshots(
-    storage: Storage, known: Mapping[str, str | None], looked_at: Collection[str]
-) -> Iterator[Finding]:
-    """Snapshots that are not as they were made, and shards of theirs that are gone or cut.
-
-    Of shards that were replaced since, and so not read whole with the live ones, only the size is asked.
-    """
-    replaced: dict[str, tuple[str, int]] = {}
-    for name, sha256 in known.items():
-        folder = snapshot_files.folder_of(name)
-        try:
-            found = snapshots.read(storage, name)
-        except (ShardError, WorkspaceError) as error:
-            yield Finding(path=folder, problem=str(error))
-            continue
-        if sha256 not in (None, found.sha256):
-            yield Finding(path=folder, problem=f"its sha256 is {found.sha256[:12]}, the log says {str(sha256)[:12]}")
-        others = (shard for shard in found.shards if shard.path not in looked_at)
-        replaced |= {shard.path: (name, shard.size_bytes) for shard in others}
-
-    def check(path: str) -> Finding | None:
-        name, size_bytes = replaced[path]
-        try:
-            is_size = storage.size(path)
-        except FileNotFoundError:
-            return Finding(path=path, problem=f"the file is gone, and the snapshot {name!r} is of it")
-        if is_size == size_bytes:
-            return None
-        return Finding(path=path, problem=f"it has {is_size} bytes, the snapshot {name!r} says {size_bytes}")
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        yield from (finding for finding in pool.map(check, replaced) if finding is not None)
-
-
-def _check_shard(storage: Storage, shard: ShardAdded, keys: Sequence[str] | None) -> None:
-    """Raises ShardError with what is wrong first."""
-    data = _read(storage, shard.path, shard.sha256)
-    if shard.failed_path is not None and shard.failed_sha256 is not None:
-        failed = pq.read_table(io.BytesIO(_read(storage, shard.failed_path, shard.failed_sha256)))
-        if failed.num_rows != shard.failed:
-            raise ShardError(f"its failed file has {failed.num_rows} rows, the log says {shard.failed}")
-    elif shard.failed:
-        raise ShardError(f"{shard.failed} rows failed, but there is no failed file")
-    if shard.format == "parquet":
-        found = _read_table(data, shard)
-    else:
-        found = shards.read_tar(io.BytesIO(data))
-        present = [value is not None for value in found.values or []]
-        if present != [status == Status.OK for status in found.statuses]:
-            raise ShardError("a row that is ok has no value, or one that is not has one")
-    if keys is not None and found.keys != list(keys):
-        raise ShardError("its rows are not the rows of its part, in the part's order")
-    counts = (shard.ok, shard.failed, shard.absent, shard.not_selected, shard.forgotten)
-    if len(found.keys) != shard.rows or counts != tuple(found.statuses.count(status) for status in Status):
-        raise ShardError(f"its rows by status are not the {counts} of the log")
-    if sum(counts) != shard.rows:
-        raise ShardError(f"ok + failed + absent + not selected + forgotten is {sum(counts)}, its rows are {shard.rows}")
-
-
-def _read_table(data: bytes, shard: ShardAdded) -> shards.ShardRows:
-    """A Parquet shard, its tokens checked column-wise."""
-    found = shards.read_parquet(io.BytesIO(data), values=False)
-    column = "tokens" if shard.form == "token" else "label"
-    values = pq.read_table(io.BytesIO(data), columns=[column])[column].combine_chunks()
-    is_value = values.is_valid().to_pylist()
-    if is_value != [status == Status.OK for status in found.statuses]:
-        raise ShardError("a row that is ok has no value, or one that is not has one")
-    if shard.form == "token":
-        flat = values.flatten()
-        if shard.tokens is not None and len(flat) != shard.tokens:
-            raise ShardError(f"it holds {len(flat)} tokens, the log says {shard.tokens}")
-        largest = pc.call_function("max", [flat]).as_py()
-        if largest is not None and shard.vocabulary is not None and largest >= shard.vocabulary:
-            raise ShardError(f"it holds the token {largest}, its vocabulary has {shard.vocabulary}")
-    return found
-
-
-def _read(storage: Storage, path: str, sha256: str) -> bytes:
-    try:
-        data = storage.read(path)
-    except FileNotFoundError:
-        raise ShardError("the file is gone") from None
-    found = sha256_hex(data)
-    if found != sha256:
-        raise ShardError(f"its sha256 is {found[:12]}, the log says {sha256[:12]}: altered or truncated")
-    return data
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results in order; only some items are under way at a time, since each holds a file in memory."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > 2 * _THREADS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def as_rows(verified: Verified) -> list[dict[str, Any]]:
-    """The findings as rows of a table."""
-    return [{"path": finding.path, "problem": finding.problem} for finding in verified.findings]
+    """What was found, as rows of a table: first what is wrong."""
+    return [
+        {"kind": finding.kind, "path": finding.path, "problem": finding.problem}
+        for finding in chain(verified.findings, verified.left_over)
+    ]

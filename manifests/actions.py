@@ -6,7 +6,7 @@ fields it does not know, and fills fields that an older writer did not know with
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from manifests.errors import LogError
@@ -243,10 +243,10 @@ AnyAction = TypeVar("AnyAction", bound=Action)
 
 def to_json(action: Action) -> dict[str, Any]:
     """The action as it stands in the log."""
-    return {"action": action.action, **asdict(action)}
+    return {"action": action.action, **vars(action)}
 
 
-def read(document: Mapping[str, Any]) -> tuple[type[Action] | None, dict[str, Any]]:
+def read(document: Mapping[str, Any]) -> tuple[type[Action] | None, Mapping[str, Any]]:
     """The kind of a log document and its fields, with their defaults and unknown ones; None where the kind is not known.
 
     Raises LogError where a field is missing.
@@ -258,7 +258,7 @@ def read(document: Mapping[str, Any]) -> tuple[type[Action] | None, dict[str, An
     if not required <= document.keys():
         missing = next(item.name for item in fields(kind) if item.name in required - document.keys())
         raise LogError(f"an action {kind.action!r} in the log has no field {missing!r}")
-    return kind, {**defaults, **document}
+    return kind, document if defaults.keys() <= document.keys() else {**defaults, **document}
 
 
 def from_json(document: Mapping[str, Any]) -> Action | None:

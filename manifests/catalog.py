@@ -8,24 +8,27 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
-import pyarrow as pa
 
-from manifests import actions, checkpoint, content, log
-from manifests.errors import ConfigError, LogError, QueryError, ShardError, WorkspaceError
-from manifests.index import BLOBS, DOCUMENTS, Index
+from manifests import actions, attached, checkpoint, content, locked_copy, log, reading
+from manifests.errors import ConfigError, LogError, ModmillError, QueryError, ShardError, WorkspaceError
+from manifests.index import Answer, Index
+from manifests.interrupts import heard
 from manifests.modality import Form
+from manifests.replay import DOCUMENTS
+from manifests.samples import Samples
 from manifests.storage import Storage, cache_folder, open_storage
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from manifests.lease import Lease
 
-_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI}
 # Rows are numbered through all parts, so that one array holds what is said of each row of the workspace.
 _NUMBERED = (
     "SELECT k.corpus, k.kind AS corpus_kind, p.part, p.rows, p.keys_sha256, "
@@ -33,7 +36,13 @@ _NUMBERED = (
     "(sum(p.rows) OVER (ORDER BY k.corpus, p.part) - p.rows)::BIGINT AS first_row "
     "FROM state.part p JOIN corpora k USING (corpus) WHERE p.rows > 0"
 )
-_EXPLAIN = re.compile(r"\s*explain\b(\s*analyze\b)?(\s*\([^)]*\))?", re.IGNORECASE)
+# What `modmill status` shows.
+STATUS = (
+    "SELECT corpus, modality, form, recipe, crops, parts, parts_done AS done, parts_missing AS missing, "
+    "rows, ok, failed, absent, tokens, round(size_bytes / 1e6, 2) AS mb FROM coverage"
+)
+# Values of these types are other ones in Python's rows than in Arrow, or need a package more.
+_BY_ARROW = re.compile(r"TIME ZONE|TIMESTAMP_|TIME_NS|INTERVAL|MAP|UUID|UNION|VARIANT|BIT|TUPLE|\[\d")
 
 
 class Catalog:
@@ -50,11 +59,15 @@ class Catalog:
         self._lease = lease
         self._process = os.getpid()
         self._index = Index(storage, cache_folder() / self.workspace_id)
-        self._checkpointed = max(checkpoint.versions(storage), default=0) if lease is not None else 0
+        # Later ones are of a log that was lost, and made anew shorter.
+        stood = [] if lease is None else checkpoint.versions(storage)
+        self._checkpointed = max((version for version in stood if version <= self._index.version), default=0)
         if as_of is not None:
             self._index.look_at(self._version_of(as_of))
         # The content views at hand, and the state of the index that they are of.
         self._content: set[str] = set()
+        self._samples: Samples | None = None
+        self._attached: list[attached.Attached] = []
         self._content_of: tuple[duckdb.DuckDBPyConnection, int] | None = None
 
     @classmethod
@@ -101,7 +114,9 @@ class Catalog:
             if entry is not None:
                 self._index.apply(entry)
                 if self._lease is not None and checkpoint.is_due(self.version, self._checkpointed):
-                    self._index.write_checkpoint()
+                    # The commit stands, whatever becomes of this: the disk may be full.
+                    with contextlib.suppress(OSError, ModmillError, duckdb.Error):
+                        self._index.write_checkpoint()
                     self._checkpointed = self.version
                 return entry.version
             if self.refresh() == before:
@@ -146,66 +161,142 @@ class Catalog:
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
-    def sql(self, query: str, parameters: Sequence[Any] = ()) -> pa.Table:
+    def sql(self, query: str, parameters: Sequence[Any] = ()) -> "pa.Table":
         """The answer to one query over the views, as an Arrow table. Raises QueryError with DuckDB's own message."""
+        return self._asked(query, parameters, lambda relation: relation.to_arrow_table())
+
+    def fetch(self, query: str, parameters: Sequence[Any] = ()) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """The answer of `sql` as column names and rows, without Arrow where its types allow: that imports in a third."""
+        return self._asked(query, parameters, _plain_rows)
+
+    def attach(
+        self, table: Any, *, on: Sequence[str] = attached.DEFAULT_ON, name: str | None = None
+    ) -> attached.Attached:
+        """Puts a table of the user's own beside the samples: its columns are columns of `samples` from here on.
+
+        `table` is a Parquet, CSV or JSON file or a table of pyarrow, pandas or polars, with one row a sample at most; it
+        is there by its own name too (of a file, the stem). Raises ConfigError, see `attached.load`.
+        """
+        self._check_process()
+
+        def put() -> attached.Attached:
+            connection = self._index.connection
+            self._drop_old_content()
+            self._make_content(["samples"])
+            new = attached.load(connection, table, on, name, content.all_views(connection))
+            try:
+                attached.join(connection, [*self._attached, new])
+            except ConfigError:
+                connection.execute(f"DROP TABLE {new.name}")
+                raise
+            self._attached.append(new)
+            return new
+
+        try:
+            return self._index.ask(put)
+        except duckdb.Error as error:
+            raise QueryError(f"{error}; see `modmill verify {self.storage.uri}`") from error
+
+    @property
+    def attached(self) -> Sequence[attached.Attached]:
+        """The tables that are attached, in order."""
+        return self._attached
+
+    def copy_views(self, path: Path) -> None:
+        """Writes what each view answers, and each attached table, as a plain table into a new DuckDB file.
+
+        Raises QueryError where a view cannot be read.
+        """
+        self._check_process()
+
+        def copy() -> None:
+            self._drop_old_content()
+            self._make_content([*content.all_views(self._index.connection)])
+            locked_copy.copy_views(self._index.connection, path, [table.name for table in self._attached])
+
+        try:
+            self._index.ask(copy)
+        except duckdb.Error as error:
+            raise QueryError(f"{error}; see `modmill verify {self.storage.uri}`") from error
+
+    def _asked(self, query: str, parameters: Sequence[Any], take: Callable[[Any], Answer]) -> Answer:
         self._check_process()
         try:
-            self._check_reading(query)
-            return self._index.ask(lambda: self._answer(query, parameters))
+            reading.check(self._index.connection, query)
+            return self._index.ask(lambda: self._answer(query, parameters, take))
+        except duckdb.IOException as error:
+            if "No files found" not in str(error) and "No such file" not in str(error):
+                raise QueryError(str(error).strip()) from error
+            raise QueryError(
+                f"a file that the log names is gone: {str(error).strip()}; `modmill forget --collect` deletes what was "
+                f"forgotten, and what is live no more for longer than its retention; else see `modmill verify "
+                f"{self.storage.uri}`"
+            ) from error
         except duckdb.Error as error:
             raise QueryError(str(error).strip()) from error
 
-    def _check_reading(self, query: str) -> None:
-        """Raises QueryError for what is not one statement that reads; its transaction, being read-only, does the rest."""
-        statements = self._index.connection.extract_statements(query)
-        if len(statements) != 1:
-            raise QueryError(f"one query is expected, these are {len(statements)}: {query.strip()!r}")
-        kind = statements[0].type
-        if kind not in _READING:
-            raise QueryError(f"{kind.name} is refused, a workspace is only read by SQL: {query.strip()}")
-        if kind == duckdb.StatementType.EXPLAIN:
-            # EXPLAIN ANALYZE does what it explains.
-            self._check_reading(_EXPLAIN.sub("", query, count=1))
-        # DuckDB lets a SELECT write files: WITH written AS (COPY ... TO ...).
-        spelled = query.encode()  # Tokens start at bytes.
-        for start, token in duckdb.tokenize(query):
-            if token == duckdb.token_type.keyword and re.match(rb"copy\b", spelled[start:], re.IGNORECASE):
-                raise QueryError(f'COPY is refused, a workspace is only read by SQL; a name is written "copy": {query}')
-
-    def _answer(self, query: str, parameters: Sequence[Any]) -> pa.Table:
-        connection = self._index.connection
-        if (connection, self.version) != self._content_of:
-            for name in self._content:
-                connection.execute(f"DROP VIEW IF EXISTS {name}")
-            self._content, self._content_of = set(), (connection, self.version)
+    def _answer(self, query: str, parameters: Sequence[Any], take: Callable[[Any], Answer]) -> Answer:
+        self._drop_old_content()
         try:
-            return self._read(query, parameters)
+            return self._read(query, parameters, take)
         except duckdb.CatalogException:
             # Content views cost a look at every file, so they are made when a query proves to need them.
-            missing = [name for name in content.views_named(query) if name not in self._content]
+            named = content.views_named(self._index.connection, query)
+            missing = [name for name in named if name not in self._content]
             if not missing:
                 raise
-        for name in missing:
-            content.make_view(connection, self.storage, name)
-            self._content.add(name)
-        return self._read(query, parameters)
+        self._make_content(missing)
+        return self._read(query, parameters, take)
 
-    def _read(self, query: str, parameters: Sequence[Any]) -> pa.Table:
+    def _drop_old_content(self) -> None:
         connection = self._index.connection
+        if (connection, self.version) == self._content_of:
+            return
+        for name in self._content:
+            connection.execute(f"DROP VIEW IF EXISTS {name}")
+        is_new = self._content_of is None or self._content_of[0] is not connection
+        self._content, self._samples, self._content_of = set(), None, (connection, self.version)
+        if is_new and self._attached:
+            # A new file of the index: what was attached is attached again.
+            Samples(connection, self.storage)
+            for table in self._attached:
+                attached.load(connection, table.source, table.on, table.name, content.all_views(connection))
+
+    def _make_content(self, names: Sequence[str]) -> None:
+        """Makes those of the content views that are not there, for any query."""
+        connection = self._index.connection
+        if self._samples is not None:
+            self._samples.widen()
+        for name in names:
+            if name in self._content:
+                continue
+            if name == "samples":
+                self._samples = Samples(connection, self.storage)
+                attached.join(connection, self._attached)
+            else:
+                content.make_view(connection, self.storage, name)
+            self._content.add(name)
+
+    def _read(self, query: str, parameters: Sequence[Any], take: Callable[[Any], Answer]) -> Answer:
+        connection = self._index.connection
+        if self._samples is not None:
+            self._samples.fit(query, parameters)
         connection.execute("BEGIN TRANSACTION READ ONLY")
         try:
-            return connection.sql(query, params=list(parameters)).to_arrow_table()
+            return heard(lambda: take(connection.sql(query, params=list(parameters))), connection.interrupt)
         finally:
             with contextlib.suppress(duckdb.Error):
                 connection.execute("ROLLBACK")
 
-    def _table(self, query: str, parameters: Sequence[Any] = ()) -> pa.Table:
+    def _table(self, query: str, parameters: Sequence[Any] = ()) -> "pa.Table":
         """The answer to one of our own queries."""
         self._check_process()
         return self._index.ask(lambda: self._index.connection.sql(query, params=list(parameters)).to_arrow_table())
 
     def _rows(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        return self._table(query, parameters).to_pylist()
+        self._check_process()
+        columns, rows = self._index.ask(lambda: _plain_rows(self._index.connection.sql(query, params=list(parameters))))
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def corpora(self) -> list[dict[str, Any]]:
         """Rows of the view `corpora`."""
@@ -214,7 +305,7 @@ class Catalog:
     def parts(self, corpus: str) -> list[actions.PartAdded]:
         """The parts of a corpus, in order."""
         rows = self._rows("SELECT * FROM state.part WHERE corpus = ? ORDER BY part", [corpus])
-        return [_record(actions.PartAdded, row) for row in rows]
+        return [as_action(actions.PartAdded, row) for row in rows]
 
     def live_shards(self, corpus: str | None = None) -> list[actions.ShardAdded]:
         """Every live shard, of one corpus or of all, in a fixed order."""
@@ -223,12 +314,12 @@ class Catalog:
             "ORDER BY corpus, part, modality, form, fingerprint, crop",
             [corpus, corpus],
         )
-        return [_record(actions.ShardAdded, row) for row in rows]
+        return [as_action(actions.ShardAdded, row) for row in rows]
 
     def current_recipes(self, corpus: str) -> dict[tuple[str, Form], actions.RecipeCurrent]:
         """The current recipe of each modality and form of a corpus."""
         rows = self._rows("SELECT * FROM state.current WHERE corpus = ?", [corpus])
-        return {(row["modality"], row["form"]): _record(actions.RecipeCurrent, row) for row in rows}
+        return {(row["modality"], row["form"]): as_action(actions.RecipeCurrent, row) for row in rows}
 
     def known_recipes(self) -> set[str]:
         """The fingerprints in the log."""
@@ -237,30 +328,30 @@ class Catalog:
     def tokenizer(self, name: str) -> actions.TokenizerAdded | None:
         """The tokenizer of that name that is in use, None where none was fitted yet."""
         rows = self._rows("SELECT * FROM state.tokenizer WHERE name = ?", [name])
-        return _record(actions.TokenizerAdded, rows[0]) if rows else None
+        return as_action(actions.TokenizerAdded, rows[0]) if rows else None
 
     def tokenizers(self) -> list[actions.TokenizerAdded]:
         """Every tokenizer in use."""
         rows = self._rows("SELECT * FROM state.tokenizer ORDER BY name")
-        return [_record(actions.TokenizerAdded, row) for row in rows]
+        return [as_action(actions.TokenizerAdded, row) for row in rows]
 
     # -- what snapshots are made of -----------------------------------------------------------------------------------
 
-    def numbered_parts(self) -> pa.Table:
+    def numbered_parts(self) -> "pa.Table":
         """Every part, in the order of (corpus, part): its number in that order, and how many rows stand before it.
 
         Columns: corpus, corpus_kind, part, rows, keys_sha256, part_number, first_row.
         """
         return self._table(f"SELECT * REPLACE (lower(hex(keys_sha256)) AS keys_sha256) FROM ({_NUMBERED}) ORDER BY 6")
 
-    def select_rows(self, condition: str) -> pa.Table:
+    def select_rows(self, condition: str) -> "pa.Table":
         """The rows of `samples` that a condition picks: one column, the row's number through all parts.
 
         Any view may stand in its subqueries. Raises QueryError that quotes it.
         """
         try:
             # Both ways, or a parenthesis of the condition could end ours and add rows that are none.
-            self._check_reading(f"SELECT 1 WHERE {condition}\n")
+            reading.check(self._index.connection, f"SELECT 1 WHERE {condition}\n")
             return self.sql(
                 f"SELECT p.first_row + s.row AS number FROM (SELECT corpus, part, row FROM samples WHERE ({condition}\n)) s "
                 f"JOIN ({_NUMBERED}) p USING (corpus, part)"
@@ -294,7 +385,7 @@ class Catalog:
             "ORDER BY c.corpus, c.modality, c.fingerprint"
         )
 
-    def token_shards(self, recipes: Sequence[Mapping[str, Any]]) -> pa.Table:
+    def token_shards(self, recipes: Sequence[Mapping[str, Any]]) -> "pa.Table":
         """The live shards of rows of `token_recipes`, with crops below the recipe's number of them, in a fixed order.
 
         Columns: those of a shard's record, and the part_number of its part.
@@ -311,28 +402,32 @@ class Catalog:
             [[recipe[name] for recipe in recipes] for name in names],
         )
 
-    def snapshots(self) -> pa.Table:
+    def snapshots(self) -> "pa.Table":
         """Rows of the view `snapshots`."""
         return self._table("SELECT * FROM snapshots")
 
-    def status(self) -> pa.Table:
+    def status(self) -> "pa.Table":
         """What `modmill status` shows: corpus by modality, parts done, failed, missing."""
-        return self.sql(
-            "SELECT corpus, modality, form, recipe, crops, parts, parts_done AS done, parts_missing AS missing, "
-            "rows, ok, failed, absent, tokens, round(size_bytes / 1e6, 2) AS mb FROM coverage"
-        )
+        return self.sql(STATUS)
 
     def coverage(self) -> list[dict[str, Any]]:
         """Rows of the view `coverage`."""
         return self._rows("SELECT * FROM coverage")
 
 
-def _record(kind: type[actions.AnyAction], row: dict[str, Any]) -> actions.AnyAction:
+def _plain_rows(relation: Any) -> tuple[list[str], list[tuple[Any, ...]]]:
+    if any(_BY_ARROW.search(str(kind)) for kind in relation.types):
+        table = relation.to_arrow_table()
+        return table.column_names, list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    return relation.columns, relation.fetchall()
+
+
+def as_action(kind: type[actions.AnyAction], row: dict[str, Any]) -> actions.AnyAction:
     """An action from a row of its table."""
     values = {}
     for item in fields(kind):
         value = row[item.name]
-        if item.name in BLOBS and isinstance(value, bytes):
+        if isinstance(value, bytes):
             value = value.hex()
         elif item.name in DOCUMENTS and isinstance(value, str):
             value = json.loads(value)

@@ -69,7 +69,7 @@ def write(storage: Storage, connection: duckdb.DuckDBPyConnection, *, version: i
 def newest(storage: Storage, made_by: str) -> Checkpoint | None:
     """The newest whole checkpoint that code of `made_by` wrote; None where there is none."""
     for version in reversed(versions(storage)):
-        found = _read(storage, version, made_by)
+        found = read(storage, version, made_by)
         if found is not None:
             return found
     return None
@@ -85,8 +85,8 @@ def load(connection: duckdb.DuckDBPyConnection, checkpoint: Checkpoint) -> None:
             connection.execute(f"INSERT INTO log.{table} BY NAME SELECT * FROM read_parquet('{quoted}')")
 
 
-def _read(storage: Storage, version: int, made_by: str) -> Checkpoint | None:
-    """A checkpoint whose files are what its SHA256SUMS says, None for any other."""
+def read(storage: Storage, version: int, made_by: str) -> Checkpoint | None:
+    """A checkpoint by code of `made_by`, whose files are what its SHA256SUMS says; None for any other."""
     folder = folder_of(version)
     try:
         document = json.loads(storage.read(f"{folder}/{_DOCUMENT}"))

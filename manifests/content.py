@@ -1,15 +1,16 @@
-"""Views over row-level Parquet files: `samples`, `failures`, and what kept structured labels say.
+"""Views over row-level Parquet files: `failures`, and what kept labels say: records, texts and vectors.
 
 Each is made when a query needs it, over the files that are live then: a list of files is what DuckDB wants, and binding
 it costs a look at each of them.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import duckdb
 
-from manifests.modality import MODALITIES
+from manifests import samples, snapshot_views
+from manifests.modality import MODALITIES, Modality
 from manifests.storage import Storage
 
 MODALITY_OF_VIEW = {
@@ -18,8 +19,10 @@ MODALITY_OF_VIEW = {
     "captions": "caption",
     "palettes": "palette",
     "metadata": "metadata",
+    "persons": "poses",
+    **{name: name for name, modality in MODALITIES.items() if modality.kind == "vector"},
 }
-CONTENT_VIEWS = ("samples", "failures", *MODALITY_OF_VIEW)
+CONTENT_VIEWS = ("samples", "failures", *MODALITY_OF_VIEW, *snapshot_views.VIEWS)
 
 _SQL_TYPES = {
     "string": "VARCHAR",
@@ -27,118 +30,96 @@ _SQL_TYPES = {
     "int32": "INTEGER",
     "uint8": "UTINYINT",
     "list<uint32>": "UINTEGER[]",
+    "list<float32>": "FLOAT[]",
 }
-_NUMBERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "FLOAT", "DOUBLE"}
-_FILES = {
-    "samples": "SELECT path, corpus, part FROM state.part ORDER BY corpus, part",
-    "failures": (
-        "SELECT failed_path, corpus, part FROM shards WHERE is_current AND failed_path IS NOT NULL "
-        "ORDER BY corpus, part, modality, form, crop"
-    ),
-}
-_EMPTY = {
-    "samples": (
-        "corpus VARCHAR, part INTEGER, row INTEGER, key VARCHAR, source VARCHAR, size_bytes BIGINT, sha256 VARCHAR"
-    ),
-    "failures": (
-        "corpus VARCHAR, part INTEGER, row INTEGER, key VARCHAR, modality VARCHAR, form VARCHAR, crop INTEGER, "
-        "stage VARCHAR, class VARCHAR, message VARCHAR"
-    ),
-}
+_FAILURES = (
+    "corpus VARCHAR, part INTEGER, row INTEGER, key VARCHAR, modality VARCHAR, form VARCHAR, crop INTEGER, "
+    "stage VARCHAR, class VARCHAR, message VARCHAR"
+)
+_FAILED_FILES = (
+    "SELECT failed_path FROM shards WHERE is_current AND failed_path IS NOT NULL "
+    "ORDER BY corpus, part, modality, form, crop"
+)
+_KEPT = "is_current AND form = 'label' AND format = 'parquet'"
 
 
-def views_named(query: str) -> list[str]:
-    """The content views whose names stand in a query."""
-    words = set(re.findall(r"[a-z_]+", query.lower()))
-    return [name for name in CONTENT_VIEWS if name in words]
+def views_named(connection: duckdb.DuckDBPyConnection, query: str) -> list[str]:
+    """The content views whose names stand in a query, or that a macro named there needs, and then such macros."""
+    words = set(re.findall(r"[a-z0-9_]+", query.lower()))
+    needed = words.union(*(needs for name, needs in snapshot_views.NEEDS.items() if name in words))
+    return [name for name in (*all_views(connection), *snapshot_views.NEEDS) if name in needed]
+
+
+def all_views(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """The content views: the promised ones, and one for each modality of the user's own that is kept as Parquet."""
+    kept = connection.execute(f"SELECT DISTINCT modality FROM shards WHERE {_KEPT} ORDER BY 1").fetchall()
+    known = {*CONTENT_VIEWS, *MODALITIES}
+    return [
+        *CONTENT_VIEWS,
+        *(name for (name,) in kept if name not in known and re.fullmatch(r"[a-z_][a-z0-9_]*", name)),
+    ]
 
 
 def make_view(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str) -> None:
-    """Makes a content view over the Parquet files that are live now; an empty one with its columns where none is."""
-    found = connection.execute(_FILES.get(name) or _label_files(name)).fetchall()
-    files = [(storage.location(path), corpus, part) for path, corpus, part in found]
-    if not files:
-        selected = _empty(name)
-    elif name == "samples":
-        by_corpus: dict[str, list[str]] = {}
-        for file, corpus, _ in files:
-            by_corpus.setdefault(corpus, []).append(file)
-        selected = _samples(connection, by_corpus)
-    elif name == "failures":
-        selected = f"SELECT * FROM {_parquet(file for file, _, _ in files)}"
+    """Makes a content view but `samples` over the files that are live now; an empty one with its columns where none is."""
+    if name in (*snapshot_views.VIEWS, *snapshot_views.NEEDS):
+        snapshot_views.make(connection, storage, name)
+        return
+    if name == "failures":
+        files = [storage.location(path) for (path,) in connection.execute(_FAILED_FILES).fetchall()]
+        selected = f"SELECT * FROM {samples.parquet(files)}" if files else _empty(_FAILURES)
     else:
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE file_of_{name} AS "
-            "SELECT unnest(?::VARCHAR[]) AS filename, unnest(?::VARCHAR[]) AS corpus, unnest(?::INTEGER[]) AS part",
-            [list(column) for column in zip(*files, strict=True)],
-        )
-        selected = _labels(name, [file for file, _, _ in files])
+        selected = _labels(connection, storage, name)
     connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {selected}")
 
 
-def _label_files(name: str) -> str:
-    return (
-        "SELECT path, corpus, part FROM shards WHERE is_current AND form = 'label' AND format = 'parquet' "
-        f"AND modality = '{MODALITY_OF_VIEW[name]}' ORDER BY corpus, part"
+def _labels(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str) -> str:
+    """What the kept labels of a modality say: a row a record, a text or a vector."""
+    modality = MODALITIES.get(MODALITY_OF_VIEW.get(name, name))
+    found = connection.execute(
+        f"SELECT path, corpus, part, crop FROM shards WHERE {_KEPT} AND modality = ? ORDER BY corpus, part, crop",
+        [MODALITY_OF_VIEW.get(name, name)],
+    ).fetchall()
+    if not found and modality is not None:
+        return _empty(_content_columns(modality))
+    files = [storage.location(path) for path, *_ in found]
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE file_of_{name} AS SELECT unnest(?::VARCHAR[]) AS filename, "
+        "unnest(?::VARCHAR[]) AS corpus, unnest(?::INTEGER[]) AS part, unnest(?::INTEGER[]) AS crop",
+        [files, *(list(column) for column in list(zip(*found, strict=True))[1:])],
     )
-
-
-def _parquet(files: Iterable[str], options: str = "") -> str:
-    """The table function over these very files: a `[` in a folder's name is no pattern."""
-    plain = [re.sub(r"([\[*?])", r"[\1]", file).replace("'", "''") for file in files]
-    listed = ", ".join(f"'{file}'" for file in plain)
-    return f"read_parquet([{listed}]{options})"
-
-
-def _samples(connection: duckdb.DuckDBPyConnection, files: Mapping[str, Sequence[str]]) -> str:
-    """Samples of all corpora. A source column that corpora type differently is text, unless all have it as numbers."""
-    sources = {corpus: _parquet(paths, ", union_by_name = true") for corpus, paths in files.items()}
-    # By the name that DuckDB compares (ASCII without case) and the corpus: the name as it stands there, and its type.
-    columns: dict[bytes, dict[str, tuple[str, str]]] = {}
-    for corpus, source in sources.items() if len(sources) > 1 else ():
-        for column, kind, *_ in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall():
-            columns.setdefault(column.encode().lower(), {})[corpus] = (column, kind)
-    texts: dict[str, list[str]] = {corpus: [] for corpus in sources}
-    for found in columns.values():
-        kinds = {kind for _, kind in found.values()}
-        if len(kinds) > 1 and not kinds <= _NUMBERS:
-            for corpus, (column, _) in found.items():
-                quoted = '"' + column.replace('"', '""') + '"'
-                texts[corpus].append(f"{quoted}::VARCHAR AS {quoted}")
-    selected = []
-    for corpus, source in sources.items():
-        replaced = f" REPLACE ({', '.join(texts[corpus])})" if texts[corpus] else ""
-        selected.append(
-            "SELECT corpus, part, row, key, source, size_bytes, lower(hex(sha256)) AS sha256, "
-            f"* EXCLUDE (corpus, part, row, key, source, size_bytes, sha256){replaced} FROM {source}"
-        )
-    return " UNION ALL BY NAME ".join(selected)
-
-
-def _labels(name: str, files: Sequence[str]) -> str:
-    modality = MODALITIES[MODALITY_OF_VIEW[name]]
-    source = f"FROM {_parquet(files, ', filename = true')} JOIN file_of_{name} USING (filename)"
-    if modality.kind == "text":
-        return f"SELECT corpus, part, key, label AS {modality.name} {source} WHERE status = 0"
-    label = "unnest(label)" if modality.many else "label"
-    inner = f"SELECT corpus, part, key, {label} AS record {source} WHERE status = 0"
-    selected = f"SELECT corpus, part, key, unnest(record) FROM ({inner})"
-    if "x0" in modality.fields:
+    source = f"FROM {samples.parquet(files, ', filename = true')} JOIN file_of_{name} USING (filename) WHERE status = 0"
+    row = "corpus, part, key" if found[0][3] is None else "corpus, part, key, crop"
+    kind = connection.execute(f"DESCRIBE SELECT label FROM {samples.parquet(files[:1])}").fetchall()[0][1]
+    if kind == "VARCHAR":
+        return f"SELECT {row}, label AS {modality.name if modality else name} {source}"
+    if not kind.startswith("STRUCT"):
+        length = modality.channels if modality else _first_length(connection, files)
+        return f"SELECT corpus, part, key, crop, label::{kind.removesuffix('[]')}[{length}] AS embedding {source}"
+    record = "unnest(label)" if kind.endswith("[]") else "label"
+    selected = f"SELECT {row}, unnest(record) FROM (SELECT {row}, {record} AS record {source})"
+    if modality is not None and "x0" in modality.fields:
         selected = f"SELECT *, (x1 - x0) * (y1 - y0) AS area FROM ({selected})"
     return selected
 
 
-def _empty(name: str) -> str:
-    columns = _EMPTY.get(name) or _empty_content(name)
+def _first_length(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> int:
+    """How long the vectors of a modality are that is not in the table; Parquet does not say so."""
+    query = f"SELECT len(label) FROM {samples.parquet(files)} WHERE status = 0 LIMIT 1"
+    return next((length for (length,) in connection.execute(query).fetchall()), 1)
+
+
+def _empty(columns: str) -> str:
     nulls = ", ".join(
         f'NULL::{kind} AS "{column}"' for column, _, kind in (c.partition(" ") for c in columns.split(", "))
     )
     return f"SELECT {nulls} WHERE false"
 
 
-def _empty_content(name: str) -> str:
-    modality = MODALITIES[MODALITY_OF_VIEW[name]]
+def _content_columns(modality: Modality) -> str:
     columns = ["corpus VARCHAR", "part INTEGER", "key VARCHAR"]
+    if modality.kind == "vector":
+        columns += ["crop INTEGER", f"embedding {_SQL_TYPES[modality.dtype]}[{modality.channels}]"]
     if modality.kind == "text":
         columns.append(f"{modality.name} VARCHAR")
     columns += [f"{field} {_SQL_TYPES[kind]}" for field, kind in modality.fields.items()]

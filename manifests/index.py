@@ -8,43 +8,23 @@ the newest checkpoint of the log.
 import contextlib
 import fcntl
 import functools
-import gc
-import json
-import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
 
-from manifests import actions, checkpoint, log
+from manifests import checkpoint, log, replay
 from manifests.interrupts import held_back
 from manifests.recipe import sha256_hex
 from manifests.storage import Storage
 
-BLOBS = {"sha256", "keys_sha256", "failed_sha256"}
-DOCUMENTS = {"config", "document", "options", "metrics", "versions", "counts"}
 _BATCH_ENTRIES = 500
 # New entries wait until somebody asks, or until they are so many actions: a commit is durable by its entry alone.
-_MOST_PENDING = 2000
-# From so many rows on, the seconds that an import of pandas may take (pyarrow's arrays do it) are worth it.
-_MANY_ROWS = 5000
+_MOST_PENDING = 4000
 _NEWEST = (1 << 63) - 1
-# What tells two live records of a kind apart; a later one ends the earlier.
-_REPLACES = {
-    actions.ShardAdded: ("corpus", "part", "crop", "modality", "form", "fingerprint"),
-    actions.RecipeCurrent: ("corpus", "modality", "form"),
-    actions.TokenizerAdded: ("name",),
-    actions.PartAdded: ("corpus", "part"),
-}
-_TABLES = {kind: "log." + name for name, kind in actions.KINDS.items()}
-_RETIRE = (
-    "UPDATE log.shard s SET end_version = r.version FROM log.shards_retired r WHERE r.version >= ? "
-    "AND s.version < r.version AND (s.end_version IS NULL OR s.end_version > r.version) AND s.corpus = r.corpus "
-    "AND s.modality = r.modality AND s.form = r.form AND s.fingerprint = r.fingerprint"
-)
 Answer = TypeVar("Answer")
 
 
@@ -58,10 +38,11 @@ class Index:
     version: int
     sha256: str | None
 
-    def __init__(self, storage: Storage, folder: Path) -> None:
+    def __init__(self, storage: Storage, folder: Path, *, from_log_alone: bool = False) -> None:
+        """With `from_log_alone` no checkpoint is made use of."""
         self._storage = storage
+        self._from_log_alone = from_log_alone
         self._lock, self._path = _free_file(folder)
-        self._columns: dict[str, dict[str, str]] = {}
         self._pending: list[log.Entry] = []
         self._as_of = _NEWEST
         try:
@@ -135,10 +116,26 @@ class Index:
             if self._path is None or not _is_torn(error, self._path):
                 raise
         # Only here has the error let go of its frames, which hold the old file open.
+        if not self._makes_anew():
+            # The disk is full: what the file cannot take, memory can.
+            self.connection.close()
+            self._remove_file()
+            self._path = None
+            self._start()
+            self._replay()
+
+    def _makes_anew(self) -> bool:
+        """Begins a new index and brings it to the end of the log; False where its file fails again."""
         self.connection.close()
         self._pending = []
         self._start()
-        self._replay()
+        try:
+            self._replay()
+        except duckdb.Error as error:
+            if self._path is None or not _is_torn(error, self._path):
+                raise
+            return False
+        return True
 
     def _take_up(self) -> bool:
         """Opens the file that an earlier process left, if it fits the log so far."""
@@ -162,12 +159,16 @@ class Index:
         """Begins an empty index, in place of the file that may be there."""
         if self._path is not None:
             try:
-                for stale in (self._path, self._path.with_name(self._path.name + ".wal")):
-                    stale.unlink(missing_ok=True)
+                self._remove_file()
                 return self._use(_made(self._path), 0, None)
             except (OSError, duckdb.Error):
                 self._path = None  # The disk is full, or the file is another user's.
         self._use(_made(None), 0, None)
+
+    def _remove_file(self) -> None:
+        if self._path is not None:
+            for stale in (self._path, self._path.with_name(self._path.name + ".wal")):
+                stale.unlink(missing_ok=True)
 
     def _use(self, connection: duckdb.DuckDBPyConnection, version: int, sha256: str | None) -> None:
         if not self._storage.is_local:
@@ -202,10 +203,10 @@ class Index:
 
     def _replay(self) -> None:
         self._apply_pending()
-        if not self.version:
+        if not self.version and not self._from_log_alone:
             self._load_checkpoint()
         batch: list[log.Entry] = []
-        with _no_collection():
+        with replay.no_collection():
             for entry in log.entries(self._storage, after=self.version, previous=self.sha256):
                 batch.append(entry)
                 if len(batch) == _BATCH_ENTRIES:
@@ -216,30 +217,10 @@ class Index:
 
     def _apply(self, batch: Sequence[log.Entry]) -> None:
         """Puts entries into the index, in one transaction."""
-        rows: dict[type[actions.Action], list[dict[str, Any]]] = {}
-        for entry in batch:
-            for document in entry.actions:
-                kind, values = actions.read(document)
-                if kind is not None:
-                    values.setdefault("run", entry.run)
-                    values["version"] = entry.version
-                    rows.setdefault(kind, []).append(values)
         with held_back():
             self.connection.execute("BEGIN")
             try:
-                self._insert(
-                    "log.applied",
-                    [{**vars(entry), "actions": len(entry.actions)} for entry in batch],
-                    blobs=False,
-                )
-                for kind, records in rows.items():
-                    if kind in _REPLACES:
-                        _end_within(records, _REPLACES[kind])
-                    self._insert(_TABLES[kind], records)
-                    if kind in _REPLACES:
-                        self._replace(kind, batch[0].version)
-                if actions.ShardsRetired in rows:
-                    self.connection.execute(_RETIRE, [batch[0].version])
+                replay.apply(self.connection, batch)
                 self.connection.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(duckdb.Error):
@@ -247,74 +228,6 @@ class Index:
                 raise
             if batch[-1].version > self.version:
                 self.version, self.sha256 = batch[-1].version, batch[-1].sha256
-
-    def _replace(self, kind: type[actions.Action], since: int) -> None:
-        """Ends the records that those from version `since` on replace, but for those that are new themselves."""
-        keys = ", ".join(_REPLACES[kind])
-        same = " AND ".join(f"old.{key} IS NOT DISTINCT FROM new.{key}" for key in _REPLACES[kind])
-        self.connection.execute(
-            f"UPDATE {_TABLES[kind]} old SET end_version = new.version "
-            f"FROM (SELECT {keys}, min(version) AS version FROM {_TABLES[kind]} WHERE version >= $1 GROUP BY {keys}) new "
-            f"WHERE old.version < $1 AND old.end_version IS NULL AND {same}",
-            [since],
-        )
-
-    def _insert(self, table: str, records: list[dict[str, Any]], *, blobs: bool = True) -> None:
-        types = self._types(table)
-        columns = {name: _column(name, [record.get(name) for record in records], blobs) for name in types}
-        if len(records) >= _MANY_ROWS:
-            import pyarrow as pa
-
-            arriving = pa.table({name: pa.array(column) for name, column in columns.items()})
-            casts = ", ".join(f'"{name}"::{kind} AS "{name}"' for name, kind in types.items())
-            self.connection.from_arrow(arriving).project(casts).insert_into(table)
-            return
-        # As lists, not as Arrow: making an Arrow array imports pandas where that is installed (seconds).
-        unnested = ", ".join(f"unnest(?::{kind}[])" for kind in types.values())
-        names = ", ".join(f'"{name}"' for name in types)
-        self.connection.execute(f"INSERT INTO {table} ({names}) SELECT {unnested}", list(columns.values()))
-
-    def _types(self, table: str) -> dict[str, str]:
-        """The columns of a table, name to type."""
-        if table not in self._columns:
-            described = self.connection.execute(f"DESCRIBE {table}").fetchall()
-            self._columns[table] = {name: kind for name, kind, *_ in described}
-        return self._columns[table]
-
-
-def _end_within(records: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
-    """Ends the records that later ones of the same list replace."""
-    identities = list(map(operator.itemgetter(*keys), records))
-    if len(set(identities)) == len(identities):
-        return
-    newest: dict[Any, dict[str, Any]] = {}
-    for identity, record in zip(identities, records, strict=True):
-        if identity in newest:
-            newest[identity]["end_version"] = record["version"]
-        newest[identity] = record
-
-
-def _column(name: str, values: list[Any], blobs: bool) -> list[Any]:
-    """Values as their column holds them: hashes as bytes, documents as JSON text, times without the Z."""
-    if blobs and name in BLOBS:
-        return [None if value is None else bytes.fromhex(value) for value in values]
-    if name in DOCUMENTS:
-        return [json.dumps(value, sort_keys=True, ensure_ascii=False) for value in values]
-    if name == "time":
-        return [value.removesuffix("Z") for value in values]
-    return values
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without looks for circular garbage: a replay makes millions of values and no circles, the looks a third of its time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _free_file(folder: Path) -> tuple[int | None, Path | None]:
@@ -361,11 +274,16 @@ def _made(path: Path | None) -> duckdb.DuckDBPyConnection:
     return connection
 
 
+def made_by() -> str:
+    """What an index or a checkpoint is marked with: the digest of the tables and views of this code."""
+    return _script()[1]
+
+
 @functools.cache
 def _script() -> tuple[str, str]:
     """The tables and views, with the digest that tells an index of other ones."""
     folder = resources.files("manifests")
-    script = "\n".join(folder.joinpath(name).read_text() for name in ("schema.sql", "views.sql"))
+    script = "\n".join(folder.joinpath(name).read_text() for name in ("schema.sql", "views.sql", "history.sql"))
     return script, sha256_hex(script.encode())
 
 

@@ -1,9 +1,13 @@
-"""Ctrl-C waits where work must not be cut in two."""
+"""Ctrl-C waits where work must not be cut in two, and is heard where DuckDB would not listen."""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -24,3 +28,30 @@ def held_back() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came:
             signal.raise_signal(signal.SIGINT)
+
+
+def heard(work: Callable[[], Result], interrupt: Callable[[], None]) -> Result:
+    """The result of work that looks for signals too seldom; at Ctrl-C it is told to end by `interrupt()`.
+
+    DuckDB does not look in the middle of a recursion or of one long scan. The work is done in another thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    result: Future[Result] = Future()
+    threading.Thread(target=_do, args=(work, result), daemon=True).start()
+    try:
+        return result.result()
+    except KeyboardInterrupt:
+        interrupt()
+        wait([result])
+        raise
+
+
+def _do(work: Callable[[], Any], result: "Future[Any]") -> None:
+    try:
+        result.set_result(work())
+    except BaseException as error:
+        result.set_exception(error)
+    finally:
+        # An error holds this frame, which would hold the error: what it keeps open would stay so.
+        del result

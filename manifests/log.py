@@ -4,23 +4,20 @@
 absent, so that two writers never share a version and nothing that was written is ever changed. Format 1:
 
     {"format": 1, "version": 7, "txn": "<32 hex digits>", "run": "<run>", "time": "2026-11-23T22:11:00.123456Z",
-     "previous": "<sha256 of the entry before, or null>", "actions": [{"action": "shard", ...}, ...]}
+     "previous": "<sha256 of the entry before, or null>", "actions": [{"action": "shard", ...}, ...],
+     "seal": "<sha256 of this document without its seal>"}
 
+Every entry is told unaltered by the next one, and the newest by its seal (the first writers made none).
 The actions and their fields are in `manifests/actions.py`. Unknown actions and fields are kept and passed over, so that
 format 1 stays readable for ever; a workspace of a higher format is refused.
 """
 
 import datetime
-import fcntl
 import json
-import os
 import secrets
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from manifests.errors import LogError, WorkspaceError
@@ -34,7 +31,8 @@ LOG_FOLDER = "_meta/log"
 _FEW_ENTRIES = 8
 _READERS = 32
 _WINDOW = 256
-LEASE_PATH = "_meta/lease.json"
+_SEAL = b',"seal":"'
+_SEAL_BYTES = len(_SEAL) + 64 + 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +53,28 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def create_workspace(storage: Storage) -> str:
-    """Makes the storage a workspace where it is none yet; its id either way."""
+def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
+    """Makes the storage a workspace where it is none yet, of a new id unless one is given; its id either way.
+
+    Raises WorkspaceError for a store that replaces what stands although it is asked not to: nothing would be safe there.
+    """
     if not storage.exists(FORMAT_PATH):
         from importlib.metadata import version
 
         document = {
             "format": FORMAT,
-            "id": secrets.token_hex(16),
+            "id": identity or secrets.token_hex(16),
             "created_by": f"modmill {version('modmill')}",
             "time": now(),
         }
-        storage.put(FORMAT_PATH, canonical_json(document))
+        data = canonical_json(document)
+        storage.put(FORMAT_PATH, data)
+        if storage.put(FORMAT_PATH, data):
+            storage.remove(FORMAT_PATH)
+            raise WorkspaceError(
+                f"{storage.uri}: this store replaces files that stand although it is asked not to (If-None-Match), so that "
+                "two writers would lose each other's work; use a store with conditional writes, or a local disk"
+            )
     return workspace_id(storage)
 
 
@@ -142,9 +150,16 @@ def entries(storage: Storage, *, after: int = 0, previous: str | None = None) ->
     before the next.
     """
     version = after
-    for data in _documents(storage, after):
+    documents = _documents(storage, after)
+    data = next(documents, None)
+    while data is not None:
         version += 1
         entry = _parsed(storage, version, data)
+        following = next(documents, None)
+        if following is None and not _is_as_sealed(data):
+            raise LogError(
+                f"{storage.location(entry_path(version))} is not what its seal says: it was altered; restore it from a copy"
+            )
         if entry.previous != previous:
             raise LogError(
                 f"{storage.location(entry_path(version))} follows an entry of sha256 {str(entry.previous)[:12]}, but "
@@ -152,10 +167,16 @@ def entries(storage: Storage, *, after: int = 0, previous: str | None = None) ->
             )
         previous = entry.sha256
         yield entry
-    # Entries are made in order: where the next but one stands, the next stood before it, if not when we looked just now.
-    if storage.exists(entry_path(version + 2)) and _read(storage, version + 1) is None:
+        data = following
+    # Entries are made in order: where a later one stands, the next stood before it, if not when we looked just now. Who
+    # reads from the start looks at all names, since what is missed here is missed for good.
+    if after:
+        later = version + 2 if storage.exists(entry_path(version + 2)) else 0
+    else:
+        later = _newest_name(storage)
+    if later > version + 1 and _read(storage, version + 1) is None:
         raise LogError(
-            f"{storage.location(entry_path(version + 1))} is missing, but entry {version + 2} stands; restore it from a "
+            f"{storage.location(entry_path(version + 1))} is missing, but entry {later} stands; restore it from a "
             "copy of the workspace"
         )
 
@@ -168,7 +189,7 @@ def _documents(storage: Storage, after: int) -> Iterator[bytes]:
         yield data
         if version - after != _FEW_ENTRIES:
             continue
-        newest = max((int(name[:20]) for name in storage.names(LOG_FOLDER) if name[:20].isdecimal()), default=0)
+        newest = _newest_name(storage)
         with ThreadPoolExecutor(_READERS) as pool:
             while version < newest:
                 window = range(version + 1, min(version + _WINDOW, newest) + 1)
@@ -177,6 +198,22 @@ def _documents(storage: Storage, after: int) -> Iterator[bytes]:
                         return
                     version += 1
                     yield data
+
+
+def _sealed(document: bytes) -> bytes:
+    """The bytes of a JSON object with the sha256 of them as its last member."""
+    return document[:-1] + _SEAL + sha256_hex(document).encode() + b'"}'
+
+
+def _is_as_sealed(data: bytes) -> bool:
+    """Whether the bytes of an entry are those that were sealed; there is nothing to say against one without a seal."""
+    document, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    return not seal.startswith(_SEAL) or _sealed(document + b"}") == data
+
+
+def _newest_name(storage: Storage) -> int:
+    """The newest version that a listing shows; of what a driver makes meanwhile it may show one and not the one before."""
+    return max((int(name[:20]) for name in storage.names(LOG_FOLDER) if name[:20].isdecimal()), default=0)
 
 
 def append(
@@ -192,7 +229,7 @@ def append(
         "previous": previous,
         "actions": [dict(action) for action in actions],
     }
-    data = canonical_json(document)
+    data = _sealed(canonical_json(document))
     if not storage.put(entry_path(after + 1), data):
         # An object store says "taken" of our own entry too, where its first answer got lost and the request went again.
         standing = read_entry(storage, after + 1)
@@ -207,37 +244,3 @@ def append(
         actions=tuple(document["actions"]),
         sha256=sha256_hex(data),
     )
-
-
-@contextmanager
-def writer_lease(storage: Storage, run: str) -> Iterator[None]:
-    """Holds the workspace as its one writer. Raises WorkspaceError naming the holder where there is one.
-
-    On a local disk this is a flock on the lease file, which the kernel drops with the process. Elsewhere put-if-absent
-    of log entries alone keeps two writers from losing or doubling anything.
-    """
-    if not storage.is_local:
-        yield
-        return
-    path = Path(storage.full(LEASE_PATH))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkspaceError(f"{storage.uri} is being written by {_holder(path)}; wait for it or stop it") from None
-        document = {"run": run, "host": socket.gethostname(), "pid": os.getpid(), "since": now()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, canonical_json(document), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _holder(path: Path) -> str:
-    try:
-        lease = json.loads(path.read_text())
-        return f"run {lease['run']} on {lease['host']} (pid {lease['pid']}, since {lease['since']})"
-    except (ValueError, KeyError, OSError):
-        return "another process"

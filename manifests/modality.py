@@ -61,8 +61,13 @@ class Modality:
 
     @property
     def is_structured(self) -> bool:
-        """Whether labels are records or text (kept as Parquet), not arrays (kept as tar)."""
+        """Whether labels are records or text, not arrays."""
         return self.kind in ("structured", "text")
+
+    @property
+    def in_parquet(self) -> bool:
+        """Whether kept labels are Parquet, which SQL reads (records, text, vectors), not a tar of pixels and maps."""
+        return self.is_structured or self.kind == "vector"
 
     def shape(self) -> tuple[int, ...]:
         """The shape of one row's crop label array; axes h and w are the modality's size."""
@@ -77,6 +82,15 @@ _BOX_FIELDS = {
     "y0": "float32",
     "x1": "float32",
     "y1": "float32",
+}
+
+# What 4D-Humans (HMR2) says of a person, 4M-21's `human_poses`: SMPL's rotations as 3x3 matrices, row by row, of the whole
+# body (9 numbers) and of its 23 joints (207), its 10 shape coefficients, and the camera: scale, x, y.
+_POSE_FIELDS = {
+    "global_orient": "list<float32>",
+    "body_pose": "list<float32>",
+    "betas": "list<float32>",
+    "camera": "list<float32>",
 }
 
 # 4M-21's metadata that needs no model, in the order of its type ids (the ids are in tokenize_jobs/sequence.py).
@@ -199,6 +213,43 @@ MODALITIES: dict[str, Modality] = {
             fields={**_BOX_FIELDS, "rle_height": "int32", "rle_width": "int32", "rle_counts": "list<uint32>"},
             many=True,
             keep=True,
+        ),
+        Modality(
+            name="poses",
+            kind="structured",
+            label_grain="sample",
+            token_grain="crop",
+            crop_rule="boxes",
+            labeler="files",
+            tokenizer="",
+            unit="fractions of the photograph; rotation matrices; SMPL shape; scale and shift of HMR2's camera in the box",
+            range=(0, 1),
+            fields={**_BOX_FIELDS, **_POSE_FIELDS},
+            many=True,
+            tokens=275,
+            keep=True,
+        ),
+        *(
+            Modality(
+                name=name,
+                kind="vector",
+                label_grain="crop",
+                token_grain="crop",
+                crop_rule="whole",
+                labeler="files",
+                tokenizer="",
+                axes="c",
+                channels=channels,
+                dtype="float32",
+                unit=unit,
+                tokens=16,
+            )
+            # 4M-21 has no global CLIP; its ImageBind is the class token before the projection to 1024.
+            for name, channels, unit in (
+                ("clip_global", 512, "CLIP ViT-B/16's image embedding, of any length"),
+                ("dinov2_global", 768, "DINOv2 ViT-B/14's normalized class token"),
+                ("imagebind_global", 1280, "ImageBind ViT-H/14's class token"),
+            )
         ),
         Modality(
             name="metadata",

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import IO, Any
 
 from manifests.modality import Form
 
@@ -29,6 +29,14 @@ def canonical_json(value: Any) -> bytes:
 def sha256_hex(data: bytes | memoryview) -> str:
     """The sha256 of bytes, as 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of_stream(stream: IO[bytes]) -> str:
+    """The sha256 of what a stream holds from where it stands to its end, as 64 hex digits."""
+    digest = hashlib.sha256()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,12 +127,15 @@ def open_snapshot(uri: str) -> Snapshot:
     return read(storage, name)
 
 
-def read(storage: Storage, name: str) -> Snapshot:
+def read(storage: Storage, name: str, *, even_replaced: bool = False) -> Snapshot:
     """A snapshot, checked against its SHA256SUMS.
 
-    Raises WorkspaceError where there is none of that name or its format is newer, ShardError where it was altered.
+    Raises WorkspaceError where there is none of that name, its format is newer, or another replaced it after a forget
+    (unless `even_replaced`: its shards may be gone), ShardError where it was altered.
     """
     files = snapshot_files.read(storage, name)
+    if not even_replaced:
+        snapshot_files.check_not_replaced(storage, name)
     snapshot = Snapshot(
         storage=storage,
         name=name,
@@ -202,10 +205,7 @@ def make(
     Rows without an ok token in any of the modalities are left out. Raises WorkspaceError where another content has the
     name, and what `selection.select` raises.
     """
-    if not snapshot_files.NAME.fullmatch(name):
-        raise ConfigError(
-            f"a snapshot cannot have the name {name!r}; expected 1 to 64 of A-Z a-z 0-9 . _ - without . _ - first"
-        )
+    snapshot_files.check_name(name)
     if not 0 <= hold_out < 1:
         raise ConfigError(f"hold_out is {hold_out}; expected a share of the keys, 0 <= hold_out < 1")
     catalog.refresh()
@@ -236,9 +236,14 @@ def make(
 def record(catalog: "Catalog", name: str, *, run: str) -> Snapshot:
     """A snapshot that stands, put into the log where a crash kept it from there. Raises what `read` raises."""
     snapshot = read(catalog.storage, name)
-    if name in _recorded(catalog):
-        return snapshot
-    added = SnapshotAdded(
+    if name not in _recorded(catalog):
+        catalog.commit([record_of(snapshot)], run=run)
+    return snapshot
+
+
+def record_of(snapshot: Snapshot, *, replaces: str | None = None) -> SnapshotAdded:
+    """What the log says of a snapshot."""
+    return SnapshotAdded(
         snapshot=snapshot.name,
         path=snapshot_files.folder_of(snapshot.name),
         sha256=snapshot.sha256,
@@ -246,9 +251,8 @@ def record(catalog: "Catalog", name: str, *, run: str) -> Snapshot:
         held_out=snapshot.held_out_rows,
         where=snapshot.where,
         modalities=[modality.modality for modality in snapshot.modalities],
+        replaces=replaces,
     )
-    catalog.commit([added], run=run)
-    return snapshot
 
 
 def _recorded(catalog: "Catalog") -> dict[str, str]:

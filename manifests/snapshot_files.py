@@ -7,7 +7,9 @@
     shards.parquet       each shard, by (corpus, part, modality, crop)
     SHA256SUMS           of the four, as `sha256sum` writes and checks it; written last: without it there is no snapshot
 
-An equal selection gives equal bytes, and the sha256 of SHA256SUMS is the snapshot's identity.
+An equal selection gives equal bytes, and the sha256 of SHA256SUMS is the snapshot's identity. One whose rows were
+forgotten in part gets `replaced.json` beside them, {"replaced_by": name, "rows": count}, and its successor's
+snapshot.json says besides {"replaces": name, "forgotten_rows": count}.
 """
 
 import io
@@ -20,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.errors import ShardError, WorkspaceError, nearest
+from manifests.errors import ConfigError, ShardError, WorkspaceError, nearest
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.storage import Storage
 
@@ -68,6 +70,7 @@ SHARDS = pa.schema(
     ]
 )
 _DOCUMENT = "snapshot.json"
+_REPLACED = "replaced.json"
 _TABLES = {"modalities": MODALITIES, "parts": PARTS, "shards": SHARDS}
 _FIELDS = {"format", "workspace", "where", "modalities", "hold_out", "rows", "held_out"}
 _FILES = {_DOCUMENT, *(f"{name}.parquet" for name in _TABLES)}
@@ -87,6 +90,14 @@ class SnapshotFiles:
 def folder_of(name: str) -> str:
     """The folder of a snapshot in its workspace."""
     return f"{FOLDER}/{name}"
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError for what cannot be the name of a snapshot."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"a snapshot cannot have the name {name!r}; expected 1 to 64 of A-Z a-z 0-9 . _ - without . _ - first"
+        )
 
 
 def is_whole(storage: Storage, name: str) -> bool:
@@ -145,6 +156,28 @@ def check_same(storage: Storage, name: str, files: Mapping[str, bytes]) -> None:
             f"the snapshot {name!r} of {storage.uri} stands and is frozen, and this selection is another "
             f"({'; '.join(changes)}); choose another name"
         )
+
+
+def mark_replaced(storage: Storage, name: str, *, by: str, rows: int) -> None:
+    """Says in a snapshot's folder that another replaces it, since so many of its rows were forgotten."""
+    storage.put(f"{folder_of(name)}/{_REPLACED}", canonical_json({"replaced_by": by, "rows": rows}))
+
+
+def check_not_replaced(storage: Storage, name: str) -> None:
+    """Raises WorkspaceError with the successor's name where a snapshot has one."""
+    try:
+        document = json.loads(storage.read(f"{folder_of(name)}/{_REPLACED}"))
+        successor, rows = document["replaced_by"], document["rows"]
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(
+            f"{storage.location(folder_of(name))}/{_REPLACED} cannot be read ({error}); {_RESTORE}"
+        ) from error
+    raise WorkspaceError(
+        f"snapshot {name!r} of {storage.uri} was replaced by {successor!r} after {rows:,} rows were forgotten; "
+        f"use {successor!r}"
+    )
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -2,10 +2,11 @@
 
 Everything durable goes through `put`: it creates a whole file or nothing, and never replaces one. Locally that is a
 temporary file, fsync, `link()` (which fails where the name is taken; a rename would replace) and fsync of the folder;
-on an object store one conditional PUT.
+on an object store one conditional PUT (`object_store.py`).
 """
 
 import contextlib
+import datetime
 import errno
 import os
 import posixpath
@@ -16,9 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from manifests import object_store
 from manifests.errors import ShardError, WorkspaceError
 
 _COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that `walk` found; `modified` is in UTC, by the clock of the store."""
+
+    path: str
+    size_bytes: int
+    modified: datetime.datetime
 
 
 @dataclass(frozen=True)
@@ -46,24 +57,15 @@ class Storage:
         """Creates the file with all of `data`, durably; False where the name is taken (nothing is changed then)."""
         if self.fs is None:
             return _put_local(Path(self.full(path)), data)
-        if self.exists(path):
-            return False
-        with contextlib.suppress(FileExistsError):
-            self.fs.makedirs(posixpath.dirname(self.full(path)), exist_ok=True)
-        try:
-            self.fs.pipe_file(self.full(path), b"".join(_chunks(data)), mode="create")
-        except OSError:
-            # FileExistsError, or a store's own way to say so (a 412 without its condition is an EINVAL in s3fs).
-            if self.exists(path):
-                return False
-            raise
-        return True
+        whole = b"".join(_chunks(data))
+        with self._in_words(path, "written"):
+            return object_store.put(self.fs, self.full(path), whole)
 
     def replace(self, path: str, data: bytes) -> None:
         """Writes a file that may stand already: only for what is no record (checkpoints of a fit, reports)."""
         if self.fs is not None:
-            self.fs.makedirs(posixpath.dirname(self.full(path)), exist_ok=True)
-            self.fs.pipe_file(self.full(path), data)
+            with self._in_words(path, "written"):
+                object_store.replace(self.fs, self.full(path), data)
             return
         target = Path(self.full(path))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,18 +77,28 @@ class Storage:
         """All bytes of a file. Raises FileNotFoundError."""
         if self.fs is None:
             return Path(self.full(path)).read_bytes()
-        return self.fs.cat_file(self.full(path))
+        with self._in_words(path, "read"):
+            return self.fs.cat_file(self.full(path))
 
     def open(self, path: str) -> IO[bytes]:
         """A seekable stream over a file. Raises FileNotFoundError."""
-        return open(self.full(path), "rb") if self.fs is None else self.fs.open(self.full(path), "rb")
+        if self.fs is None:
+            return open(self.full(path), "rb")
+        with self._in_words(path, "read"):
+            return self.fs.open(self.full(path), "rb")
 
     def exists(self, path: str) -> bool:
-        return os.path.exists(self.full(path)) if self.fs is None else bool(self.fs.exists(self.full(path)))
+        if self.fs is None:
+            return os.path.exists(self.full(path))
+        with self._in_words(path, "looked for"):
+            return bool(self.fs.exists(self.full(path)))
 
     def size(self, path: str) -> int:
         """Bytes of a file. Raises FileNotFoundError."""
-        return os.path.getsize(self.full(path)) if self.fs is None else int(self.fs.size(self.full(path)))
+        if self.fs is None:
+            return os.path.getsize(self.full(path))
+        with self._in_words(path, "looked for"):
+            return int(self.fs.size(self.full(path)))
 
     def names(self, folder: str) -> list[str]:
         """The sorted names in a folder, without temporary and hidden ones; empty where there is no such folder."""
@@ -94,17 +106,42 @@ class Storage:
             if self.fs is None:
                 found = os.listdir(self.full(folder))
             else:
-                found = [posixpath.basename(name.rstrip("/")) for name in self.fs.ls(self.full(folder), detail=False)]
+                with self._in_words(folder, "listed"):
+                    listed = self.fs.ls(self.full(folder), detail=False)
+                found = [posixpath.basename(name.rstrip("/")) for name in listed]
         except FileNotFoundError:
             return []
         return sorted(name for name in found if not name.startswith("."))
+
+    def walk(self, folder: str) -> Iterator[StoredFile]:
+        """Every file below a folder, temporary and hidden ones too; nothing where there is no such folder."""
+        full = self.full(folder).rstrip("/")
+        with self._in_words(folder, "listed"):
+            for path, size_bytes, modified in (
+                _walk_local(full, set()) if self.fs is None else object_store.walk(self.fs, full)
+            ):
+                yield StoredFile(path.removeprefix(self.root).lstrip("/"), size_bytes, modified)
+
+    def remove(self, path: str) -> None:
+        """Removes a file, durably; nothing happens where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.fs is not None:
+                with self._in_words(path, "removed"):
+                    self.fs.rm_file(self.full(path))
+                return
+            os.unlink(self.full(path))
+            _sync_folder(Path(self.full(path)).parent)
 
     def remove_folder(self, folder: str) -> None:
         """Removes a folder of files that are no records (a finished fit's checkpoints)."""
         if self.fs is None:
             shutil.rmtree(self.full(folder), ignore_errors=True)
-        elif self.fs.exists(self.full(folder)):
+            return
+        with self._in_words(folder, "removed"), contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.full(folder), recursive=True)
+
+    def _in_words(self, path: str, doing: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.fs is None else object_store.in_words(self.location(path), doing)
 
 
 def open_storage(uri: str | Path) -> Storage:
@@ -116,11 +153,8 @@ def open_storage(uri: str | Path) -> Storage:
     if "://" not in text or text.startswith("file://"):
         root = os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
         return Storage(uri=root, fs=None, root=root)
-    import fsspec
-
     try:
-        # Listings change under us: other processes write here too.
-        fs, root = fsspec.core.url_to_fs(text, use_listings_cache=False)
+        fs, root = object_store.connect(text)
     except (ImportError, ValueError) as error:
         raise WorkspaceError(
             f"workspace {text!r}: {error}; s3:// needs the extra modmill[s3], gs:// modmill[gcs]"
@@ -158,6 +192,8 @@ def put_same(storage: Storage, path: str, data: bytes | IO[bytes], sha256: str) 
 
 def _put_local(target: Path, data: bytes | IO[bytes]) -> bool:
     if target.exists():
+        # Whoever made it may have been killed before this.
+        _sync_folder(target.parent)
         return False
     _make_folder(target.parent)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -178,10 +214,36 @@ def _put_local(target: Path, data: bytes | IO[bytes]) -> bool:
                     "at once or not at all; put the workspace on another disk or on an object store"
                 ) from error
             raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise WorkspaceError(
+                f"{target} cannot be written: {os.strerror(error.errno)}. Nothing of it stands; make room on that disk and "
+                "give the same command again, which goes on from there"
+            ) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(target.parent)
     return True
+
+
+def _walk_local(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, int, datetime.datetime]]:
+    """Links to folders are followed (a big `data` is often put on another disk), each folder once."""
+    try:
+        status = os.stat(folder)
+        found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    for entry in found:
+        if entry.is_dir():
+            yield from _walk_local(entry.path, seen)
+            continue
+        with contextlib.suppress(FileNotFoundError):  # Gone since it was listed.
+            status = entry.stat()
+            yield entry.path, status.st_size, datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC)
 
 
 def _make_folder(folder: Path) -> None:

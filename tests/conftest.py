@@ -1,6 +1,9 @@
-"""What tests share: a cache of their own, photographs, one Ray cluster for the session."""
+"""What tests share: a cache of their own, photographs, an S3 server on the loopback, one Ray cluster for the session."""
 
+import logging
 import os
+import re
+import shlex
 import signal
 import tempfile
 import zlib
@@ -94,6 +97,36 @@ def _bomb(side: int) -> bytes:
 def photos(tmp_path: Path, make_photos: Callable[..., Path]) -> Path:
     """A folder of nine photographs."""
     return make_photos(tmp_path / "photos", 9)
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """The URI of a bucket of moto's server, which is made known by the environment alone."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def readme_questions() -> list[list[str]]:
+    """The arguments of the README's commands that ask a workspace, which is called W there."""
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    found = re.search(r"<!-- questions -->\n```bash\n(.*?)```", readme, re.DOTALL)
+    assert found
+    # In a shell a backslash at the end of a line joins it to the next.
+    commands = re.split(r"\n+(?=modmill )", found[1].replace("\\\n", "").strip())
+    return [shlex.split(command)[1:] for command in commands]
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What the README says is so: its labeler and modality work, its table and tree are true, its verbs exist."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -88,11 +89,79 @@ def test_the_modality_of_the_readme_works(tmp_path: Path, make_photos, monkeypat
         assert values[0].startswith(b"\x89PNG")
 
 
+OF_THE_DEMO = (
+    "fit_rows=12",
+    "corpora.photos.crops=1",
+    "corpora.photos.modalities=[boxes, caption]",
+    "corpora.scenes.modalities={boxes: {labeler: files, parameters: {path: '../boxes/{stem}.json'}}, caption: {}}",
+    "tokenizers={text: {vocabulary: 5000}}",
+    "engine.runner=local",
+)
+
+
+def test_the_questions_of_the_readme_have_answers(
+    tmp_path: Path, readme_questions: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a demo without its pixels and its training, with a broken photograph and a labeler that is newer since."""
+    from engine import cli, demo
+    from engine import config as pipeline
+    from engine import run as running
+    from manifests import log, snapshot
+    from manifests.actions import RecipeAdded, RecipeCurrent, RunStarted
+    from manifests.catalog import Catalog
+    from manifests.recipe import Recipe
+
+    demo.lay_out(tmp_path, demo.CLONE / "examples" / "demo", 12, lambda line: None)
+    (tmp_path / "sources/photos/broken.jpg").write_text("no picture")
+    config = pipeline.load(tmp_path / "pipeline.yaml", OF_THE_DEMO)
+    running.run(config, steps=("ingest", "fit", "label", "tokenize", "snapshot"), quiet=True)
+    with Catalog.open(tmp_path / "workspace") as catalog:
+        trained = {"uri": "W#demo", "sha256": snapshot.read(catalog.storage, "demo").sha256}
+        old = catalog.sql("SELECT * FROM recipes WHERE modality = 'caption' AND form = 'label'").to_pylist()[0]
+        newer = Recipe(modality="caption", form="label", producer="caption", version=old["producer_version"] + 1)
+        catalog.commit(
+            [
+                RunStarted(
+                    run="t",
+                    kind="train",
+                    time=log.now(),
+                    host="h",
+                    commit=None,
+                    versions={},
+                    config={"snapshots": [trained]},
+                ),
+                RecipeAdded(fingerprint=newer.fingerprint, document=newer.document()),
+                RecipeCurrent(
+                    corpus="scenes", modality="caption", form="label", fingerprint=newer.fingerprint, crops=None
+                ),
+            ],
+            run="t",
+        )
+
+    answers = []
+    for question in readme_questions:
+        words = [str(tmp_path / "workspace") if word == "W" else word for word in question]
+        with pytest.raises(SystemExit) as end:
+            cli.main([*words, "--format", "json"])
+        assert end.value.code == 0, question
+        answers.append(json.loads(capsys.readouterr().out))
+    have, failed, missing, stale, changed, chosen, lineage, seen = answers
+    assert {(row["corpus"], row["modality"], row["form"]) for row in have} >= {("scenes", "boxes", "token")}
+    assert [(row["class"], row["images"], row["such_as"]) for row in failed] == [("DecodeError", 1, "broken.jpg")]
+    assert missing == [{"corpus": "scenes", "modality": "caption", "form": "label", "shards": 1}]
+    assert {"modality": "caption", "form": "label", "cause": "version", "was": "1", "now": "2", "parts": 1} in stale
+    assert {"change": "added", "kind": "part", "corpus": "photos", "modality": None, "form": None, "n": 1} in changed
+    assert {row["snapshot"] for row in chosen} == {"domes-train", "domes-val"}
+    assert [row["kind"] for row in lineage[:4]] == ["source", "labeler", "tokenizer", "shard"]
+    assert lineage[-1]["name"] == "t"
+    assert {(row["snapshot"], row["run"]) for row in seen} >= {("demo", "t")}
+
+
 def test_every_verb_is_in_the_readme() -> None:
     from engine.cli import app
 
-    verbs = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
-    assert sorted(verbs) == sorted(
+    verbs = sorted(app.commands)
+    assert verbs == sorted(
         ["demo", "init", "doctor", "run", "status", "sql", "snapshot", "verify", "train", "generate"]
     )
     for verb in verbs:

@@ -155,7 +155,8 @@ def _packed(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _put(storage: Storage, path: str, data: bytes) -> dict[str, Any]:
-    if not storage.put(path, data):
+    # An object store says "taken" of our own file too, where its first answer got lost.
+    if not storage.put(path, data) and storage.read(path) != data:
         raise UserError(
             f"{storage.location(path)} stands already: another process trains in this run's folder; end one"
         )

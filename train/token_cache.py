@@ -3,8 +3,8 @@
 Parquet is what a workspace keeps, since everybody reads it; unpacking it is what training would wait for. So a shard is
 unpacked once, into `<cache>/tokens/<sha256 of the shard>.arrow` (Arrow IPC, uncompressed: about the bytes of its tokens),
 and from then on its pages are those of the operating system's file cache, shared by all processes. `<cache>` is
-$MODMILL_CACHE, else $XDG_CACHE_HOME/modmill, else ~/.cache/modmill. Nothing ever deletes from the folder, and anybody
-may at any time: what is missing is made again.
+$MODMILL_CACHE, else $XDG_CACHE_HOME/modmill, else ~/.cache/modmill. Only `modmill forget` deletes from the folder, but
+anybody may at any time: what is missing is made again.
 
 A file there holds the columns `tokens` (a large list, empty where there is none) and `present` (uint8), and the
 digest of the rows' keys in the metadata of its schema.
@@ -14,7 +14,7 @@ import io
 import os
 import secrets
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def open_column(snapshot: Snapshot, shard: SnapshotShard) -> TokenColumn:
     Raises ShardError where the shard is missing, its bytes are not those of the snapshot, it is no Parquet shard of tokens,
     or its rows are not the part's; ConfigError where the cache cannot be written.
     """
-    path = cache_folder() / "tokens" / f"{shard.sha256}.arrow"
+    path = _path_of(shard.sha256)
     batch = _map(path)
     if batch is None:
         _write(path, _unpack(snapshot, shard))
@@ -67,6 +67,22 @@ def open_column(snapshot: Snapshot, shard: SnapshotShard) -> TokenColumn:
             f"{shard.corpus!r} {expected[:12]}: the shard is not of these rows; run `modmill verify`"
         )
     return _column(batch)
+
+
+def forget_shards(shards_sha256: Iterable[str]) -> int:
+    """Takes the unpacked tokens of shards out of this user's cache; how many there were."""
+    removed = 0
+    for sha256 in shards_sha256:
+        try:
+            _path_of(sha256).unlink()
+            removed += 1
+        except FileNotFoundError:
+            continue
+    return removed
+
+
+def _path_of(shard_sha256: str) -> Path:
+    return cache_folder() / "tokens" / f"{shard_sha256}.arrow"
 
 
 def _part(snapshot: Snapshot, shard: SnapshotShard) -> SnapshotPart:

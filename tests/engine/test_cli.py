@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +62,128 @@ def test_sql_answers_in_every_format(folder: Path, tmp_path: Path) -> None:
     assert "3 rows" in table
 
 
+def test_sql_takes_its_query_from_a_file_and_writes_to_one(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.sql").write_text("-- a comment\nSELECT key, caption\nFROM captions ORDER BY key\n")
+    rows = json.loads(modmill("sql", "work", "--file", f"{tmp_path}/q.sql", "--format", "json", cwd=folder).stdout)
+    assert len(rows) == 3
+    for name in ("a.parquet", "a.json", "a.csv", "a.txt"):
+        done = modmill("sql", "work", "--file", f"{tmp_path}/q.sql", "--out", f"{tmp_path}/{name}", cwd=folder)
+        assert (done.returncode, done.stdout) == (0, ""), done
+    assert pq.read_table(tmp_path / "a.parquet").to_pylist() == rows
+    assert json.loads((tmp_path / "a.json").read_text()) == rows
+    assert list(csv.DictReader((tmp_path / "a.csv").open())) == rows
+    assert (tmp_path / "a.txt").read_text().endswith("3 rows\n")
+
+
+def test_tables_are_aligned_and_show_no_control_characters(folder: Path) -> None:
+    query = "SELECT 'one' AS a, 12 AS b UNION ALL SELECT 'x' || chr(27) || chr(10), 3456 ORDER BY b"
+    assert modmill("sql", "work", query, cwd=folder).stdout.splitlines() == [
+        "a           b",
+        "───────  ────",
+        "one        12",
+        r"x\x1b\n  3456",
+        "2 rows",
+    ]
+
+
+def test_a_table_of_the_users_own_beside_the_samples(folder: Path, tmp_path: Path) -> None:
+    keys = [
+        row["key"] for row in json.loads(modmill("sql", "work", "FROM samples", "--format", "json", cwd=folder).stdout)
+    ]
+    (tmp_path / "scores.csv").write_text(
+        "key,stars\n" + "".join(f"{key},{place}\n" for place, key in enumerate(keys[:2]))
+    )
+    query = ["SELECT s.key FROM samples s JOIN scores t USING (key) WHERE s.stars = 1", "--format", "json"]
+    for more in ([], ["--locked"]):
+        done = modmill("sql", "work", *query, "--attach", f"{tmp_path}/scores.csv:key", *more, cwd=folder)
+        assert json.loads(done.stdout) == [{"key": keys[1]}], done
+        assert "2 of 2 rows match" in done.stderr
+    missing = modmill("sql", "work", *query, "--attach", "nothing.csv", cwd=folder)
+    assert missing.returncode == 2
+    assert "nothing.csv" in missing.stderr
+
+
+def test_status_and_sql_as_of_a_version(folder: Path) -> None:
+    def asked(*arguments: str) -> list[dict[str, object]]:
+        return json.loads(modmill(*arguments, "--format", "json", cwd=folder).stdout)
+
+    newest = asked("sql", "work", "SELECT max(version) AS version FROM timeline")[0]["version"]
+    assert newest > 1
+    assert asked("sql", "work", "SELECT version FROM timeline", "--as-of", "1") == [{"version": 1}]
+    assert asked("status", "work", "--as-of", str(newest)) == asked("status", "work") != []
+    assert asked("status", "work", "--as-of", "1") == []
+    late = modmill("status", "work", "--as-of", "9999", cwd=folder)
+    assert late.returncode == 2
+    assert f"versions 1 to {newest}" in late.stderr
+
+
+def test_locked_sql_answers_alike_and_refuses_in_one_line(folder: Path) -> None:
+    query = "SELECT modality, sum(rows) AS rows, max(path) AS path FROM shards GROUP BY 1 ORDER BY 1"
+    for form in ("table", "json"):
+        plain = modmill("sql", "work", query, "--format", form, cwd=folder)
+        assert modmill("sql", "work", query, "--format", form, "--locked", cwd=folder).stdout == plain.stdout != ""
+    for attack, message in (
+        ("FROM read_text('pipeline.yaml')", "refused: Permission Error"),
+        ("SELECT list_sum(range(2000000000))", "took more than 0.4 GB"),
+    ):
+        answer = modmill("sql", "work", attack, "--locked", "--memory", "400MB", "--timeout", "20", cwd=folder)
+        assert (answer.returncode, answer.stdout, answer.stderr.count("\n")) == (2, "", 1), answer
+        assert message in answer.stderr
+    slow = modmill(
+        "sql", "work", "SELECT count(*) FROM range(1000000000000)", "--locked", "--timeout", "0.5", cwd=folder
+    )
+    assert slow.stderr == "modmill: stopped after 0.5 s; ask for less, or give more with --timeout\n"
+
+
+@pytest.mark.parametrize("more", [[], ["--locked", "--timeout", "60"]], ids=["plain", "locked"])
+def test_interrupting_a_query_that_never_ends_ends_with_4(folder: Path, more: list[str]) -> None:
+    command = [
+        str(Path(sys.executable).parent / "modmill"),
+        "sql",
+        "work",
+        "SELECT count(*) FROM range(10000000000000)",
+    ]
+    modmill("sql", "work", "SELECT 1", *more, cwd=folder)
+    process = subprocess.Popen([*command, *more], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=2.5)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stdout) == (4, ""), stderr
+    assert stderr.startswith("interrupted")
+
+
+def test_parquet_on_a_terminal_is_refused(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [str(Path(sys.executable).parent / "modmill"), "sql", "work", "SELECT 'a b' AS x", "--format"]
+    try:
+        refused = subprocess.run([*command, "parquet"], cwd=folder, stdout=theirs, stderr=subprocess.PIPE, timeout=60)
+        assert refused.returncode == 2
+        assert b"--out FILE" in refused.stderr
+        shown = subprocess.run([*command, "table"], cwd=folder, stdout=theirs, stderr=subprocess.PIPE, timeout=60)
+        assert shown.returncode == 0, shown.stderr
+        text = os.read(ours, 10_000)
+        assert b"a b" in text
+        assert b"1 row" in text
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_help_status_and_sql_import_little(folder: Path) -> None:
+    program = str(Path(sys.executable).parent / "modmill")
+    modmill("status", "work", cwd=folder)
+    for arguments in (["--help"], ["sql", "--help"], ["status", "work"], ["sql", "work", "FROM captions"]):
+        command = [sys.executable, "-X", "importtime", program, *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+        loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+        assert "click" in loaded
+        heavy = {"torch", "ray", "transformers", "pydantic", "pandas", "numpy", "pyarrow", "rich", "yaml", "fsspec"}
+        assert sorted(loaded & heavy) == [], arguments
+
+
 def test_status_and_verify(folder: Path) -> None:
     status = json.loads(modmill("status", "work", "--format", "json", cwd=folder).stdout)
     assert {(row["modality"], row["form"], row["missing"]) for row in status} == {
@@ -77,6 +201,11 @@ def test_status_and_verify(folder: Path) -> None:
         (["sql", "work", "SELECT nope FROM shards"], "nope"),
         (["sql", "work", "DELETE FROM log.shard"], "only read"),
         (["sql", "nowhere", "SELECT 1"], "no modmill workspace"),
+        (["sql", "work"], "QUERY, - for standard input, or --file FILE.sql"),
+        (["sql", "work", "SELECT 1", "--file", "x.sql"], "one query"),
+        (["sql", "work", "--file", "x.sql"], "x.sql"),
+        (["sql", "work", "SELECT 1", "--locked", "--memory", "lots"], "512MB or 2GB"),
+        (["sql", "work", "SELECT 1 AS a, 2 AS a", "--format", "json"], "rename with AS"),
         (["run", "missing.yaml"], "missing.yaml"),
         (["run", "pipeline.yaml", "--set", "corpora.photos.crop=3"], "corpora.photos.crop"),
         (["run", "pipeline.yaml", "--set", "corpora.photos.cropss=3"], "crops"),
@@ -118,7 +247,6 @@ def test_files_of_the_users_with_our_names_do_no_harm(folder: Path) -> None:
 
 
 def test_interrupting_ends_with_4_and_says_how_to_go_on(tmp_path: Path, make_photos) -> None:
-    import signal
     import time
 
     make_photos(tmp_path / "photos", 60)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import skimage.data
 
+from engine import cli, demo, plan
 from engine import config as pipeline
-from engine import demo, plan
 from engine.corpus_plan import corpus_plan
 from engine.ingest import ingest
 from engine.sources import key_of
@@ -117,7 +117,9 @@ def write_small_trainer_file(out: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_small_demo_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None):
+def test_a_small_demo_ends_with_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None, readme_questions: list[list[str]]
+):
     monkeypatch.chdir(tmp_path)
     write_small_trainer_file(tmp_path / "demo-out")
     report = demo.run_demo(Path("demo-out"), workers=2, scenes=12, settings=SMALL)
@@ -134,6 +136,10 @@ def test_a_small_demo_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.Mon
         shards = catalog.live_shards()
         trained = catalog.sql("SELECT status FROM runs WHERE kind = 'train'").to_pylist()
     assert trained == [{"status": "done"}]
+    for question in readme_questions:
+        with pytest.raises(SystemExit) as end:
+            cli.main(["demo-out/workspace" if word == "W" else word for word in question])
+        assert end.value.code == 0, question
     for corpus, name in (("scenes", "depth"), ("scenes", "segmentation"), ("photos", "rgb")):
         assert (report.parent / "pictures" / f"{corpus}-00-{name}-label.png").is_file()
         assert (report.parent / "pictures" / f"{corpus}-00-{name}-tokens.png").is_file()

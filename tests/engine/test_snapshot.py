@@ -11,10 +11,11 @@ from engine import cli
 from engine import config as pipeline
 from engine import run as running
 from engine.verify import verify
-from manifests import log, snapshot
-from manifests.actions import SnapshotAdded
+from manifests import log, sidecars, snapshot
+from manifests.actions import RunStarted, SnapshotAdded
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, WorkspaceError
+from manifests.lease import writer_lease
 from manifests.storage import open_storage
 
 PIPELINE = """
@@ -88,14 +89,49 @@ def test_the_verb_makes_and_lists(work: Path, capsys: pytest.CaptureFixture[str]
     assert "snapshot mine: 4 rows, 0 of them held out, 2 modalities" in shown.err
     assert command("snapshot", work, "--format", "csv") == 0
     listed = capsys.readouterr().out.splitlines()
-    assert listed[0] == "snapshot,rows,held_out,modalities,where,sha256,made,files"
+    assert listed[0] == "snapshot,rows,held_out,modalities,where,sha256,made,files,used_by,replaced_by"
     assert [line.partition(",")[0] for line in listed[1:]] == ["demo", "whole", "mine"]
-    assert all(line.endswith(",there") for line in listed[1:])
+    assert all(line.endswith(",there,,") for line in listed[1:])
     shutil.rmtree(work / "_meta/snapshots/mine")
     assert command("snapshot", work, "--format", "csv") == 0
-    assert capsys.readouterr().out.splitlines()[-1].endswith(",gone")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(",gone,,")
     assert command("snapshot", work) == 0
     assert "3 rows" in capsys.readouterr().out
+
+
+def test_the_verb_shares_rows_out(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("snapshot", work, "half", "--modalities", "palette", "--hold-out", "0", "--format", "json")
+    assert command(*arguments, "--split", "a=0.5", "--split", "b=0.5") == 0
+    shown = capsys.readouterr()
+    lines = json.loads(shown.out)
+    assert [line["snapshot"] for line in lines] == ["half-a", "half-b"]
+    assert sum(line["rows"] for line in lines) == 7
+    assert shown.err.count("snapshot half-") == 2
+    with Catalog.open(work) as catalog:
+        found = catalog.sql("SELECT snapshot, \"where\", run FROM snapshots WHERE snapshot LIKE 'half-%'").to_pylist()
+        splits = catalog.sql("SELECT config -> 'splits' AS splits FROM runs WHERE run = ?", [found[0]["run"]])
+    assert [row["where"] for row in found] == ["split_share(key) < 0.5", "split_share(key) >= 0.5"]
+    assert json.loads(splits["splits"][0].as_py()) == {"a": "0.5", "b": "0.5"}
+
+
+def test_the_listing_tells_who_trained_on_it_and_what_took_its_place(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = snapshot.read(open_storage(work), "demo")
+    config = {"snapshots": [{"uri": "elsewhere#demo", "sha256": demo.sha256}]}
+    runs = [
+        RunStarted(run=run, kind="train", time=log.now(), host="h", commit=None, versions={}, config=config)
+        for run in ("t1", "t2")
+    ]
+    successor = SnapshotAdded(
+        snapshot="demo-2", path="x", sha256="0" * 64, rows=3, held_out=1, where=None, modalities=[], replaces="demo"
+    )
+    with Catalog.open(work) as catalog:
+        catalog.commit([*runs, successor], run="t1")
+    assert command("snapshot", work, "--format", "json") == 0
+    lines = {line["snapshot"]: line for line in json.loads(capsys.readouterr().out)}
+    assert (lines["demo"]["used_by"], lines["demo"]["replaced_by"]) == ("t1, t2", "demo-2")
+    assert (lines["whole"]["used_by"], lines["whole"]["replaced_by"]) == (None, None)
 
 
 def test_the_verb_is_a_recorded_run(work: Path) -> None:
@@ -122,6 +158,7 @@ def test_the_verb_is_a_recorded_run(work: Path) -> None:
         (("x", "--modalities", "caption"), "'caption' is kept as labels only"),
         (("x", "--hold-out", "1"), "hold_out is 1.0"),
         (("a/b",), "the name 'a/b'"),
+        (("x", "--split", "a=0.9", "--split", "b=0.2"), "a=0.9, b=0.2; expected shares over 0"),
     ],
 )
 def test_mistakes_end_with_2(
@@ -133,6 +170,26 @@ def test_mistakes_end_with_2(
         assert catalog.sql("SELECT status FROM runs").to_pylist()[-1]["status"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (("train",), "--split train: expected NAME=SHARE, such as train=0.9"),
+        (("train=most",), "expected NAME=SHARE"),
+        (("a=0.1", "a=0.2"), "a stands twice"),
+    ],
+)
+def test_splits_that_cannot_be_read_are_refused_before_anything_is_done(
+    work: Path, splits: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [word for split in splits for word in ("--split", split)]
+    assert command("snapshot", work, "x", *options) == 2
+    assert message in capsys.readouterr().err
+    assert command("snapshot", work, *options) == 2
+    assert "give its NAME" in capsys.readouterr().err
+    with Catalog.open(work) as catalog:
+        assert catalog.sql("SELECT status FROM runs").to_pylist()[-1]["status"] == "done"
+
+
 def test_no_workspace_is_made_by_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("snapshot", tmp_path / "nowhere", "x") == 2
     assert "is no modmill workspace" in capsys.readouterr().err
@@ -140,7 +197,7 @@ def test_no_workspace_is_made_by_a_snapshot(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_one_writer_at_a_time(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with log.writer_lease(open_storage(work), "another"):
+    with writer_lease(open_storage(work), "another"):
         assert command("snapshot", work, "mine") == 2
         assert "is being written by run another" in capsys.readouterr().err
         assert command("snapshot", work) == 0
@@ -302,8 +359,10 @@ def test_verify_looks_at_shards_that_were_replaced_since(work: Path, damage: str
         data = catalog.storage.read(old.path)
         new = old.path.replace("part-", "again-")
         catalog.storage.put(new, data)
-        fields = {**vars(old), "path": new}
-        catalog.commit([type(old)(**fields)], run="r")
+        again = type(old)(**{**vars(old), "path": new})
+        recipe = json.loads(catalog.storage.read(sidecars.path_of(old)))["recipe"]
+        catalog.storage.put(sidecars.path_of(again), sidecars.of_shard(again, recipe))
+        catalog.commit([again], run="r")
     assert findings(work) == []
     path = work / old.path
     if damage == "gone":

@@ -1,7 +1,6 @@
-"""What tests of the manifest share: a workspace, an S3 server on the loopback, and actions with their fields filled."""
+"""What tests of the manifest share: a workspace, and actions with their fields filled."""
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,6 @@ from manifests.recipe import sha256_hex
 from manifests.storage import Storage, open_storage
 
 RECIPE = "a1" * 32
-
-
-@pytest.fixture(scope="session")
-def s3_bucket() -> Iterator[str]:
-    """The URI of a bucket of moto's server, which is made known by the environment alone."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
-        yield "s3://bucket"
-    server.stop()
 
 
 @pytest.fixture(autouse=True)

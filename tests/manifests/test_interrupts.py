@@ -2,11 +2,13 @@
 
 import signal
 import threading
+import time
 
 import pytest
 
+from manifests import replay
 from manifests.catalog import Catalog
-from manifests.interrupts import held_back
+from manifests.interrupts import heard, held_back
 from manifests.storage import Storage
 
 
@@ -44,17 +46,40 @@ def test_other_threads_are_left_alone() -> None:
 
 
 def test_a_commit_that_ctrl_c_meets_is_whole(workspace: Storage, make: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    insert = replay._insert
+
+    def disturbed(*arguments: object, **named: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        insert(*arguments, **named)  # type: ignore[arg-type]
+
     with Catalog(workspace) as catalog:
-        index = catalog._index
-        insert = index._insert
-
-        def disturbed(*arguments: object, **named: object) -> None:
-            signal.raise_signal(signal.SIGINT)
-            insert(*arguments, **named)
-
-        monkeypatch.setattr(index, "_insert", disturbed)
+        catalog.commit([make.corpus()], run="r")  # type: ignore[attr-defined]
+        monkeypatch.setattr(replay, "_insert", disturbed)
         with pytest.raises(KeyboardInterrupt):
-            catalog.commit([make.corpus()], run="r")  # type: ignore[attr-defined]
-        monkeypatch.setattr(index, "_insert", insert)
+            catalog.corpora()
+        monkeypatch.setattr(replay, "_insert", insert)
         assert catalog.version == 1
         assert len(catalog.corpora()) == 1
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT count(*) FROM range(10000000000000)",
+        "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT max(n) FROM t",
+    ],
+)
+def test_ctrl_c_ends_a_query_that_never_ends(workspace: Storage, query: str) -> None:
+    with Catalog(workspace) as catalog:
+        threading.Timer(0.5, lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)).start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            catalog.sql(query)
+        assert time.monotonic() - began < 10
+        assert catalog.fetch("SELECT 1 AS one") == (["one"], [(1,)])
+
+
+def test_work_that_is_heard_gives_its_result_and_its_error() -> None:
+    assert heard(lambda: 3, lambda: None) == 3
+    with pytest.raises(ValueError, match="own"):
+        heard(lambda: int("own"), lambda: None)

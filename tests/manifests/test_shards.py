@@ -55,6 +55,7 @@ FIELD_VALUES = {
     "int32": st.integers(-(2**31), 2**31 - 1),
     "uint8": st.integers(0, 255),
     "list<uint32>": st.lists(st.integers(0, 2**32 - 1), max_size=4),
+    "list<float32>": st.lists(st.floats(width=32, allow_nan=False), max_size=4),
 }
 NOT_OK = st.sampled_from([Status.FAILED, Status.ABSENT, Status.NOT_SELECTED, Status.FORGOTTEN])
 KEYS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)

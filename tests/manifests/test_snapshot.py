@@ -3,11 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import re
 import secrets
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manifests import actions, log, shards, snapshot, snapshot_files
+from manifests import actions, log, shards, snapshot, snapshot_files, splits
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, LogError, ModmillError, QueryError, ShardError, UserError, WorkspaceError
 from manifests.modality import MODALITIES
@@ -409,6 +411,8 @@ def test_the_log_records_it_and_the_view_shows_it(filled: Workspace) -> None:
         "where": "corpus = 'photos'",
         "modalities": ["caption", "rgb"],
         "sha256": found.sha256,
+        "replaces": None,
+        "replaced_by": None,
         "run": "run-7",
         "version": version,
     }
@@ -416,7 +420,7 @@ def test_the_log_records_it_and_the_view_shows_it(filled: Workspace) -> None:
 
 WITHOUT_DUCKDB = """
 import sys
-for name in ("duckdb", "ray", "pydantic", "torch", "typer"):
+for name in ("duckdb", "ray", "pydantic", "torch", "click"):
     sys.modules[name] = None
 from manifests import snapshot
 found = snapshot.open_snapshot(sys.argv[1])
@@ -770,3 +774,145 @@ def test_an_old_log_without_snapshots_is_read(filled: Workspace) -> None:
     with Catalog(filled.storage) as catalog:
         assert catalog.snapshots().num_rows == 0
         assert catalog.sql('SELECT snapshot, "where" FROM snapshots').num_rows == 0
+
+
+# -- by what is in the pictures ---------------------------------------------------------------------------------------
+
+
+def add_boxes(workspace: Workspace, make: Any, corpus: str, per_row: Sequence[list[tuple[str, float]]]) -> None:
+    """Labels of the first part: the class and the width of the boxes of each row, all of height 0.5."""
+    values = [
+        [{"class": name, "score": 0.9, "x0": 0.0, "y0": 0.0, "x1": width, "y1": 0.5} for name, width in boxes]
+        for boxes in per_row
+    ]
+    keys = workspace.keys[corpus][:PART_ROWS]
+    labels = make.labels_file(workspace.storage, "boxes", keys, [OK] * len(keys), values, corpus=corpus)
+    workspace.commit(make.current(corpus, "boxes"), labels)
+
+
+DOGS = "SELECT key FROM boxes WHERE class = 'dog' AND area > 0.1"
+
+
+def test_rows_are_selected_by_what_their_labels_say(empty: Workspace, make) -> None:
+    empty.add_corpus("photos", 6)
+    empty.add_tokens("photos", "caption")
+    add_boxes(empty, make, "photos", [[("dog", 0.9)], [("cat", 0.9)], [("cat", 0.9), ("dog", 0.3)], [("dog", 0.1)]])
+    found = empty.snapshot("dogs", where=f"key IN ({DOGS})")
+    assert empty.rows(found) == {("photos", 0), ("photos", 2)}
+    none = empty.snapshot("others", where=f"key NOT IN ({DOGS}) AND year < 1995")
+    assert empty.rows(none) == {("photos", 1), ("photos", 3), ("photos", 4)}
+
+
+def test_a_key_alone_is_of_any_corpus_and_with_its_corpus_of_one(empty: Workspace, make) -> None:
+    for corpus in ("photos", "scans"):
+        empty.add_corpus(corpus, 4)
+        empty.add_tokens(corpus, "caption")
+    empty.keys["twins"] = empty.keys["photos"]
+    columns = {"year": pa.array([1, 2, 3, 4])}
+    empty.commit(make.corpus("twins"), make.samples_file(empty.storage, "twins", 0, columns, empty.keys["twins"]))
+    empty.add_tokens("twins", "caption")
+    add_boxes(empty, make, "photos", [[("dog", 0.9)], [], [], []])
+    add_boxes(empty, make, "twins", [[], [("dog", 0.9)], [], []])
+    both = {(corpus, row) for corpus in ("photos", "twins") for row in (0, 1)}
+    assert empty.rows(empty.snapshot("keys", where=f"key IN ({DOGS})")) == both
+    pairs = DOGS.replace("SELECT key", "SELECT (corpus, key)")
+    assert empty.rows(empty.snapshot("pairs", where=f"(corpus, key) IN ({pairs})")) == {("photos", 0), ("twins", 1)}
+    narrow = f"corpus = 'twins' AND key IN ({DOGS} AND corpus = 'twins')"
+    assert empty.rows(empty.snapshot("narrow", where=narrow)) == {("twins", 1)}
+
+
+# -- splits -----------------------------------------------------------------------------------------------------------
+
+
+def share_of(key: str) -> float:
+    return int(hashlib.sha256(f"split/{key}".encode()).hexdigest()[:13], 16) / 2**52
+
+
+def shares(**given: str) -> dict[str, Decimal]:
+    return {name: Decimal(share) for name, share in given.items()}
+
+
+def split(workspace: Workspace, name: str, where: str | None = None, **given: str) -> dict[str, Snapshot]:
+    with Catalog(workspace.storage) as catalog:
+        conditions = splits.conditions(catalog, name, where, shares(**given))
+    return {one: workspace.snapshot(one, where=condition) for one, condition in conditions.items()}
+
+
+@pytest.fixture
+def many(empty: Workspace) -> Workspace:
+    empty.add_corpus("photos", 60)
+    empty.add_tokens("photos", "caption")
+    return empty
+
+
+def test_the_share_of_a_key_is_a_promise(many: Workspace) -> None:
+    with Catalog(many.storage) as catalog:
+        found = catalog.sql("SELECT key, split_share(key) AS share FROM samples").to_pylist()
+        assert {row["key"]: row["share"] for row in found} == {key: share_of(key) for key in many.keys["photos"]}
+        assert catalog.sql("SELECT split_share('a') AS share")["share"].to_pylist() == [0.01210655588209697]
+        assert catalog.sql("SELECT split_share(NULL) AS share")["share"].to_pylist() == [None]
+
+
+def test_splits_have_no_row_in_common_and_all_rows_together(many: Workspace) -> None:
+    found = split(many, "all", train="0.7", val="0.2", test="0.1")
+    assert list(found) == ["all-train", "all-val", "all-test"]
+    rows = [many.rows(one) for one in found.values()]
+    assert sum(map(len, rows)) == len(set.union(*rows)) == 60
+    bounds = [0, 0.7, 0.9, 1]
+    for low, high, of_split in zip(bounds, bounds[1:], rows, strict=False):
+        assert of_split == {
+            ("photos", row) for row, key in enumerate(many.keys["photos"]) if low <= share_of(key) < high
+        }
+    assert [one.where for one in found.values()] == [
+        "split_share(key) < 0.7",
+        "split_share(key) >= 0.7 AND split_share(key) < 0.9",
+        "split_share(key) >= 0.9",
+    ]
+
+
+def test_a_split_keeps_its_rows_when_there_are_more(many: Workspace) -> None:
+    before = split(many, "before", train="0.5", val="0.5")
+    many.add_corpus("scans", 20)
+    many.add_tokens("scans", "caption")
+    after = split(many, "after", train="0.5", val="0.5")
+    for name in ("train", "val"):
+        assert many.rows(before[f"before-{name}"]) < many.rows(after[f"after-{name}"])
+
+
+def test_what_is_held_out_says_nothing_of_the_split(many: Workspace) -> None:
+    with Catalog(many.storage) as catalog:
+        picked = snapshot.make(catalog, "s", where="split_share(key) < 0.5", hold_out=0.5, run="test")
+    assert 0 < picked.held_out_rows < picked.rows < 60
+
+
+def test_splits_are_of_the_rows_that_a_condition_picks(many: Workspace) -> None:
+    found = split(many, "old", "year < 2010 -- the old ones", train="0.5", val="0.25")
+    picked = set.union(*(many.rows(one) for one in found.values()))
+    assert picked == {("photos", row) for row, key in enumerate(many.keys["photos"][:20]) if share_of(key) < 0.75}
+    found = split(many, "either", "year = 1990 OR year = 1991 OR year = 1999", whole="1")
+    assert many.rows(found["either-whole"]) == {("photos", row) for row in (0, 1, 9)}
+
+
+@pytest.mark.parametrize(
+    ("where", "given", "message"),
+    [
+        (None, {"train": "0.9", "val": "0.2"}, "train=0.9, val=0.2; expected shares over 0"),
+        (None, {"train": "0"}, "train=0; expected"),
+        (None, {"train": "-1", "val": "1"}, "expected shares over 0"),
+        (None, {"train": "NaN"}, "train=NaN"),
+        (None, {"train": "Infinity"}, "expected shares over 0"),
+        (None, {}, "are none"),
+        (None, {"train": "0.5", "v/al": "0.5"}, "the name 's-v/al'"),
+        ("true) OR (true", {"train": "0.5", "val": "0.5"}, "is refused"),
+        ("yaer = 1990", {"train": "1"}, "the condition 'yaer = 1990' is refused"),
+        ("year = 1800", {"train": "1"}, "picks no row"),
+        (None, {"train": "0.9999", "val": "0.0001"}, "no row falls into s-val"),
+    ],
+)
+def test_splits_that_are_none_are_refused(
+    filled: Workspace, where: str | None, given: dict[str, str], message: str
+) -> None:
+    before = filled.version()
+    with Catalog(filled.storage) as catalog, pytest.raises(UserError, match=re.escape(message)):
+        splits.conditions(catalog, "s", where, shares(**given))
+    assert filled.version() == before

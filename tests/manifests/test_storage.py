@@ -1,5 +1,6 @@
 """Files are created whole, once, or not at all: on a disk, in memory and on S3."""
 
+import datetime
 import errno
 import io
 import json
@@ -102,6 +103,33 @@ def test_replace_and_remove_folder(storage: Storage) -> None:
     storage.remove_folder("scratch")
     assert storage.names("scratch") == []
     storage.remove_folder("scratch")
+
+
+def test_walk_finds_every_file_below_a_folder(storage: Storage) -> None:
+    assert list(storage.walk("")) == []
+    before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=2)
+    for name in ("a/two", "a/.hidden.123.tmp", "a/b/c/three", "ab", "d"):
+        assert storage.put(name, name.encode())
+    found = list(storage.walk(""))
+    assert {file.path: file.size_bytes for file in found} == {
+        name: len(name) for name in ("a/.hidden.123.tmp", "a/b/c/three", "a/two", "ab", "d")
+    }
+    assert [file.path for file in storage.walk("a")] == ["a/.hidden.123.tmp", "a/b/c/three", "a/two"]
+    assert [file.path for file in storage.walk("a/b/")] == ["a/b/c/three"]
+    assert list(storage.walk("nowhere")) == []
+    for file in found:
+        assert file.modified.tzinfo is datetime.UTC
+        assert before <= file.modified <= datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=2)
+
+
+def test_a_removed_file_is_gone_and_its_name_is_free(storage: Storage) -> None:
+    storage.put("a/one", b"1")
+    storage.put("a/two", b"2")
+    storage.remove("a/one")
+    storage.remove("a/one")
+    storage.remove("no/such/file")
+    assert [file.path for file in storage.walk("")] == ["a/two"]
+    assert storage.put("a/one", b"again") is True
 
 
 def test_put_same_adopts_an_equal_file_and_refuses_another(storage: Storage) -> None:
@@ -226,6 +254,27 @@ def test_a_new_file_and_the_folders_to_it_are_synced(disk: Storage, monkeypatch:
     assert any(".shard." in path for path in synced)
 
 
+def test_walk_follows_a_link_to_another_disk_once(disk: Storage, tmp_path: Path) -> None:
+    disk.put("data/photos/shard", b"x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "far").write_bytes(b"y")
+    (Path(disk.root) / "data" / "linked").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "back").symlink_to(disk.root)
+    (Path(disk.root) / "data" / "dangling").symlink_to(tmp_path / "nowhere")
+    assert [file.path for file in disk.walk("")] == ["data/linked/far", "data/photos/shard"]
+
+
+def test_a_file_whose_maker_was_killed_is_synced_by_who_adopts_it(
+    disk: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.put("data/shard", b"x")
+    synced: list[str] = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd))[1])
+    assert disk.put("data/shard", b"x") is False
+    assert synced == [disk.full("data")]
+
+
 def test_a_disk_without_hard_links_is_refused_in_words(disk: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -266,14 +315,9 @@ def test_a_store_that_refuses_in_other_words_is_understood() -> None:
     from fsspec.implementations.memory import MemoryFileSystem
 
     class SaysInvalid(MemoryFileSystem):
-        """Finds nothing at first, and answers 412 as s3fs passes it on where the store names no condition."""
+        """Answers 412 as s3fs passes it on where the store names no condition."""
 
         store: ClassVar[dict] = {}
-        asked = 0
-
-        def exists(self, path: str, **_: object) -> bool:
-            self.asked += 1
-            return self.asked > 1 and super().exists(path)
 
         def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: object) -> None:
             if mode == "create":
@@ -284,7 +328,7 @@ def test_a_store_that_refuses_in_other_words_is_understood() -> None:
     fs.pipe_file("/w/taken", b"x")
     storage = Storage(uri="memory://w", fs=fs, root="/w")
     assert storage.put("taken", b"y") is False
-    with pytest.raises(OSError, match="pre-conditions"):
+    with pytest.raises(WorkspaceError, match=r"memory:///w/free cannot be written \(OSError: .*pre-conditions"):
         storage.put("free", b"y")
 
 

@@ -458,7 +458,7 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"ray", "duckdb", "pydantic", "tokenizers", "typer", "rich", "transformers"}:
+        if name.partition(".")[0] in {"ray", "duckdb", "pydantic", "tokenizers", "click", "rich", "transformers"}:
             raise ModuleNotFoundError(f"{name} is hidden", name=name)
 
 sys.meta_path.insert(0, Blocked())

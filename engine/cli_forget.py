@@ -1,0 +1,97 @@
+"""The verb `modmill forget`: samples that go for good, recipes that are superseded, files that nothing needs."""
+
+from pathlib import Path
+
+import click
+
+from engine.cli_manifest import form_option, workspace_argument
+from manifests.errors import ConfigError
+
+
+@click.command()
+@workspace_argument
+@click.option("--keys", type=click.Path(path_type=Path), metavar="FILE", help="Take out the samples in FILE, for good.")
+@click.option("--ignore-unknown", is_flag=True, help="With --keys: pass over lines that name no sample.")
+@click.option("--recipe", metavar="DIGITS", help="Retire the shards of a recipe that is not current.")
+@click.option("--modality", metavar="NAME", help="Retire the shards of all recipes of it that are not current.")
+@click.option("--corpus", metavar="NAME", help="With --recipe and --modality: only of this corpus.")
+@click.option("--collect", "collects", is_flag=True, help="List the files that nothing needs; delete them with --yes.")
+@click.option("--retention", "retention_days", type=float, metavar="DAYS", help="With --collect.  [default: 7]")
+@click.option("--yes", is_flag=True, help="With --collect: delete.")
+@form_option("table", "csv", "json")
+def forget(
+    workspace: str,
+    keys: Path | None,
+    ignore_unknown: bool,
+    recipe: str | None,
+    modality: str | None,
+    corpus: str | None,
+    collects: bool,
+    retention_days: float | None,
+    yes: bool,
+    form: str,
+) -> None:
+    """Take samples out for good, retire superseded recipes, or delete the files that nothing needs.
+
+    FILE has a sample a line: corpus/key, the sha256 of its source bytes, or its source or url. All samples of the same bytes
+    go, and are never ingested again. Their bytes are on the disk until --collect --yes, which deletes them whatever the
+    retention, and else only what no version within it names.
+    """
+    retires = recipe is not None or modality is not None
+    if (keys is not None) + retires + collects != 1:
+        raise ConfigError("modmill forget needs one of --keys FILE, --recipe or --modality, and --collect")
+    for option, is_given, belongs in (
+        ("--ignore-unknown", ignore_unknown, keys is not None),
+        ("--corpus", corpus is not None, retires),
+        ("--retention", retention_days is not None, collects),
+        ("--yes", yes, collects),
+    ):
+        if is_given and not belongs:
+            raise ConfigError(f"{option} says nothing here; see modmill forget --help")
+    if keys is not None:
+        _forget_keys(workspace, keys, ignore_unknown, form)
+    elif collects:
+        _collect(workspace, retention_days, yes, form)
+    else:
+        _retire(workspace, recipe, modality, corpus, form)
+
+
+def _forget_keys(workspace: str, keys: Path, ignore_unknown: bool, form: str) -> None:
+    from engine import forget as forgetting
+    from engine import output
+
+    lines = forgetting.read_lines(keys)
+    receipt = forgetting.forget(workspace, lines, ignore_unknown=ignore_unknown, quiet=form != "table")
+    output.write(output.rows_table([] if receipt is None else receipt.lines, ("what", "item", "detail")), form)
+    said = "nothing to forget: no line names a sample" if receipt is None else f"receipt: {workspace}/{receipt.path}"
+    click.echo(said, err=form != "table")
+
+
+def _retire(workspace: str, recipe: str | None, modality: str | None, corpus: str | None, form: str) -> None:
+    from engine import forget as forgetting
+    from engine import output
+
+    retired = forgetting.retire(workspace, recipe=recipe, modality=modality, corpus=corpus, quiet=form != "table")
+    columns = ("corpus", "modality", "form", "fingerprint", "shards", "size_bytes")
+    output.write(output.rows_table([vars(each) for each in retired], columns), form)
+    click.echo(
+        f"retired: their files stay until `modmill forget {workspace} --collect --yes`, and those that snapshots name stay",
+        err=form != "table",
+    )
+
+
+def _collect(workspace: str, retention_days: float | None, yes: bool, form: str) -> None:
+    from engine import collect as collecting
+    from engine import output
+    from manifests.catalog import Catalog
+
+    days = collecting.RETENTION_DAYS if retention_days is None else retention_days
+    if yes:
+        deletions = collecting.collect(workspace, retention_days=days, quiet=form != "table")
+    else:
+        with Catalog.open(workspace) as catalog:
+            deletions = collecting.plan(catalog, retention_days=days)
+    output.write(output.rows_table([vars(each) for each in deletions], ("path", "size_bytes", "why")), form)
+    size = f"{len(deletions):,} files, {sum(each.size_bytes for each in deletions) / 1e6:,.1f} MB"
+    told = f"deleted {size}" if yes else f"nothing is deleted yet; --yes deletes these {size}"
+    click.echo(told, err=form != "table")
