@@ -253,7 +253,7 @@ class Catalog:
         if (connection, self.version) == self._content_of:
             return
         for name in self._content:
-            connection.execute(f"DROP VIEW IF EXISTS {name}")
+            connection.execute(f'DROP VIEW IF EXISTS "{name}"')
         is_new = self._content_of is None or self._content_of[0] is not connection
         self._content, self._samples, self._content_of = set(), None, (connection, self.version)
         if is_new and self._attached:

@@ -275,14 +275,25 @@ def encode_samples(table: pa.Table) -> bytes:
     dictionaries where values hardly repeat, it takes half the time that it takes over zstd, for 5 % more bytes. Columns
     with nulls always have one: without, DuckDB 2.0 finds `x IS NULL` true of the one text that a column of nulls may hold.
     """
-    with_dictionary = [
-        name
-        for name, column in zip(table.column_names, table.columns, strict=True)
-        if column.null_count or not pa.types.is_nested(column.type) and 2 * len(column.unique()) <= len(column)
-    ]
+    with_dictionary: list[str] = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if column.null_count or pa.types.is_nested(column.type) or 2 * len(column.unique()) <= len(column):
+            with_dictionary += _leaves(name, column.type)
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="lz4", use_dictionary=with_dictionary, row_group_size=16384)  # pyright: ignore[reportArgumentType] lists are fine
     return sink.getvalue()
+
+
+def _leaves(name: str, kind: pa.DataType) -> list[str]:
+    """What Parquet calls the columns that a column of Arrow becomes."""
+    if pa.types.is_struct(kind):
+        return [leaf for field in kind for leaf in _leaves(f"{name}.{field.name}", field.type)]
+    if pa.types.is_map(kind):
+        return [
+            *_leaves(f"{name}.key_value.key", kind.key_type),
+            *_leaves(f"{name}.key_value.value", kind.item_type),
+        ]
+    return _leaves(f"{name}.list.element", kind.value_type) if pa.types.is_nested(kind) else [name]
 
 
 def read_samples(data: bytes) -> list[dict[str, Any]]:

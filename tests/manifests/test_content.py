@@ -4,6 +4,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
@@ -13,6 +14,7 @@ from manifests import log, shards
 from manifests.catalog import Catalog
 from manifests.content import CONTENT_VIEWS
 from manifests.errors import QueryError
+from manifests.modality import MODALITIES, Modality
 from manifests.recipe import sha256_hex
 from manifests.storage import Storage, open_storage
 
@@ -20,6 +22,7 @@ DOG = {"class": "dog", "score": 0.5, "x0": 0.0, "y0": 0.25, "x1": 0.5, "y1": 0.7
 CAT = {"class": "cat", "score": 1.0, "x0": 0.5, "y0": 0.5, "x1": 1.0, "y1": 1.0}
 RED = {"k": 2, "rank": 0, "r": 255, "g": 0, "b": 0, "share": 0.75}
 BLUE = {"k": 2, "rank": 1, "r": 0, "g": 0, "b": 255, "share": 0.25}
+VECTORS = {"clip_global": 512, "dinov2_global": 768, "imagebind_global": 1280}
 FACTS = {
     "original_width": 640,
     "original_height": 480,
@@ -32,12 +35,24 @@ FACTS = {
     "saturation": 0.25,
     "entropy": 7.5,
 }
+POSE = {"global_orient": [1.0] * 9, "body_pose": [0.5] * 207, "betas": [0.0] * 10, "camera": [0.9, 0.0, 0.1]}
 MASK = {"rle_height": 4, "rle_width": 4, "rle_counts": [3, 2**32 - 1]}
 
 
 def current(make, corpus: str = "photos") -> list[Any]:
-    """All structured modalities are made by recipe 1."""
-    return [make.current(corpus, modality) for modality in ("boxes", "instances", "palette", "metadata", "caption")]
+    """All structured modalities and vectors are made by recipe 1."""
+    structured = ("boxes", "instances", "palette", "metadata", "caption", "poses")
+    return [
+        *(make.current(corpus, modality) for modality in structured),
+        *(make.current(corpus, modality, crops=2) for modality in VECTORS),
+    ]
+
+
+def vector(name: str, *start: float) -> np.ndarray:
+    """A vector of a modality that begins with these numbers; the rest is 0."""
+    found = np.zeros(VECTORS[name], np.float32)
+    found[: len(start)] = start
+    return found
 
 
 @pytest.fixture
@@ -95,6 +110,68 @@ def test_captions_are_text(catalog: Catalog, make) -> None:
         ("photos", 0, "a", "a dog"),
         ("photos", 0, "c", ""),
     ]
+
+
+def test_persons_have_their_pose(catalog: Catalog, make) -> None:
+    labels = make.labels_file(catalog.storage, "poses", list("ab"), [0, 0], [[{**DOG, "class": "person", **POSE}], []])
+    catalog.commit([*current(make), labels], run="r")
+    query = "SELECT key, class, score, x1, area, camera, len(body_pose), body_pose[1], betas[10] FROM persons"
+    ((*known, camera, joints, first, last),) = ask(catalog, query)
+    assert known == ["a", "person", 0.5, 0.5, 0.25]
+    assert camera == pytest.approx([0.9, 0.0, 0.1])
+    assert (joints, first, last) == (207, 0.5, 0.0)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_embeddings_are_arrays_that_sql_compares(catalog: Catalog, make, name: str) -> None:
+    crop_0 = [vector(name, 1, 0), vector(name, 0, 3), None]
+    crop_1 = [vector(name, 1, 1), None, vector(name, 0, -1)]
+    catalog.commit(
+        [
+            *current(make),
+            make.labels_file(catalog.storage, name, list("abc"), [0, 0, 1], crop_0, crop=0),
+            make.labels_file(catalog.storage, name, list("abc"), [0, 2, 0], crop_1, crop=1),
+        ],
+        run="r",
+    )
+    near = (
+        f"SELECT b.key, b.crop, round(array_cosine_similarity(a.embedding, b.embedding), 3) FROM {name} a, {name} b "
+        "WHERE a.key = 'a' AND a.crop = 0 ORDER BY array_distance(a.embedding, b.embedding) LIMIT 3"
+    )
+    assert ask(catalog, near) == [("a", 0, 1.0), ("a", 1, 0.707), ("c", 1, 0.0)]
+    given = f"SELECT key, crop FROM {name} ORDER BY array_distance(embedding, ?::FLOAT[{VECTORS[name]}]), key LIMIT 2"
+    found = catalog.sql(given, [vector(name, 0, 2).tolist()]).to_pylist()
+    assert found == [{"key": "b", "crop": 0}, {"key": "a", "crop": 1}]
+    assert catalog.sql(f"DESCRIBE {name}").column(1).to_pylist()[-1] == f"FLOAT[{VECTORS[name]}]"
+
+
+def test_modalities_of_ones_own_have_views_too(catalog: Catalog, make, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {
+        "label_grain": "sample",
+        "token_grain": "sample",
+        "crop_rule": "whole",
+        "labeler": "files",
+        "tokenizer": "",
+    }
+    own = [
+        Modality(name="gaze_2", kind="vector", axes="c", channels=2, dtype="float32", **facts),  # type: ignore[arg-type]
+        Modality(name="weather", kind="structured", fields={"sky": "string"}, **facts),  # type: ignore[arg-type]
+        Modality(name="haiku", kind="text", **facts),  # type: ignore[arg-type]
+        Modality(name="select", kind="text", **facts),  # type: ignore[arg-type]
+        Modality(name="parts", kind="text", **facts),  # type: ignore[arg-type]
+    ]
+    values: list[Any] = [np.array([0, 0.5], np.float32), {"sky": "blue"}, "old pond", "x", "y"]
+    for modality, value in zip(own, values, strict=True):
+        monkeypatch.setitem(MODALITIES, modality.name, modality)
+        labels = make.labels_file(catalog.storage, modality.name, list("ab"), [1, 0], [None, value])
+        monkeypatch.delitem(MODALITIES, modality.name)
+        catalog.commit([make.current(modality=modality.name), labels], run="r")
+    row = {"corpus": "photos", "part": 0, "key": "b"}
+    assert catalog.sql("SELECT * FROM gaze_2").to_pylist() == [{**row, "crop": None, "embedding": [0, 0.5]}]
+    assert catalog.sql("SELECT * FROM weather").to_pylist() == [{**row, "sky": "blue"}]
+    assert catalog.sql("SELECT * FROM haiku").to_pylist() == [{**row, "haiku": "old pond"}]
+    assert ask(catalog, 'SELECT "select" FROM "select"') == [("x",)]
+    assert ask(catalog, "SELECT * FROM parts") == []
 
 
 def test_only_current_label_shards_count(catalog: Catalog, make) -> None:
@@ -157,6 +234,8 @@ def test_empty_views_have_the_columns_and_types_of_full_ones(catalog: Catalog, m
             make.labels_file(storage, "palette", ["a"], [0], [[RED]]),
             make.labels_file(storage, "metadata", ["a"], [0], [FACTS]),
             make.labels_file(storage, "caption", ["a"], [0], ["a dog"]),
+            make.labels_file(storage, "poses", ["a"], [0], [[{**DOG, **POSE}]]),
+            *(make.labels_file(storage, name, ["a"], [0], [vector(name)], crop=0) for name in VECTORS),
             make.shard(modality="rgb", crop=0, format="tar", failed_path=failed_path, failed_sha256="05" * 32),
         ],
         run="r",

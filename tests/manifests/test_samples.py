@@ -105,7 +105,7 @@ SHAPES = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shape=SHAPES, condition=CONDITIONS, other=BASIC)
 @example(shape="SELECT * FROM samples WHERE {0}", condition="source = 'x'' AND (key = ''p000'')'", other="row = 0")
 @example(shape="SELECT * FROM samples WHERE {0}", condition="source <> '\n(key = ''p000'')\n'", other="row = 0")
