@@ -130,7 +130,9 @@ def _checked_name(
         "SELECT 1 FROM duckdb_tables() WHERE table_name = lower($1)"
     )
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ConfigError(f"SQL takes no table called {name!r}; rename the file, or give a name of letters, digits and _")
+        raise ConfigError(
+            f"SQL takes no table called {name!r}; rename the file, or give a name of letters, digits and _"
+        )
     if name.lower() in {other.lower() for other in taken} or connection.execute(asked, [name]).fetchall():
         raise ConfigError(f"the name {name!r} is taken, by a view, another table or SQL itself; give another")
     return name.lower()

@@ -73,7 +73,7 @@ def make_view(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str
         selected = f"SELECT * FROM {samples.parquet(files)}" if files else _empty(_FAILURES)
     else:
         selected = _labels(connection, storage, name)
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW "{name}" AS {selected}")
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {samples.quoted(name)} AS {selected}")
 
 
 def _labels(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str) -> str:
@@ -95,7 +95,7 @@ def _labels(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str) 
     row = "corpus, part, key" if found[0][3] is None else "corpus, part, key, crop"
     kind = connection.execute(f"DESCRIBE SELECT label FROM {samples.parquet(files[:1])}").fetchall()[0][1]
     if kind == "VARCHAR":
-        return f"SELECT {row}, label AS "{modality.name if modality else name}" {source}"
+        return f"SELECT {row}, label AS {samples.quoted(modality.name if modality else name)} {source}"
     if not kind.startswith("STRUCT"):
         length = modality.channels if modality else _first_length(connection, files)
         return f"SELECT corpus, part, key, crop, label::{kind.removesuffix('[]')}[{length}] AS embedding {source}"

@@ -7,7 +7,6 @@ wins, then the fewest failed, the fewest not selected, and the newest by the sto
 the only one of its modality and form in a corpus; else the next `modmill run` says which is.
 """
 
-import contextlib
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,14 +15,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from manifests import log, recover_files, snapshot, snapshot_files
+from manifests import log, recover_files, snapshot_files
 from manifests.actions import (
     Action,
     RecipeAdded,
     RecipeCurrent,
     RunEnded,
     RunStarted,
-    SnapshotAdded,
     TokenizerAdded,
     to_json,
 )
@@ -85,7 +83,7 @@ def recover(storage: Storage, on_file: Callable[[int], None] = lambda done: None
 def restore_format(storage: Storage) -> None:
     """Makes `_meta/format.json` where it is lost, with the id that the snapshots tell, else a new one."""
     if not storage.exists(log.FORMAT_PATH):
-        log.create_workspace(storage, identity=_identity(storage))
+        log.create_workspace(storage, identity=recover_files.workspace_id(storage))
 
 
 class _Recovery:
@@ -274,7 +272,9 @@ class _Recovery:
 
     def _snapshots(self) -> None:
         for name in snapshot_files.names(self._storage):
-            record = self._taken(snapshot_files.folder_of(name), partial(_snapshot, self._storage, name))
+            record = self._taken(
+                snapshot_files.folder_of(name), partial(recover_files.read_snapshot, self._storage, name)
+            )
             if record is not None:
                 self._commit([record])
                 self._found.snapshots += 1
@@ -289,20 +289,6 @@ def _is_unfinished(storage: Storage) -> bool:
     return not any(
         action.get("action") == RunEnded.action for entry in log.entries(storage) for action in entry.actions
     )
-
-
-def _identity(storage: Storage) -> str | None:
-    """The id that the workspace had, where its snapshots agree on it."""
-    found = set()
-    for name in snapshot_files.names(storage):
-        with contextlib.suppress(ModmillError):
-            found.add(snapshot_files.read(storage, name).document["workspace"])
-    return found.pop() if len(found) == 1 else None
-
-
-def _snapshot(storage: Storage, name: str) -> SnapshotAdded:
-    replaces = snapshot_files.read(storage, name).document.get("replaces")
-    return snapshot.record_of(snapshot.read(storage, name, even_replaced=True), replaces=replaces)
 
 
 def _hash(document: Mapping[str, Any]) -> bytes:

@@ -4,15 +4,16 @@ Every reader raises ShardError where a file cannot be taken, with what is wrong 
 of what they find.
 """
 
+import contextlib
 import json
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from manifests import sidecars
-from manifests.actions import Forgotten, PartAdded, ShardAdded, SourcesChanged, TokenizerAdded
-from manifests.errors import ShardError
+from manifests import sidecars, snapshot, snapshot_files
+from manifests.actions import Forgotten, PartAdded, ShardAdded, SnapshotAdded, SourcesChanged, TokenizerAdded
+from manifests.errors import ModmillError, ShardError
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.retention import NO_BYTES
 from manifests.shards import keys_digest, read_samples
@@ -180,6 +181,21 @@ def read_tokenizer(storage: Storage, folder: Folder, vocabularies: Mapping[str, 
         rows=rows,
         metrics={},
     )
+
+
+def read_snapshot(storage: Storage, name: str) -> SnapshotAdded:
+    """A snapshot as its folder tells it."""
+    replaces = snapshot_files.read(storage, name).document.get("replaces")
+    return snapshot.record_of(snapshot.read(storage, name, even_replaced=True), replaces=replaces)
+
+
+def workspace_id(storage: Storage) -> str | None:
+    """The id that the workspace had, where its snapshots agree on it."""
+    found = set()
+    for name in snapshot_files.names(storage):
+        with contextlib.suppress(ModmillError):
+            found.add(snapshot_files.read(storage, name).document["workspace"])
+    return found.pop() if len(found) == 1 else None
 
 
 def _part_alone(corpus: str, path: str, data: bytes) -> sidecars.Sidecar:

@@ -135,7 +135,7 @@ def test_embeddings_are_arrays_that_sql_compares(catalog: Catalog, make, name: s
         run="r",
     )
     near = (
-        f"SELECT b.key, b.crop, round(array_cosine_similarity(a.embedding, b.embedding), 3) FROM {name} a, {name} b "
+        f"SELECT b.key, b.crop, round(array_cosine_similarity(a.embedding, b.embedding)::DOUBLE, 3) FROM {name} a, {name} b "
         "WHERE a.key = 'a' AND a.crop = 0 ORDER BY array_distance(a.embedding, b.embedding) LIMIT 3"
     )
     assert ask(catalog, near) == [("a", 0, 1.0), ("a", 1, 0.707), ("c", 1, 0.0)]

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,18 +101,29 @@ def test_a_gap_of_any_length_is_refused(workspace: Storage, entries: list[log.En
             path.write_bytes(data)
 
 
-def test_a_log_that_is_being_written_has_no_gap(workspace: Storage, make: Any) -> None:
-    # A listing of a folder may show the entry that was made last and not the one before it.
-    writer = threading.Thread(target=write_log, args=(workspace, [make.run_started()] * 400))
-    writer.start()
-    looks = 0
-    with Catalog(workspace) as catalog:
-        while writer.is_alive():
-            assert verify(catalog).findings == []
-            looks += 1
-    writer.join()
-    assert looks > 3
-    assert len(list(log.entries(workspace))) == 400
+class WrittenMeanwhile(Storage):
+    """A driver commits before every listing of the log, which shows the newest entry and not the one before it.
+
+    A disk does so, seldom (ext4: 20 of 29,000 listings beside two drivers).
+    """
+
+    def names(self, folder: str) -> list[str]:
+        if folder != log.LOG_FOLDER:
+            return super().names(folder)
+        newest = log.read_entry(self, len(super().names(folder)))
+        for _ in range(3):
+            assert newest is not None
+            document = {"action": "of a later modmill"}
+            newest = log.append(self, [document], run="r2", after=newest.version, previous=newest.sha256)
+        names = super().names(folder)
+        return [*names[:-2], names[-1]]
+
+
+def test_a_log_that_is_being_written_has_no_gap(workspace: Storage, entries: list[log.Entry]) -> None:
+    storage = WrittenMeanwhile(uri=workspace.uri, fs=workspace.fs, root=workspace.root)
+    with Catalog(storage) as catalog:
+        assert [finding.path for finding in verify(catalog).findings if finding.path.startswith(log.LOG_FOLDER)] == []
+    assert len(list(log.entries(storage))) > 6
 
 
 def test_an_entry_without_a_seal_is_read(workspace: Storage, entries: list[log.Entry]) -> None:

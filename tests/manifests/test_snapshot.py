@@ -449,6 +449,11 @@ def test_it_lives_on_every_store(store: str, request: pytest.FixtureRequest, mak
     opened = snapshot.open_snapshot(f"{workspace.storage.uri}#s")
     assert (opened.sha256, opened.shards, opened.modalities) == (made.sha256, made.shards, made.modalities)
     assert workspace.rows(opened, "held_out") == workspace.rows(made, "held_out")
+    with Catalog(workspace.storage) as catalog:
+        held = catalog.sql("SELECT path, sha256 FROM snapshot_shards").to_pylist()
+        held_out = catalog.sql("SELECT sum(held_out)::INTEGER AS n FROM snapshot_parts")["n"].to_pylist()
+    assert {(row["path"], row["sha256"]) for row in held} == {(shard.path, shard.sha256) for shard in made.shards}
+    assert held_out == [made.held_out_rows]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
