@@ -8,11 +8,13 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-# uv takes the registry's own torch build, whose torchvision operators work without a GPU too.
+# uv takes the registry's own torch build, whose torchvision operators work without a GPU too. Where Python is told to write
+# no bytecode, as in many containers, `modmill sql` would compile what it imports each time.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -q modmill.py engine manifests $(VENV)/lib/python3*/site-packages/click $(VENV)/lib/python3*/site-packages/duckdb
 	touch $(STAMP)
 
 demo: setup

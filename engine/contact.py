@@ -213,9 +213,9 @@ def _cell(name: str, found: Mapping[str, Any], crop: crops.Crop | None, like: An
     if value is None:
         return None
     modality = modality_of(name)
+    if modality is not None and modality.kind in ("feature_map", "vector"):
+        return None
     if isinstance(value, np.ndarray):
-        if modality is not None and modality.kind != "image":
-            return None
         return pictures.picture(modality, value, like if isinstance(like, np.ndarray) else None)
     if isinstance(value, str):
         return value

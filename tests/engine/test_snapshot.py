@@ -10,12 +10,14 @@ import modmill
 from engine import cli
 from engine import config as pipeline
 from engine import run as running
+from engine import snapshot as freezing
 from engine.verify import verify
 from manifests import log, sidecars, snapshot
 from manifests.actions import RunStarted, SnapshotAdded
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, WorkspaceError
 from manifests.lease import writer_lease
+from manifests.recipe import sha256_hex
 from manifests.storage import open_storage
 
 PIPELINE = """
@@ -112,6 +114,29 @@ def test_the_verb_shares_rows_out(work: Path, capsys: pytest.CaptureFixture[str]
         splits = catalog.sql("SELECT config -> 'splits' AS splits FROM runs WHERE run = ?", [found[0]["run"]])
     assert [row["where"] for row in found] == ["split_share(key) < 0.5", "split_share(key) >= 0.5"]
     assert json.loads(splits["splits"][0].as_py()) == {"a": "0.5", "b": "0.5"}
+
+
+def test_the_verb_takes_columns_of_a_file(work: Path, tmp_path: Path) -> None:
+    with Catalog.open(work) as catalog:
+        keys = catalog.sql("SELECT key FROM samples ORDER BY key")["key"].to_pylist()
+    scores = tmp_path / "scores.csv"
+    scores.write_text("key,aesthetic\n" + "".join(f"{key},{number}\n" for number, key in enumerate([*keys, "gone"])))
+    made = freezing.make(
+        str(work),
+        "pretty",
+        where="aesthetic >= 4",
+        modalities=["palette"],
+        hold_out=0,
+        attach=[f"{scores}:key"],
+        quiet=True,
+    )
+    assert [one.rows for one in made] == [3]
+    with Catalog.open(work) as catalog:
+        runs = catalog.sql("SELECT run, config -> 'attach' AS attach FROM runs WHERE config ->> 'snapshot' = 'pretty'")
+    recorded = [{"file": "scores.csv", "on": ["key"], "sha256": sha256_hex(scores.read_bytes())}]
+    assert json.loads(runs["attach"][0].as_py()) == recorded
+    with pytest.raises(ConfigError, match="there is no such file to attach"):
+        freezing.make(str(work), "x", where=None, modalities=None, hold_out=0, attach=["none.csv"], quiet=True)
 
 
 def test_the_listing_tells_who_trained_on_it_and_what_took_its_place(

@@ -444,7 +444,8 @@ def test_samples_without_a_value_are_found_by_sql(kind: str, tmp_path: Path) -> 
     path = tmp_path / "samples.parquet"
     path.write_bytes(shards.encode_samples(table))
     column = "found.x" if kind == "record" else "found"
-    assert duckdb.sql(f"SELECT key FROM '{path}' WHERE {column} IS NULL").fetchall() == [("b",)]
+    query = f"SELECT key FROM '{path}' WHERE {column} IS NULL"
+    assert duckdb.execute(query).fetchall() == [("b",)]
     read = pq.ParquetFile(path).metadata.row_group(0)
     encodings = {read.column(at).path_in_schema: read.column(at).encodings for at in range(read.num_columns)}
     assert [any("DICTIONARY" in name for name in encoding) for encoding in encodings.values()] == [False, True]
@@ -462,7 +463,7 @@ def test_vectors_are_lists_of_one_length(dtype: str, tmp_path: Path) -> None:
     path = tmp_path / "vectors.parquet"
     path.write_bytes(data)
     query = f"SELECT key, list_sum(label) FROM '{path}' WHERE label IS NOT NULL"
-    assert duckdb.sql(query).fetchall() == [("a", 6), ("c", 15)]
+    assert duckdb.execute(query).fetchall() == [("a", 6), ("c", 15)]
     with pytest.raises(pa.ArrowInvalid):
         write_labels(["a"], [0], [np.zeros(4, dtype)], modality, {})
 
