@@ -37,13 +37,12 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from manifests import actions, log
+from manifests import actions, log, shards
 from manifests.catalog import Catalog
 from manifests.storage import Storage, cache_folder, open_storage
 
-PARTS, PART_ROWS, COMMIT = 100_000, 10_000, 100
+PARTS, PART_ROWS, COMMIT = 100_200, 10_000, 100
 SAMPLE_PARTS = 2_000
 MODALITIES = (
     *("rgb", "depth", "normals", "segmentation", "edges", "clip"),
@@ -187,7 +186,7 @@ def make_samples(storage: Storage) -> list[str]:
         path = f"data/web/_samples/part-{part:07d}.parquet"
         target = Path(storage.full(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, target, compression="zstd", row_group_size=16384)
+        target.write_bytes(shards.encode_samples(table))
         ends = (keys[0].as_py(), keys[-1].as_py())
         parts.append(_part(part, path=path, sha256=_digest(part), keys=ends, size_bytes=target.stat().st_size))
         firsts.append(ends[0])
@@ -243,15 +242,15 @@ def measure_commits(storage: Storage, scratch: Path, repeats: int, say: Callable
     acknowledged: dict[int, float] = {}
     with Catalog(storage) as catalog:
 
-        def commit(shards: Sequence[actions.ShardAdded]) -> None:
-            version = catalog.commit(shards, run="bench")
+        def commit(new: Sequence[actions.ShardAdded]) -> None:
+            version = catalog.commit(new, run="bench")
             acknowledged[version] = time.time()
 
         # Shards of a second recipe's worth: parts that are there, made again.
         many = [[_shard(part, "rgb") for part in range(n * 100, n * 100 + 100)] for n in range(25 * repeats)]
         start = time.perf_counter()
-        for shards in many:
-            commit(shards)
+        for block in many:
+            commit(block)
         catalog.corpora()
         batch_s = time.perf_counter() - start
         bare = duckdb.connect(str(scratch / "bare.duckdb"))

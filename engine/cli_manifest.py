@@ -35,6 +35,15 @@ as_of_option = click.option(
 )
 
 
+attach_option = click.option(
+    "--attach",
+    "tables",
+    multiple=True,
+    metavar="FILE[:COLUMN,...]",
+    help="A table of yours beside the views: `samples` gets its columns, by corpus,key or the columns named.",
+)
+
+
 @click.command()
 @workspace_argument
 @as_of_option
@@ -57,13 +66,7 @@ def status(workspace: str, as_of: str | None, form: str) -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the answer to this file.")
 @as_of_option
-@click.option(
-    "--attach",
-    "tables",
-    multiple=True,
-    metavar="FILE[:COLUMN,...]",
-    help="A table of yours beside the views: `samples` gets its columns, by corpus,key or the columns named.",
-)
+@attach_option
 @click.option("--locked", is_flag=True, help="For SQL from strangers: it reaches nothing but the views.")
 @click.option(
     "--timeout",
@@ -162,6 +165,7 @@ def _bytes_of(text: str) -> int:
     metavar="SPLIT=SHARE",
     help="Make NAME-SPLIT of a share of the keys; again for the next, as --split train=0.9 --split val=0.1.",
 )
+@attach_option
 @form_option("table", "csv", "json")
 def snapshot(
     workspace: str,
@@ -170,6 +174,7 @@ def snapshot(
     modalities: str | None,
     hold_out: float,
     splits: tuple[str, ...],
+    tables: tuple[str, ...],
     form: str,
 ) -> None:
     """Freeze a selection of rows and tokens for training as NAME, or list what is frozen."""
@@ -177,8 +182,10 @@ def snapshot(
     from engine import snapshot as freezing
 
     if name is None:
-        if where is not None or modalities is not None or splits:
-            raise ConfigError("--where, --modalities and --split make a snapshot: give its NAME after the workspace")
+        if where is not None or modalities is not None or splits or tables:
+            raise ConfigError(
+                "--where, --modalities, --split and --attach make a snapshot: give its NAME after the workspace"
+            )
         output.write(freezing.listing(workspace), form)
         return
     asked = None if modalities is None else modalities.split(",")
@@ -189,6 +196,7 @@ def snapshot(
         modalities=asked,
         hold_out=hold_out,
         shares=freezing.parse_shares(splits) if splits else None,
+        attach=tables,
         quiet=form != "table",
     )
     output.write(freezing.contents(made), form)
