@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -17,6 +18,11 @@ import click
 
 from engine import cli_forget, cli_manifest
 from manifests.errors import ConfigError, ModmillError, QueryError, TooManyFailures, UserError, nearest
+
+_PATHS_AND_STORES = (
+    *(FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError),
+    *(ConnectionError, TimeoutError, socket.gaierror),
+)
 
 DONE, FOUND_WRONG, USER_MISTAKE, OVER_BUDGET, INTERRUPTED = 0, cli_manifest.FOUND_WRONG, 2, 3, 4
 
@@ -247,14 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader of our output went away (`modmill sql ... | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _end(
-            UserError(
-                f"the disk of {error.filename or 'the workspace'} is full; free some of it, and the same command goes on"
-            ),
-            USER_MISTAKE,
-        )
+        _end_os_error(error)
 
 
 def command() -> None:
@@ -275,6 +274,16 @@ def command() -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _end_os_error(error: OSError) -> None:
+    """Ends for what a person can mend: a full disk, a path that is wrong, a store that does not answer."""
+    if error.errno == errno.ENOSPC:
+        place = error.filename or "the workspace"
+        _end(UserError(f"the disk of {place} is full; free some of it, and the same command goes on"), USER_MISTAKE)
+    if isinstance(error, _PATHS_AND_STORES):
+        _end(error, USER_MISTAKE)
+    raise error
 
 
 def _end(error: Exception, code: int) -> Any:

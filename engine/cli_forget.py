@@ -39,7 +39,7 @@ def forget(
     """
     retires = recipe is not None or modality is not None
     if (keys is not None) + retires + collects != 1:
-        raise ConfigError("modmill forget needs one of --keys FILE, --recipe or --modality, and --collect")
+        raise ConfigError("modmill forget does one thing at a time: --keys FILE, --recipe or --modality, or --collect")
     for option, is_given, belongs in (
         ("--ignore-unknown", ignore_unknown, keys is not None),
         ("--corpus", corpus is not None, retires),

@@ -137,7 +137,11 @@ def _query(query: str | None, file: Path | None) -> str:
 def _form_of(out: Path) -> str:
     """The format that a file's name asks for."""
     ending = out.suffix.removeprefix(".").lower()
-    return ending if ending in _FORMS else "table"
+    if ending in _FORMS:
+        return ending
+    if ending in ("", "txt"):
+        return "table"
+    raise ConfigError(f"--out {out}: no format is known by .{ending}; name it with --format {'|'.join(_FORMS)}")
 
 
 def _bytes_of(text: str) -> int:
@@ -186,7 +190,7 @@ def snapshot(
             raise ConfigError(
                 "--where, --modalities, --split and --attach make a snapshot: give its NAME after the workspace"
             )
-        output.write(freezing.listing(workspace), form)
+        output.write_rows(*freezing.listing(workspace), form)
         return
     asked = None if modalities is None else modalities.split(",")
     made = freezing.make(

@@ -64,12 +64,13 @@ def recorded(storage: Storage, kind: str, config: Mapping[str, Any], *, quiet: b
     """Holds the workspace as its one writer for as long as a run lasts, and records its start and its end.
 
     `config` is what the run is given, as plain JSON values. Raises WorkspaceError where there is no workspace, or where
-    another writer holds it.
+    another writer holds it, LogError where its log has lost entries.
     """
     identity = log.workspace_id(storage)
     name = f"{kind}-{log.now()[:19].replace(':', '').replace('-', '')}-{secrets.token_hex(3)}"
     folder = Path(storage.full("runs")) if storage.is_local else cache_folder() / identity / "runs"
     with writer_lease(storage, name) as lease, Catalog(storage, lease=lease) as catalog:
+        log.check_dense(storage, catalog.version)
         progress = Progress(folder / name / "events.jsonl", quiet=quiet)
         done = Done(run=name)
         catalog.commit([started_with(name, kind, config)], run=name)

@@ -76,8 +76,8 @@ def parse_shares(given: Sequence[str]) -> dict[str, Decimal]:
     return shares
 
 
-def listing(uri: str) -> pa.Table:
-    """The snapshots of the workspace at `uri`, in short; the view `snapshots` has the rest."""
+def listing(uri: str) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
+    """The snapshots of the workspace at `uri`, in short, as columns and rows; the view `snapshots` has the rest."""
     with Catalog.open(uri) as catalog:
         rows = catalog.snapshots().to_pylist()
         there = set(snapshots.names(catalog.storage))
@@ -97,7 +97,7 @@ def listing(uri: str) -> pa.Table:
         }
         for row in rows
     ]
-    return output.rows_table(lines, _LISTED)
+    return _LISTED, [tuple(line.values()) for line in lines]
 
 
 def contents(made: Sequence[Snapshot]) -> pa.Table:

@@ -20,7 +20,7 @@ _EVERY = 10_000
 
 def verify(workspace: str, form: str, *, deep: bool) -> bool:
     """Verifies a workspace and prints what was found; whether nothing is wrong."""
-    with Catalog.open(workspace) as catalog:
+    with Catalog(open_storage(workspace)) as catalog:
         progress = Progress(None, quiet=form != "table")
 
         def report(done: int, total: int) -> None:

@@ -74,9 +74,16 @@ class Catalog:
     def open(cls, uri: str | Path, *, as_of: int | str | None = None) -> Self:
         """The catalog of the workspace at a folder or URI.
 
-        Raises WorkspaceError where there is none, ConfigError where it has no such version or time.
+        Raises WorkspaceError where there is none, ConfigError where it has no such version or time, LogError where its log
+        is lost.
         """
-        return cls(open_storage(uri), as_of=as_of)
+        catalog = cls(open_storage(uri), as_of=as_of)
+        try:
+            log.check_there(catalog.storage, catalog.version)
+        except LogError:
+            catalog.close()
+            raise
+        return catalog
 
     @property
     def version(self) -> int:

@@ -181,6 +181,28 @@ def entries(storage: Storage, *, after: int = 0, previous: str | None = None) ->
         )
 
 
+def check_there(storage: Storage, version: int) -> None:
+    """Raises LogError where a log that ends at `version` is empty, but the workspace is not: it was lost."""
+    if not version and storage.names("data"):
+        raise LogError(
+            f"{storage.uri} has data, but its log is lost ({LOG_FOLDER} holds no entry); restore that folder from a copy, or "
+            f"let `modmill verify {storage.uri} --recover` make it anew from what stands beside the files"
+        )
+
+
+def check_dense(storage: Storage, version: int) -> None:
+    """Raises LogError where an entry up to `version` is missing, which an index made before does not notice."""
+    check_there(storage, version)
+    there = {int(name[:20]) for name in storage.names(LOG_FOLDER) if name[:20].isdecimal()}
+    missing = next((number for number in range(1, version + 1) if number not in there), None)
+    # Of a folder that is being written a listing may show less than there is.
+    if missing is not None and _read(storage, missing) is None:
+        raise LogError(
+            f"{storage.location(entry_path(missing))} is missing, but entry {version} stands; restore it from a copy of the "
+            "workspace"
+        )
+
+
 def _documents(storage: Storage, after: int) -> Iterator[bytes]:
     """The bytes of the entries after a version, in order, until one is not there; many of them are read side by side."""
     version = after

@@ -11,10 +11,13 @@ import pytest
 
 from engine import config as pipeline
 from engine import run as running
+from engine.run_record import recorded
 from engine.verify import as_rows, verify
 from manifests import actions, shards, sidecars
 from manifests.catalog import Catalog
+from manifests.errors import LogError
 from manifests.recipe import sha256_hex
+from manifests.storage import open_storage
 
 PIPELINE = """
 workspace: work
@@ -44,7 +47,7 @@ def workspace(whole: Path, tmp_path: Path) -> Path:
 
 
 def findings(workspace: Path) -> list[tuple[str, str]]:
-    with Catalog.open(workspace) as catalog:
+    with Catalog(open_storage(workspace)) as catalog:
         return [(finding.path, finding.problem) for finding in verify(catalog).findings]
 
 
@@ -260,6 +263,23 @@ def test_data_without_a_log_is_wrong(workspace: Path) -> None:
     assert findings(workspace) == [
         ("_meta/log", "the log is empty or lost, but there is data; `modmill verify --recover` makes it anew")
     ]
+    # Whoever asks or writes is told, and gets no empty answer.
+    with pytest.raises(LogError, match="its log is lost"):
+        Catalog.open(workspace)
+    with pytest.raises(LogError, match="its log is lost"), recorded(open_storage(workspace), "run", {}, quiet=True):
+        pass
+
+
+def test_nothing_is_written_on_a_log_with_a_gap_that_an_index_hides(workspace: Path) -> None:
+    with Catalog.open(workspace) as catalog:
+        newest = catalog.version
+    (workspace / "_meta/log/00000000000000000002.json").unlink()
+    with (
+        pytest.raises(LogError, match=r"02\.json is missing"),
+        recorded(open_storage(workspace), "run", {}, quiet=True),
+    ):
+        pass
+    assert not (workspace / f"_meta/log/{newest + 1:020d}.json").exists()
 
 
 def test_an_altered_log_entry_is_found(workspace: Path) -> None:
