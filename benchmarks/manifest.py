@@ -6,7 +6,7 @@ samples in 2,000 parts, at these sizes under --quick too. Prints what it does, a
     shard_rows, index_mb      what the index holds, and its file
     rebuild_s                 an index from the log alone, without a checkpoint of it
     open_ms                   a workspace opened in a new process that has imported modmill, index at hand
-    point_ms                  one shard by corpus, part and modality
+    point_ms                  path and counts of one shard, by corpus, part and modality
     coverage_ms               the view `coverage`: parts done and missing of every modality, over all parts
     missing_ms                which parts lack depth by its current recipe
     shards_per_s_batch        commits of 100 shards each, with a reader at work in another process
@@ -218,7 +218,8 @@ def measure_catalog(storage: Storage, repeats: int, say: Callable[[str], None]) 
             * _median(
                 repeats * 10,
                 lambda: catalog.sql(
-                    "SELECT * FROM shards WHERE corpus = 'web' AND part = ? AND modality = 'rgb'", [next(parts)]
+                    "SELECT path, rows, ok, failed FROM shards WHERE corpus = 'web' AND part = ? AND modality = 'rgb'",
+                    [next(parts)],
                 ),
             ),
             "coverage_ms": 1e3 * _median(repeats, lambda: catalog.sql("SELECT * FROM coverage")),

@@ -170,11 +170,14 @@ class Catalog:
 
     def sql(self, query: str, parameters: Sequence[Any] = ()) -> "pa.Table":
         """The answer to one query over the views, as an Arrow table. Raises QueryError with DuckDB's own message."""
-        return self._asked(query, parameters, lambda relation: relation.to_arrow_table())
+        return self._asked(query, parameters, lambda ask: ask().to_arrow_table())
 
     def fetch(self, query: str, parameters: Sequence[Any] = ()) -> tuple[list[str], list[tuple[Any, ...]]]:
         """The answer of `sql` as column names and rows, without Arrow where its types allow: that imports in a third."""
-        return self._asked(query, parameters, _plain_rows)
+        # A person waits for these: the thread that hears Ctrl-C costs a millisecond.
+        return self._asked(
+            query, parameters, lambda ask: heard(lambda: _plain_rows(ask()), self._index.connection.interrupt)
+        )
 
     def attach(
         self, table: Any, *, on: Sequence[str] = attached.DEFAULT_ON, name: str | None = None
@@ -290,7 +293,7 @@ class Catalog:
             self._samples.fit(query, parameters)
         connection.execute("BEGIN TRANSACTION READ ONLY")
         try:
-            return heard(lambda: take(connection.sql(query, params=list(parameters))), connection.interrupt)
+            return take(lambda: connection.sql(query, params=list(parameters)))
         finally:
             with contextlib.suppress(duckdb.Error):
                 connection.execute("ROLLBACK")

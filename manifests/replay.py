@@ -27,7 +27,7 @@ _RETIRE = (
     "AND s.modality = r.modality AND s.form = r.form AND s.fingerprint = r.fingerprint"
 )
 # From so many rows on, the seconds that an import of pandas may take (pyarrow's arrays do it) are worth it.
-_MANY_ROWS = 5000
+_MANY_ROWS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)

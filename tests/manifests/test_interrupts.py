@@ -74,7 +74,7 @@ def test_ctrl_c_ends_a_query_that_never_ends(workspace: Storage, query: str) -> 
         threading.Timer(0.5, lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)).start()
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            catalog.sql(query)
+            catalog.fetch(query)
         assert time.monotonic() - began < 10
         assert catalog.fetch("SELECT 1 AS one") == (["one"], [(1,)])
 
