@@ -1,7 +1,6 @@
 """What the log keeps of an execution: when, where, with which code and libraries, from what, and how it ended."""
 
 import platform
-import secrets
 import socket
 import subprocess
 import traceback
@@ -67,7 +66,7 @@ def recorded(storage: Storage, kind: str, config: Mapping[str, Any], *, quiet: b
     another writer holds it, LogError where its log has lost entries.
     """
     identity = log.workspace_id(storage)
-    name = f"{kind}-{log.now()[:19].replace(':', '').replace('-', '')}-{secrets.token_hex(3)}"
+    name = log.run_name(kind)
     folder = Path(storage.full("runs")) if storage.is_local else cache_folder() / identity / "runs"
     with writer_lease(storage, name) as lease, Catalog(storage, lease=lease) as catalog:
         log.check_dense(storage, catalog.version)

@@ -53,6 +53,11 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+def run_name(kind: str) -> str:
+    """A name for a run that begins now: its kind, the time in UTC, and digits that no other run has."""
+    return f"{kind}-{now()[:19].replace(':', '').replace('-', '')}-{secrets.token_hex(3)}"
+
+
 def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
     """Makes the storage a workspace where it is none yet, of a new id unless one is given; its id either way.
 

@@ -7,7 +7,6 @@ wins, then the fewest failed, the fewest not selected, and the newest by the sto
 the only one of its modality and form in a corpus; else the next `modmill run` says which is.
 """
 
-import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +72,7 @@ def recover(storage: Storage, on_file: Callable[[int], None] = lambda done: None
     if not storage.names("data"):
         raise WorkspaceError(f"{storage.uri} has no folder data: there is nothing to make a log of")
     restore_format(storage)
-    run = f"{_KIND}-{log.now()[:19].replace(':', '').replace('-', '')}-{secrets.token_hex(3)}"
+    run = log.run_name(_KIND)
     with writer_lease(storage, run) as lease:
         stood = {_hash(document) for entry in log.entries(storage) for document in entry.actions}
         with Catalog(storage, lease=lease) as catalog:
