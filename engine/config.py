@@ -25,6 +25,7 @@ from engine.sections import (
     GridFit,
     Modalities,
     ModalityConfig,
+    PoolConfig,
     Section,
     SnapshotConfig,
     SnapshotName,
@@ -178,6 +179,7 @@ class PipelineConfig(Section):
 _SECTIONS: dict[pipeline_file.KeyPath, type[BaseModel]] = {
     (): PipelineConfig,
     ("engine",): EngineConfig,
+    ("engine", "pools", "*"): PoolConfig,
     ("corpora", "*"): CorpusConfig,
     ("corpora", "*", "crop"): CropConfig,
     ("corpora", "*", "modalities", "*"): ModalityConfig,

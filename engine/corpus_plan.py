@@ -19,11 +19,15 @@ TEXT_TOKENIZER = "text"
 
 @dataclass(frozen=True, kw_only=True)
 class LabelerUse:
-    """A labeler as a corpus uses it: all its parameters, and the modalities wanted of it."""
+    """A labeler as a corpus uses it: all its parameters, and the modalities wanted of it.
+
+    `weights` is the sha256 digest of the files of its checkpoint, None for a labeler without weights.
+    """
 
     name: str
     parameters: Mapping[str, Any]
     outputs: tuple[Modality, ...]
+    weights: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

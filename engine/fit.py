@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from engine.corpus_plan import CorpusPlan
-from engine.plan import FitItem, FitRows, Target, fit_order, is_held_out
+from engine.plan import FitItem, FitRows, fit_order, is_held_out
+from engine.work import Target
 from engine.worker import Worker
 from manifests import shards, sidecars
 from manifests.actions import TokenizerAdded

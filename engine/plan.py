@@ -11,35 +11,12 @@ from typing import Any
 
 from engine.config import PipelineConfig
 from engine.corpus_plan import CorpusPlan
+from engine.work import Target, WorkItem
 from manifests.actions import PartAdded, ShardAdded, TokenizerAdded
 from manifests.modality import Form, Modality
 from manifests.recipe import sha256_hex
 
 _HELD_OUT_ONE_IN = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """One shard to be made."""
-
-    modality: str
-    form: Form
-    fingerprint: str
-    crop: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkItem:
-    """One part, and the shards of it to be made together. Doing it twice is doing it once."""
-
-    plan: CorpusPlan
-    part: PartAdded
-    targets: tuple[Target, ...]
-    tokenizers: Mapping[str, TokenizerAdded]
-
-    @property
-    def name(self) -> str:
-        return f"{self.plan.corpus}/{self.part.part:07d}"
 
 
 @dataclass(frozen=True, kw_only=True)

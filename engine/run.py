@@ -15,9 +15,10 @@ from engine import config as pipeline
 from engine import corpus_plan, ingest, plan, snapshot
 from engine.corpus_plan import CorpusPlan
 from engine.failures import FailureBudget
-from engine.plan import FitItem, WorkItem
+from engine.plan import FitItem
 from engine.progress import Progress
 from engine.run_record import Done, Execution, recorded
+from engine.work import WorkItem
 from manifests import log
 from manifests.actions import (
     Action,

@@ -6,8 +6,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from engine.fit import fit
-from engine.plan import FitItem, WorkItem
+from engine.plan import FitItem
 from engine.progress import Progress
+from engine.work import WorkItem
 from engine.worker import Worker, WorkerSettings
 from manifests.actions import ShardAdded, TokenizerAdded
 

@@ -16,8 +16,9 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from engine.fit import fit
-from engine.plan import FitItem, WorkItem
+from engine.plan import FitItem
 from engine.progress import Progress
+from engine.work import WorkItem
 from engine.worker import Worker, WorkerSettings
 from manifests.actions import ShardAdded, TokenizerAdded
 from manifests.errors import ModmillError

@@ -67,6 +67,7 @@ ModalityName = Annotated[str, AfterValidator(_known_modality)]
 SnapshotName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 CorpusName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+DEVICE = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"
 Range = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_increasing)]
 
 
@@ -222,6 +223,22 @@ class SnapshotConfig(Section):
     )
 
 
+class PoolConfig(Section):
+    """Workers of their own for some labelers: where dependencies conflict, or nodes differ."""
+
+    labelers: list[str] = Field(min_length=1, description="the labelers that these workers serve, and no others")
+    workers: int | None = Field(default=None, ge=1, le=65_536, description="workers; default: as many as fit")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="default: engine.threads")
+    batch: int | None = Field(default=None, ge=1, le=65_536, description="default: engine.batch")
+    device: str | None = Field(default=None, pattern=DEVICE, description="default: engine.device")
+    gpus: float | None = Field(default=None, ge=0, le=64, description="default: engine.gpus")
+    memory_mb: int | None = Field(default=None, ge=1, description="default: engine.memory_mb")
+    node_labels: dict[str, str] = Field(default_factory=dict, description="Ray labels that a node must have")
+    runtime_env: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(
+        default_factory=dict, description="Ray's runtime_env of these workers, over engine.runtime_env"
+    )
+
+
 class EngineConfig(Section):
     """How the work is run."""
 
@@ -229,7 +246,7 @@ class EngineConfig(Section):
         default="ray", description="ray: processes on all machines; local: in this process"
     )
     workers: int | None = Field(
-        default=None, ge=1, le=65_536, description="worker processes; default: as many as cores allow"
+        default=None, ge=1, le=65_536, description="worker processes; default: as many as cores or GPUs allow"
     )
     threads: int = Field(default=1, ge=1, le=1024, description="torch threads of a worker, and of a fit")
     batch: int = Field(default=32, ge=1, le=65_536, description="rows a call of a labeler or tokenizer")
@@ -237,12 +254,55 @@ class EngineConfig(Section):
         default=4, ge=1, le=1024, description="threads that read and decode images, in each worker"
     )
     queue_mb: int = Field(default=512, ge=1, description="megabytes of decoded images that may wait in a worker")
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$", description="auto, cpu, cuda, cuda:N or mps"
+    models_mb: int = Field(
+        default=16_384,
+        ge=1,
+        description="megabytes of models that a worker keeps loaded, and a group of labelers needs",
     )
+    memory_mb: int | None = Field(
+        default=None, ge=1, description="megabytes of memory that Ray sets aside for a worker; default: none"
+    )
+    device: str = Field(default="auto", pattern=DEVICE, description="auto, cpu, cuda, cuda:N or mps")
+    gpus: float = Field(
+        default=1, ge=0, le=64, description="GPUs of a worker where it works on one; 0.5 puts two workers on each"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="what models compute in; auto: bfloat16 on CUDA, else float32"
+    )
+    compile: bool = Field(default=False, description="whether models go through torch.compile")
     ray_address: str | None = Field(
         default=None, min_length=1, description="a running Ray cluster; default: one of this machine"
     )
+    node_labels: dict[str, str] = Field(default_factory=dict, description="Ray labels that a worker's node must have")
+    runtime_env: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(
+        default_factory=dict, description="Ray's runtime_env of the workers: pip, py_modules, env_vars, ..."
+    )
+    pools: dict[CorpusName, PoolConfig] = Field(
+        default_factory=dict, description="workers of their own for some labelers, by name"
+    )
+    batch_deadline_s: float = Field(
+        default=600, gt=0, description="seconds a batch may take before its worker is taken to hang"
+    )
+    spill_after_s: float = Field(
+        default=600,
+        gt=0,
+        description="seconds of an item after which its finished rows are written aside, again and again",
+    )
+    drain_s: float = Field(default=120, ge=0, description="seconds that Ctrl-C or SIGTERM waits for items at work")
     max_failed_fraction: float = Field(
         default=0.25, ge=0, le=1, description="share of failed rows that stops a run, 0 to 1"
     )
+    max_failed_parts: int = Field(
+        default=0, ge=0, description="work items that may fail as a whole before the run stops; they stay to be done"
+    )
+    gpu_hour_price: float | None = Field(
+        default=None, ge=0, description="price of a worker's hour (GPU or node), for estimates and the progress table"
+    )
+
+    @model_validator(mode="after")
+    def _one_pool_a_labeler(self) -> Self:
+        served = [name for pool in self.pools.values() for name in pool.labelers]
+        twice = next((name for name in served if served.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"pools: labeler {twice!r} is served by two pools; keep one")
+        return self

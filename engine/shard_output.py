@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.failures import ABSENT, Outcome, isolate
 from engine.label import Labels
-from engine.plan import Target, WorkItem
+from engine.work import Target, WorkItem
 from manifests import images, shards, sidecars
 from manifests.actions import ShardAdded
 from manifests.errors import ShardError

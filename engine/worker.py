@@ -12,8 +12,8 @@ from typing import Any
 from engine.corpus_plan import CorpusPlan, LabelerUse
 from engine.decode import load_rows
 from engine.label import Labeling
-from engine.plan import Target, WorkItem
 from engine.shard_output import ShardOutput
+from engine.work import Target, WorkItem
 from labelers import protocol as labelers
 from manifests import shards
 from manifests.actions import ShardAdded, TokenizerAdded

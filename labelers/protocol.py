@@ -30,6 +30,7 @@ class LabelerSpec:
     batch        rows a call at most (a crop-scope labeler is always given the engine's batch)
     checkpoint   default weights (hub id, folder or file), None for a labeler without weights
     requires     import names of the packages it needs beyond the base
+    heavy        whether it is slow or of uneven cost, and so gets work items of its own
     """
 
     name: str
@@ -42,6 +43,7 @@ class LabelerSpec:
     licence_code: str = "Apache-2.0"
     licence_weights: str | None = None
     requires: tuple[str, ...] = ()
+    heavy: bool = False
 
 
 @runtime_checkable

@@ -102,8 +102,9 @@ class TokenizerAdded:
 class ShardAdded:
     """A shard is live; it replaces the one of the same corpus, part, crop, modality, form and fingerprint, if any.
 
-    `crop` is None where the grain is sample. `tokens` counts all tokens of the shard (None for labels). `device` and
-    `micro_batch` tell what made it; they are not part of its recipe.
+    `crop` is None where the grain is sample. `tokens` counts all tokens of the shard (None for labels). `device`,
+    `micro_batch` and `metrics` (what `engine/quality.py` measured of its values) tell what made it and how it came out;
+    they are not part of its recipe.
     """
 
     action: ClassVar[str] = "shard"
@@ -130,6 +131,7 @@ class ShardAdded:
     vocabulary: int | None = None
     device: str = "cpu"
     micro_batch: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

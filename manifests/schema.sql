@@ -23,7 +23,8 @@ CREATE TABLE log.shard (
   version BIGINT, run VARCHAR, corpus VARCHAR, part INTEGER, crop INTEGER, modality VARCHAR, form VARCHAR,
   fingerprint VARCHAR, path VARCHAR, format VARCHAR, sha256 BLOB, size_bytes BIGINT, rows INTEGER, ok INTEGER,
   failed INTEGER, absent INTEGER, not_selected INTEGER, forgotten INTEGER, keys_sha256 BLOB, failed_path VARCHAR,
-  failed_sha256 BLOB, tokens BIGINT, vocabulary INTEGER, device VARCHAR, micro_batch INTEGER, end_version BIGINT
+  failed_sha256 BLOB, tokens BIGINT, vocabulary INTEGER, device VARCHAR, micro_batch INTEGER, metrics VARCHAR,
+  end_version BIGINT
 );
 CREATE TABLE log.shards_retired (
   version BIGINT, corpus VARCHAR, modality VARCHAR, form VARCHAR, fingerprint VARCHAR, reason VARCHAR

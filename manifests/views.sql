@@ -107,14 +107,14 @@ JOIN (SELECT corpus, part, count(*) AS shards FROM state.current_shard GROUP BY 
 
 -- Figures of the current shards, one a row.
 CREATE VIEW quality AS
-SELECT corpus, part, crop, modality, form, left(fingerprint, 12) AS recipe, unnest(metrics, recursive := true)
+SELECT corpus, part, crop, modality, form, left(fingerprint, 12) AS recipe, unnest(counted, recursive := true)
 FROM (
   SELECT *, [
     {'metric': 'null_share', 'value': 1 - ok / nullif(rows, 0)},
     {'metric': 'failed_share', 'value': failed / nullif(rows, 0)},
     {'metric': 'tokens_per_row', 'value': tokens / nullif(ok, 0)},
     {'metric': 'bytes_per_row', 'value': size_bytes / nullif(ok, 0)}
-  ] AS metrics
+  ] AS counted
   FROM state.current_shard
 );
 
