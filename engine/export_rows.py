@@ -16,10 +16,9 @@ from manifests.catalog import Catalog
 from manifests.crops import CropRule
 from manifests.errors import ShardError
 from manifests.modality import Form, Modality
-from manifests.recipe import sha256_hex
 from manifests.shards import Status
 from manifests.snapshot import Snapshot
-from manifests.storage import Storage
+from manifests.storage import Storage, read_same
 
 _CURRENT = (
     "SELECT modality, form, recipe, max(crop) + 1 AS crops, any_value(vocabulary) AS vocabulary, "
@@ -154,12 +153,14 @@ class PartRows:
                     shards.read_parquet(opened, values=False) if file.format == "parquet" else shards.read_tar(opened)
                 )
         except (OSError, ShardError) as error:
-            raise ShardError(f"{self._storage.location(file.path)} cannot be read ({error}); {_SEE}") from error
+            raise ShardError(
+                f"{self._storage.location(file.path)} cannot be read ({error}); see `modmill verify`"
+            ) from error
         self._check_keys(file, found.keys)
         return np.array(found.statuses, np.uint8)
 
     def _read(self, file: ShardFile, form: Form) -> list[Any]:
-        data = checked(self._storage, file.path, file.sha256)
+        data = read_same(self._storage, file.path, file.sha256)
         if form == "token" and file.format == "parquet":
             keys, values = _token_arrays(data)
         else:
@@ -175,24 +176,9 @@ class PartRows:
 
     def _check_keys(self, file: ShardFile, keys: Sequence[str]) -> None:
         if keys != self.keys:
-            raise ShardError(f"{self._storage.location(file.path)}: its rows are not those of its part; {_SEE}")
-
-
-_SEE = "see `modmill verify`"
-
-
-def checked(storage: Storage, path: str, sha256: str) -> bytes:
-    """The bytes of a file of a workspace. Raises ShardError where it is gone, or is not the one that was committed."""
-    try:
-        data = storage.read(path)
-    except OSError as error:
-        raise ShardError(f"{storage.location(path)} cannot be read ({error}); {_SEE}") from error
-    if (found := sha256_hex(data)) != sha256:
-        raise ShardError(
-            f"{storage.location(path)} has sha256 {found[:12]}, the log says {sha256[:12]}: it was altered or truncated; "
-            "restore it from a copy"
-        )
-    return data
+            raise ShardError(
+                f"{self._storage.location(file.path)}: its rows are not those of its part; see `modmill verify`"
+            )
 
 
 def _columns(catalog: Catalog, corpus: str, snapshot: Snapshot | None) -> list[Column]:
@@ -252,7 +238,7 @@ def _rule(text: str | None) -> CropRule | None:
 
 def _keys(storage: Storage, path: str, sha256: str) -> list[str]:
     # Not read_table, which imports pandas where that is installed (seconds).
-    return pq.ParquetFile(io.BytesIO(checked(storage, path, sha256))).read(columns=["key"])["key"].to_pylist()
+    return pq.ParquetFile(io.BytesIO(read_same(storage, path, sha256))).read(columns=["key"])["key"].to_pylist()
 
 
 def _token_arrays(data: bytes) -> tuple[list[str], list[Any]]:

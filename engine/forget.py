@@ -22,7 +22,7 @@ from manifests.catalog import Catalog
 from manifests.errors import ConfigError, nearest
 from manifests.recipe import sha256_hex
 from manifests.retention import NO_BYTES, RecipeShards, Row
-from manifests.storage import Storage, cache_folder, open_storage
+from manifests.storage import Storage, cache_folder, open_storage, read_same
 
 _THREADS = 4
 _NAME_DIGITS = 16
@@ -166,7 +166,7 @@ def _forget_of_part(execution: Execution, rows: Sequence[Row], earlier: Sequence
         sources_sha256=[row.sha256 for row in rows],
         files=[path for file in sorted(held) for path in rewrite.files_of(file)],
     )
-    samples = shards.read_samples(rewrite.checked(storage, part.path, part.sha256))
+    samples = shards.read_samples(read_same(storage, part.path, part.sha256))
     _redact_events(catalog, execution.done.run, [samples[number]["source"] for number in numbers])
     new_part = rewrite.rewrite_part(storage, part, corpus, forgotten, earlier)
     documents = retention.recipe_documents(catalog, {shard.fingerprint for shard in live})

@@ -19,7 +19,7 @@ from manifests.actions import CorpusAdded, Forgotten, PartAdded, ShardAdded
 from manifests.errors import ShardError
 from manifests.recipe import sha256_hex
 from manifests.shards import Status
-from manifests.storage import Storage, put_same
+from manifests.storage import Storage, put_same, read_same
 
 _ALWAYS_KNOWN = {"corpus", "part", "row", "key"}
 
@@ -45,7 +45,7 @@ def rewrite_part(
 
     Raises ShardError where the file is not the one that was committed.
     """
-    table = _table(checked(storage, part.path, part.sha256))
+    table = _table(read_same(storage, part.path, part.sha256))
     gone = set(forgotten.rows)
     lost_bytes = sum(size or 0 for row, size in enumerate(table["size_bytes"].to_pylist()) if row in gone)
     places = pa.array([None if row in gone else row for row in range(table.num_rows)], pa.int64())
@@ -66,7 +66,7 @@ def rewrite_shard(storage: Storage, shard: ShardAdded, recipe: Mapping[str, Any]
 
     Raises ShardError where a file is not the one that was committed.
     """
-    blanked = without_rows(checked(storage, shard.path, shard.sha256), shard.format, rows)
+    blanked = without_rows(read_same(storage, shard.path, shard.sha256), shard.format, rows)
     path, sha256 = put_shard(storage, shard.path, shard.part, shard.crop, blanked)
     count = blanked.statuses.count
     failed_path, failed_sha256 = _rewrite_failures(storage, shard, f"{_stem(path)}.failed.parquet", rows)
@@ -98,22 +98,6 @@ def put_shard(storage: Storage, old_path: str, part: int, crop: int | None, blan
     return path, sha256
 
 
-def checked(storage: Storage, path: str, sha256: str) -> bytes:
-    """The bytes of a file. Raises ShardError where it is gone, or is not of that sha256."""
-    try:
-        data = storage.read(path)
-    except FileNotFoundError:
-        raise ShardError(
-            f"{storage.location(path)} is gone; see `modmill verify`, and restore it from a copy"
-        ) from None
-    if (found := sha256_hex(data)) != sha256:
-        raise ShardError(
-            f"{storage.location(path)} has sha256 {found[:12]}, expected {sha256[:12]}: it was altered or truncated; see "
-            "`modmill verify`, and restore it from a copy"
-        )
-    return data
-
-
 def files_of(path: str) -> list[str]:
     """A shard or samples file, and what stands beside it of the same name: its failed file and its sidecar."""
     return [path, f"{_stem(path)}.failed.parquet", f"{_stem(path)}.json"]
@@ -129,7 +113,7 @@ def _rewrite_failures(
     """The failed file without these rows; None where no row is left in it."""
     if shard.failed_path is None or shard.failed_sha256 is None:
         return None, None
-    records = _table(checked(storage, shard.failed_path, shard.failed_sha256)).to_pylist()
+    records = _table(read_same(storage, shard.failed_path, shard.failed_sha256)).to_pylist()
     left = [record for record in records if record["row"] not in rows]
     if not left:
         return None, None

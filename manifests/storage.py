@@ -190,6 +190,25 @@ def put_same(storage: Storage, path: str, data: bytes | IO[bytes], sha256: str) 
         )
 
 
+def read_same(storage: Storage, path: str, sha256: str) -> bytes:
+    """The bytes of a committed file. Raises ShardError where it is gone, cannot be read, or is not of that sha256."""
+    from manifests.recipe import sha256_hex
+
+    try:
+        data = storage.read(path)
+    except OSError as error:
+        reason = "is gone" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise ShardError(
+            f"{storage.location(path)} {reason}; see `modmill verify`, and restore it from a copy"
+        ) from error
+    if (found := sha256_hex(data)) != sha256:
+        raise ShardError(
+            f"{storage.location(path)} has sha256 {found[:12]}, expected {sha256[:12]}: it was altered or truncated; see "
+            "`modmill verify`, and restore it from a copy"
+        )
+    return data
+
+
 def _put_local(target: Path, data: bytes | IO[bytes]) -> bool:
     if target.exists():
         # Whoever made it may have been killed before this.

@@ -17,6 +17,7 @@ from manifests.recipe import sha256_hex
 from manifests.retention import Rewritten
 from manifests.snapshot import Snapshot, SnapshotPart, SnapshotShard
 from manifests.snapshot_files import MODALITIES, PARTS, SHARDS
+from manifests.storage import read_same
 
 _MOST_TRIED = 1000
 _LONGEST_NAME = 64
@@ -138,7 +139,7 @@ def _shard(
     if path not in held:
         return shard if new is None else replace(shard, path=path, sha256=new.sha256, size_bytes=new.size_bytes)
     # It was replaced or retired before: no live shard has its rows, and the log needs no record of it.
-    data = rewrite.checked(storage, shard.path, shard.sha256)
+    data = read_same(storage, shard.path, shard.sha256)
     blanked = rewrite.without_rows(data, shard.format, rows[shard.corpus, shard.part])
     path, sha256 = rewrite.put_shard(storage, shard.path, shard.part, shard.crop, blanked)
     return replace(shard, path=path, sha256=sha256, size_bytes=len(blanked.data))
