@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from engine import weights
 from engine.config import CorpusConfig, ModalityConfig, PipelineConfig
 from labelers import protocol as labelers
 from manifests import modality as modalities
@@ -89,7 +90,7 @@ def corpus_plan(
     rule = CropRule(seed=section.seed, scale=section.crop.scale, ratio=section.crop.ratio, flip=section.crop.flip)
     # Shards and the manifest know a modality by its own name; the pipeline file may name it `my_module:MODALITY`.
     asked = {modalities.get(name).name: (name, options) for name, options in config.modality_options(corpus).items()}
-    resolver = _LabelerResolver(corpus, rule, asked)
+    resolver = _LabelerResolver(corpus, rule, asked, _decoder(section))
     for name in asked:
         resolver.add(name)
     return CorpusPlan(
@@ -109,8 +110,11 @@ def corpus_plan(
 class _LabelerResolver:
     """Finds the labeler of each modality and, before it, those of its inputs."""
 
-    def __init__(self, corpus: str, rule: CropRule, asked: Mapping[str, tuple[str, ModalityConfig]]) -> None:
+    def __init__(
+        self, corpus: str, rule: CropRule, asked: Mapping[str, tuple[str, ModalityConfig]], decoder: str
+    ) -> None:
         self._where = f"corpora.{corpus}.modalities"
+        self._decoder = decoder
         self._rule = rule
         self._asked = asked
         self.recipes: dict[str, Recipe] = {}
@@ -132,24 +136,38 @@ class _LabelerResolver:
             given = {"modality": written, **given}
         inputs = {needed: self._input(name, labeler.spec, needed, wanted_by) for needed in labeler.spec.inputs}
         parameters = labelers.parameters(labeler, given)
+        digest = None
+        if checkpoint := parameters.pop("checkpoint", None):
+            found = self._weights(name, checkpoint)
+            # Where the weights lie decides nothing; what they are does.
+            digest, given["checkpoint"] = found.digest, found.checkpoint
         self.recipes[name] = Recipe(
             modality=name,
             form="label",
             producer=labeler.spec.name,
             version=labeler.spec.version,
+            weights=digest,
             parameters=parameters,
             crop=_crop_document(self._rule, modality) if modality.label_grain == "crop" else None,
             inputs=inputs,
         )
         size = modality.size if labeler.spec.scope == "crop" else ""
-        identity = f"{labeler.spec.name} {canonical_json(parameters).decode()} {size}"
-        use = self.uses.get(identity) or LabelerUse(name=labeler_name, parameters=given, outputs=())
+        identity = f"{labeler.spec.name} {canonical_json(parameters).decode()} {digest} {size}"
+        use = self.uses.get(identity) or LabelerUse(name=labeler_name, parameters=given, outputs=(), weights=digest)
         self.uses[identity] = replace(use, outputs=(*use.outputs, modality))
+
+    def _weights(self, name: str, checkpoint: Any) -> weights.Weights:
+        try:
+            if not isinstance(checkpoint, str):
+                raise ConfigError(f"checkpoint is {checkpoint!r}; expected a path, a URI or a hub id")
+            return weights.resolve(checkpoint)
+        except ConfigError as error:
+            raise ConfigError(f"{self._where}.{name}: {error}; see parameters.checkpoint") from error
 
     def _input(self, name: str, spec: labelers.LabelerSpec, needed: str, wanted_by: tuple[str, ...]) -> str:
         """The fingerprint of one input."""
         if needed == "image":
-            return f"decoder-{DECODER_VERSION}"
+            return self._decoder
         if needed in ("columns", "source"):
             return "source"
         self.add(needed, (*wanted_by, name))
@@ -160,6 +178,12 @@ class _LabelerResolver:
                 f"{producer.name!r} makes of crops only"
             )
         return self.recipes[needed].fingerprint
+
+
+def _decoder(section: CorpusConfig) -> str:
+    """The fingerprint of photographs as an input: what decides their pixels."""
+    scaled = "" if section.decode_short is None else f"-short{section.decode_short}"
+    return f"decoder-{DECODER_VERSION}{scaled}"
 
 
 def _modality_plan(

@@ -47,15 +47,17 @@ class Metadata:
     def label(self, batch: Mapping[str, Any]) -> Mapping[str, list[Any]]:
         from manifests.crops import reduce_to
 
+        # What is decoded may be smaller than the photograph.
+        sizes = batch.get("size") or [(image.shape[1], image.shape[0]) for image in batch["image"]]
         return {
             "metadata": [
                 {
-                    "original_width": image.shape[1],
-                    "original_height": image.shape[0],
+                    "original_width": width,
+                    "original_height": height,
                     **_caption_counts(caption),
                     **_color_statistics(reduce_to(image, self.longest)),
                 }
-                for image, caption in zip(batch["image"], batch["caption"], strict=True)
+                for image, caption, (width, height) in zip(batch["image"], batch["caption"], sizes, strict=True)
             ]
         }
 

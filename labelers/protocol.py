@@ -28,7 +28,8 @@ class LabelerSpec:
     outputs      the modalities it makes; None for a labeler that makes whichever one it is asked for and whose
                  constructor takes `modality`
     batch        rows a call at most (a crop-scope labeler is always given the engine's batch)
-    checkpoint   default weights (hub id, folder or file), None for a labeler without weights
+    checkpoint   default weights (hub id, folder, file or URI), None for a labeler without weights. One with weights has a
+                 parameter `checkpoint`; the engine gives it a local path, and recipes the digest of the files there
     requires     import names of the packages it needs beyond the base
     heavy        whether it is slow or of uneven cost, and so gets work items of its own
     """
@@ -58,12 +59,16 @@ class Labeler(Protocol):
         `batch` has one entry for each of `spec.inputs`, B long:
 
             image    scope `image`: a list of uint8 arrays (h, w, 3), sRGB; scope `crop`: one uint8 array (B, s, s, 3)
+            size     comes with `image` of scope `image`: a list of (width, height), those of the photographs themselves
+                     where they were decoded smaller
             columns  a list of dicts, source column to value
             source   a list of URIs
             NAME     a list of labels of that modality; None where the row has none
 
         A label is an array of the modality's axes and dtype, a str for kind `text`, a dict for a structured modality
-        or a list of dicts where it is `many`. None says that the source has no such label for the row (`absent`).
+        or a list of dicts where it is `many`. A labeler of crops may give one torch tensor (B, ...) on its device in place
+        of arrays: it is tokenized there, and copied only where labels are kept. None says that the source has no such
+        label for the row (`absent`).
         Rows do not see each other: row i of the result depends on row i of the batch alone, and the same call gives the
         same result. An exception fails the batch; the engine then finds the row that caused it.
         """
@@ -74,7 +79,8 @@ def names() -> list[str]:
     """The labelers at hand: the files of this folder."""
     import labelers
 
-    return sorted(module.name for module in pkgutil.iter_modules(labelers.__path__) if module.name not in ("protocol",))
+    shared = ("pretrained", "protocol")
+    return sorted(module.name for module in pkgutil.iter_modules(labelers.__path__) if module.name not in shared)
 
 
 def find(name: str) -> type[Labeler]:
@@ -152,6 +158,8 @@ def check_label(modality: Modality, value: Any, *, any_size: bool = False) -> No
 def _check_array(modality: Modality, value: Any, any_size: bool) -> None:
     import numpy as np
 
+    if type(value).__module__ == "torch":
+        value = value.cpu().numpy()
     if not isinstance(value, np.ndarray):
         raise LabelError(f"{modality.name}: the label is a {type(value).__name__}, expected a {modality.dtype} array")
     expected = modality.shape()

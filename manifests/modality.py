@@ -33,6 +33,7 @@ class Modality:
     array that means "no value here" (a pixel without depth); a row without any label has a null and a `status`.
     `tokenizer` is the family that encodes it, `labeler` the one that makes it where the pipeline file names none.
     `tokens` is how many tokens a row has at the default size, for a sequence the most it may have (None: no limit).
+    `stride` is how many pixels of a crop, across, one cell of a feature map stands for.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Modality:
     tokens: int | None = None
     keep: bool = False
     size: int = DEFAULT_SIZE
+    stride: int = 1
 
     @property
     def base_name(self) -> str:
@@ -70,8 +72,9 @@ class Modality:
         return self.is_structured or self.kind == "vector"
 
     def shape(self) -> tuple[int, ...]:
-        """The shape of one row's crop label array; axes h and w are the modality's size."""
-        sizes = {"h": self.size, "w": self.size, "c": self.channels}
+        """The shape of one row's crop label array; axes h and w are the modality's size, in cells of its stride."""
+        side = self.size // self.stride
+        sizes = {"h": side, "w": side, "c": self.channels}
         return tuple(sizes[axis] for axis in self.axes.split())
 
 
@@ -149,7 +152,7 @@ MODALITIES: dict[str, Modality] = {
             tokenizer="grid",
             axes="h w",
             dtype="float32",
-            unit="m, or any scale that the source states: tokens hold relative depth",
+            unit="m, or any scale; larger is farther: tokens hold relative depth",
             range=(0, float("inf")),
             null=float("nan"),
             tokens=196,
@@ -184,6 +187,21 @@ MODALITIES: dict[str, Modality] = {
             range=(0, 255),
             null=255,
             tokens=196,
+        ),
+        Modality(
+            name="dinov2",
+            kind="feature_map",
+            label_grain="crop",
+            token_grain="crop",
+            crop_rule="linear",
+            labeler="dinov2",
+            tokenizer="grid",
+            axes="h w c",
+            channels=768,
+            dtype="float32",
+            unit="DINOv2 ViT-B/14's normalized patch tokens",
+            tokens=256,
+            stride=14,
         ),
         Modality(
             name="boxes",
@@ -236,7 +254,7 @@ MODALITIES: dict[str, Modality] = {
                 label_grain="crop",
                 token_grain="crop",
                 crop_rule="whole",
-                labeler="files",
+                labeler=labeler,
                 tokenizer="",
                 axes="c",
                 channels=channels,
@@ -245,10 +263,10 @@ MODALITIES: dict[str, Modality] = {
                 tokens=16,
             )
             # 4M-21 has no global CLIP; its ImageBind is the class token before the projection to 1024.
-            for name, channels, unit in (
-                ("clip_global", 512, "CLIP ViT-B/16's image embedding, of any length"),
-                ("dinov2_global", 768, "DINOv2 ViT-B/14's normalized class token"),
-                ("imagebind_global", 1280, "ImageBind ViT-H/14's class token"),
+            for name, labeler, channels, unit in (
+                ("clip_global", "files", 512, "CLIP ViT-B/16's image embedding, of any length"),
+                ("dinov2_global", "dinov2", 768, "DINOv2 ViT-B/14's normalized class token"),
+                ("imagebind_global", "files", 1280, "ImageBind ViT-H/14's class token"),
             )
         ),
         Modality(
@@ -330,5 +348,7 @@ def get(name: str) -> Modality:
         raise ConfigError(f"modality {name!r}: {DEFAULT_SIZE} is the default size, write {base!r}")
     if "h" not in modality.axes.split():
         raise ConfigError(f"modality {name!r}: {base} has no size in pixels, write {base!r}")
+    if size % modality.stride:
+        raise ConfigError(f"modality {name!r}: the size after @ must be a multiple of {modality.stride}, its stride")
     tokens = None if modality.tokens is None else modality.tokens * size**2 // DEFAULT_SIZE**2
     return replace(modality, name=name, size=size, tokens=tokens)

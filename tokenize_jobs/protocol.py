@@ -6,6 +6,7 @@ and `decode`.
 """
 
 import importlib
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,11 +52,11 @@ class Tokenizer(Protocol):
         """The tokenizer in `folder`, for `modality` (one text tokenizer serves all sequences)."""
         ...
 
-    def encode(self, labels: Sequence[Any] | np.ndarray) -> Sequence[np.ndarray]:
+    def encode(self, labels: Any) -> Sequence[np.ndarray]:
         """Tokens of B labels: B one-dimensional int64 arrays.
 
-        `labels` is one array (B, ...) for modalities of arrays, else a list of labels as labelers make them. Rows do not
-        see each other.
+        `labels` is one array (B, ...) for modalities of arrays, of NumPy or torch (on any device: what a labeler made on
+        a GPU is encoded there), else a list of labels as labelers make them. Rows do not see each other.
         """
         ...
 
@@ -85,8 +86,11 @@ def fetch(storage: Storage, path: str) -> tuple[Path, str]:
     return folder, digest(folder) if names else "missing"
 
 
-def load(folder: Path, modality: str) -> Tokenizer:
-    """The tokenizer in `folder` for `modality`. Raises ConfigError where the folder holds none."""
+def load(folder: Path, modality: str, device: str = "cpu") -> Tokenizer:
+    """The tokenizer in `folder` for `modality`, on `device` if it computes on one.
+
+    Raises ConfigError where the folder holds none.
+    """
     path = folder / "config.json"
     try:
         family = json.loads(path.read_text())["family"]
@@ -94,4 +98,6 @@ def load(folder: Path, modality: str) -> Tokenizer:
         raise ConfigError(f"{path}: no tokenizer's config.json ({error}); expected an object with a family") from error
     if family not in FAMILIES:
         raise ConfigError(f"{path}: unknown family {family!r}; known: {', '.join(FAMILIES)}")
-    return importlib.import_module(f"tokenize_jobs.{family}").TOKENIZER.load(folder, modality)
+    tokenizer = importlib.import_module(f"tokenize_jobs.{family}").TOKENIZER
+    options = {"device": device} if "device" in inspect.signature(tokenizer.load).parameters else {}
+    return tokenizer.load(folder, modality, **options)

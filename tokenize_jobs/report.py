@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from tokenize_jobs.grid import Coding, GridTokenizer, chunks
+from tokenize_jobs.coding import Coding
+from tokenize_jobs.grid import GridTokenizer, chunks
 
 # An edge counts as found when one is drawn within so many pixels of it.
 _EDGE_TOLERANCE_PX = 2
@@ -23,6 +24,7 @@ def measure(tokenizer: GridTokenizer, labels: np.ndarray) -> dict[str, float]:
         direction    angle_deg, the mean angle between vectors
         standardize  abs_error_std, in trimmed standard deviations of the crop
         classes      pixel_accuracy and miou (over classes that occur), 0..1
+        plain        cosine, the mean cosine between features, -1..1
 
     Each once more with the prefix `flat_` for the best picture of one color (or value, or class) a row: what a tokenizer must
     beat. Then `codebook_use` (codes used at all / codes), `entropy_bits` and `perplexity` of the codes.
@@ -85,9 +87,16 @@ def _errors(coding: Coding, labels: np.ndarray, decoded: np.ndarray) -> Mapping[
     if coding.rule == "direction":
         cosines = [(labels[i][valid[i]] * decoded[i][valid[i]]).sum(-1).clip(-1, 1) for i in kept]
         return {"angle_deg": [float(np.degrees(np.arccos(cosine)).mean()) for cosine in cosines]}
+    if coding.rule == "plain":
+        return {"cosine": [_cosine(labels[i][valid[i]], decoded[i][valid[i]]) for i in kept]}
     inputs, _ = coding.prepare(labels, coding.scaling(labels))
     target = inputs.reshape(labels.shape)
     return {"abs_error_std": [float(np.abs(target[i] - decoded[i])[valid[i]].mean()) for i in kept]}
+
+
+def _cosine(label: np.ndarray, decoded: np.ndarray) -> float:
+    lengths = np.linalg.norm(label, axis=-1) * np.linalg.norm(decoded, axis=-1)
+    return float(((label * decoded).sum(-1) / lengths.clip(min=1e-12)).mean())
 
 
 def _psnr_db(coding: Coding, label: np.ndarray, decoded: np.ndarray) -> float:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from manifests.errors import ConfigError
 from manifests.modality import Modality
-from tokenize_jobs.grid import Coding, GridTokenizer, Rule, chunks, coding_of, write
+from tokenize_jobs.coding import Coding, Rule, coding_of
+from tokenize_jobs.grid import GridTokenizer, chunks, write
 from tokenize_jobs.networks import GridNetwork, empty, initialize, patchify, start_from
 from tokenize_jobs.report import measure
 from tokenize_jobs.vq import MovingAverages, start_codebook
@@ -28,7 +29,7 @@ _COMPONENT_PATCHES = 8192
 _WARMUP_STEPS = 20
 # What a null pixel counts beside a valid one. A little, or what is decoded there is noise; nothing of classes, which have
 # no null output; as much as any of directions, whose zero vector says that nothing is there.
-_NULL_WEIGHTS: dict[Rule, float] = {"range": 0.1, "standardize": 0.1, "direction": 1.0, "classes": 0.0}
+_NULL_WEIGHTS: dict[Rule, float] = {"range": 0.1, "standardize": 0.1, "direction": 1.0, "classes": 0.0, "plain": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class GridOptions:
     The defaults fit 224 px crops on one CPU core in about a minute. On a GPU raise `codebook` to 8192 or 16384, `width` to
     512, `depth` to 8, `batch` to 256, `window` to 224 and `steps` to 50,000 or more, and lower both rates to a quarter.
 
-    patch           side of a token's square, px
+    patch           side of a token's square, px; of a feature map, cells
     codebook        codes
     latent          values a code
     width, depth    channels, and ConvNeXt blocks on either side
@@ -139,7 +140,7 @@ def fit_grid(
         labels=labels,
         coding=coding,
         scaling=np.concatenate([coding.scaling(part) for part in chunks(labels)]),
-        side=max(1, min(options.window, modality.size) // options.patch) * options.patch,
+        side=max(1, min(options.window, labels.shape[1]) // options.patch) * options.patch,
         mirror=options.mirror,
         device=device,
     )
@@ -154,7 +155,7 @@ def fit_grid(
     # How often checkpoints were written decides nothing, and must not change the name of the tokenizer.
     fit = {name: value for name, value in asdict(options).items() if name != "checkpoint_every"} | {"rows": len(labels)}
     write(out, state.network, coding, modality=modality, shape=shape, fit=fit)
-    tokenizer = GridTokenizer(state.network, coding, modality=modality.name, size=modality.size, device=device)
+    tokenizer = GridTokenizer(state.network, coding, modality=modality.name, size=labels.shape[1], device=device)
     return measure(tokenizer, held_out)
 
 
@@ -164,9 +165,17 @@ def _check(labels: np.ndarray, modality: Modality, options: GridOptions) -> None
             f"labels of {modality.name!r} are {labels.dtype} {labels.shape}, expected {modality.dtype} "
             f"(rows, {', '.join(map(str, modality.shape()))}) with at least one row"
         )
-    if modality.size % options.patch:
+    unit = "cells" if modality.kind == "feature_map" else "px"
+    if labels.shape[1] % options.patch:
         raise ConfigError(
-            f"{modality.name!r} has a size of {modality.size} px, which is no multiple of the patch, {options.patch} px"
+            f"{modality.name!r} has a size of {labels.shape[1]} {unit}, which is no multiple of the patch, "
+            f"{options.patch} {unit}"
+        )
+    values = options.patch**2 * modality.channels
+    if coding_of(modality).rule != "classes" and values < options.latent:
+        raise ConfigError(
+            f"{modality.name!r}: a patch of {options.patch} {unit} has {values} values, fewer than the latent, "
+            f"{options.latent}; fit with a larger patch or `latent: {values}`"
         )
 
 
@@ -259,8 +268,8 @@ def _error(coding: Coding, outputs: Tensor, inputs: Tensor, valid: Tensor) -> Te
         flat = outputs.flatten(0, 2), inputs.flatten()
         error = nn.functional.cross_entropy(*flat, ignore_index=coding.classes, reduction="sum")
         return error / weights.sum().clamp(min=1)
-    if coding.rule == "standardize":
-        # Far things have standardized depths of 10 and more, which squares would let rule the fit.
+    if coding.rule in ("standardize", "plain"):
+        # Far things have standardized depths of 10 and more, which squares would let rule the fit; some features too.
         error = nn.functional.smooth_l1_loss(outputs, inputs, reduction="none")
     else:
         error = (outputs - inputs).square()

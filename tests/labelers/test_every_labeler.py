@@ -1,13 +1,10 @@
-"""The contract of `labelers/protocol.py`, held against every labeler of the folder that needs no weights.
-
-One that has weights is held to it by a test of its own, on small random ones.
-"""
+"""The contract of `labelers/protocol.py`, held against every labeler of the folder; weights are small random ones."""
 
 import copy
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -37,6 +34,7 @@ INPUTS: dict[str, Sequence[Any]] = {
     "caption": ["An astronaut smiles.", "a cup of coffee", None],
 }
 WEIGHTLESS = [name for name in protocol.names() if protocol.find(name).spec.checkpoint is None]
+WITH_WEIGHTS = [name for name in protocol.names() if name not in WEIGHTLESS]
 
 
 @pytest.fixture(autouse=True)
@@ -48,14 +46,14 @@ def _no_network(monkeypatch):
     monkeypatch.setattr(socket, "create_connection", refuse)
 
 
-def build(name: str) -> protocol.Labeler:
-    return protocol.build(protocol.find(name), OPTIONS.get(name, {}))
+def build(name: str, **options: Any) -> protocol.Labeler:
+    return protocol.build(protocol.find(name), {**OPTIONS.get(name, {}), **options})
 
 
-def batch_for(labeler: protocol.Labeler, rows: Sequence[int]) -> dict[str, Any]:
+def batch_for(labeler: protocol.Labeler, rows: Sequence[int], side: int = 64) -> dict[str, Any]:
     """A batch of some of the three samples, with the labeler's inputs and no others."""
     if labeler.spec.scope == "crop":
-        photos: Any = np.stack([cv2.resize(PHOTOS[row], (64, 64), interpolation=cv2.INTER_AREA) for row in rows])
+        photos: Any = np.stack([cv2.resize(PHOTOS[row], (side, side), interpolation=cv2.INTER_AREA) for row in rows])
     else:
         photos = [PHOTOS[row].copy() for row in rows]
     available = {**{name: [values[row] for row in rows] for name, values in INPUTS.items()}, "image": photos}
@@ -95,11 +93,13 @@ def assert_fits(name: str, label: Any, size: int | None) -> None:
                 assert record["y0"] < record["y1"]
     elif modality.kind != "text":
         lowest, highest = modality.range or (-np.inf, np.inf)
+        label = np.asarray(label)
         present = label[~np.isnan(label)] if label.dtype.kind == "f" else label
         assert present.min() >= lowest
         assert present.max() <= highest
         if size is not None:
-            assert label.shape[:2] == (size, size)
+            assert label.shape[0] == size
+            assert "h" not in modality.axes or label.shape[:2] == (size, size)
 
 
 def assert_field(value: Any, arrow_type: str) -> None:
@@ -117,7 +117,7 @@ def assert_field(value: Any, arrow_type: str) -> None:
         assert limits.min <= value <= limits.max
 
 
-@pytest.mark.parametrize("name", WEIGHTLESS)
+@pytest.mark.parametrize("name", protocol.names())
 def test_the_spec_states_the_facts(name):
     labeler = protocol.find(name)
     spec = labeler.spec
@@ -127,7 +127,9 @@ def test_the_spec_states_the_facts(name):
     assert (spec.licence_weights is None) == (spec.checkpoint is None)
     assert all(output in MODALITIES for output in spec.outputs or ())
     assert labeler.__doc__
-    canonical_json(protocol.parameters(labeler, OPTIONS.get(name, {})))
+    parameters = protocol.parameters(labeler, OPTIONS.get(name, {}))
+    canonical_json(parameters)
+    assert parameters.get("checkpoint") == spec.checkpoint
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
@@ -156,6 +158,38 @@ def test_the_contract(name):
             assert_same(alone[output][0], together[output][row])
 
 
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_the_contract_of_those_with_weights(name: str, checkpoint: Callable[[str], str]) -> None:
+    """Bits may depend on the shape of the batch, which the engine fixes, and on nothing else."""
+    labeler = build(name, checkpoint=checkpoint(name))
+    assert isinstance(labeler, protocol.Labeler)
+    batch = batch_for(labeler, [0, 1, 2], 224)
+    before = copy.deepcopy(batch)
+    together = labeler.label(batch)
+    assert_same(batch, before)
+    assert set(together) == set(labeler.spec.outputs or ())
+    for output, labels in together.items():
+        assert len(labels) == 3
+        for label in labels:
+            assert_fits(output, label, MODALITIES[output].shape()[0] if labeler.spec.scope == "crop" else None)
+
+    again = build(name, checkpoint=checkpoint(name))
+    for other in (labeler.label(batch), again.label(batch)):
+        for output, labels in together.items():
+            assert_same(list(other[output]), list(labels))
+    batch["image"][1] = np.zeros_like(batch["image"][1])
+    beside_a_blank = labeler.label(batch)
+    for output, labels in together.items():
+        assert_same([beside_a_blank[output][row] for row in (0, 2)], [labels[row] for row in (0, 2)])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 3)])
+def test_photographs_of_few_pixels_have_depth_too(shape: tuple[int, int], checkpoint: Callable[[str], str]) -> None:
+    labeler = build("dpt", checkpoint=checkpoint("dpt"))
+    (label,) = labeler.label({"image": [np.full((*shape, 3), 90, np.uint8)]})["depth"]
+    assert_fits("depth", label, None)
+
+
 @pytest.mark.parametrize("name", [name for name in WEIGHTLESS if "image" in protocol.find(name).spec.inputs])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 3)])
 def test_photographs_of_few_pixels_have_labels_too(name, shape):
@@ -180,5 +214,5 @@ def test_specs_can_be_read_where_only_the_base_is_installed():
         "from labelers import protocol\n"
         "print([protocol.find(name).spec.name for name in sys.argv[1:]])\n"
     )
-    ran = subprocess.run([sys.executable, "-c", code, *WEIGHTLESS], capture_output=True, text=True)
-    assert ran.stdout.strip() == str(WEIGHTLESS), ran.stderr
+    ran = subprocess.run([sys.executable, "-c", code, *protocol.names()], capture_output=True, text=True)
+    assert ran.stdout.strip() == str(protocol.names()), ran.stderr

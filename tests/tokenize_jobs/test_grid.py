@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from manifests.errors import ConfigError, TokenizeError
 from manifests.modality import MODALITIES, Modality
 from tokenize_jobs import protocol
-from tokenize_jobs.grid import Coding, GridTokenizer, coding_of, trimmed_statistics, write
+from tokenize_jobs.coding import Coding, coding_of, trimmed_statistics
+from tokenize_jobs.grid import GridTokenizer, write
 from tokenize_jobs.networks import empty, initialize, start_from
 from tokenize_jobs.vq import start_codebook
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from manifests.errors import ConfigError
 from manifests.modality import MODALITIES, Modality
 from tokenize_jobs import protocol
+from tokenize_jobs.grid import GridTokenizer
 from train.fit_tokenizer import GridOptions, fit_grid
 
 TINY = GridOptions(
@@ -169,3 +171,25 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     void, classes = np.full((2, 32, 32), 255, dtype=np.uint8), replace(MODALITIES["segmentation"], size=32)
     with pytest.raises(ConfigError, match="no class to fit"):
         fit_grid(void, classes, TINY, **rest)
+
+
+def test_feature_maps_are_fitted_cell_by_cell(tmp_path: Path) -> None:
+    """Maps of two kinds of cells come back as they are, and a map of another size is more of the same cells."""
+    modality = replace(MODALITIES["dinov2"], channels=12, size=8 * 14)
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(2, 12)).astype(np.float32) * 4
+    labels = kinds[rng.integers(2, size=(24, 8, 8))]
+    options = replace(TINY, patch=1, codebook=4, window=8, mirror=False)
+    figures = fit_grid(labels, modality, options, tmp_path, held_out=labels[:4], threads=1)
+    assert figures["cosine"] > 0.95
+    assert figures["cosine"] > figures["flat_cosine"]
+    fitted = GridTokenizer.load(tmp_path, "dinov2")
+    assert fitted.spec.tokens == 64
+    assert fitted.decode(fitted.encode(labels[:2])).shape == (2, 8, 8, 12)
+    # The same tokens of a tensor, as a labeler may give it.
+    assert np.array_equal(fitted.encode(labels[:2]), fitted.encode(torch.from_numpy(labels[:2])))
+
+
+def test_a_latent_of_more_values_than_a_patch_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a patch of 2 px has 4 values, fewer than the latent, 8"):
+        fit(tmp_path, "edges", replace(TINY, patch=2))

@@ -1,0 +1,65 @@
+"""DINOv2's features of crops: the map of its patch tokens, and its class token (Oquab et al., arXiv 2304.07193)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from labelers import pretrained
+from labelers.protocol import LabelerSpec
+from manifests.errors import ConfigError
+from manifests.modality import MODALITIES
+
+
+class Dinov2:
+    """Dense and global features by any DINOv2 that transformers loads, with registers or without, both of one pass.
+
+    The crop must be a multiple of the patch: 14 px, and 224 make 16 x 16 cells. The modalities are those of ViT-B; for
+    another width declare your own, and name them as `outputs` of the spec of a subclass: what ends in `_global` is the
+    class token, the other the map.
+    """
+
+    spec: ClassVar[LabelerSpec] = LabelerSpec(
+        name="dinov2",
+        version=1,
+        scope="crop",
+        outputs=("dinov2", "dinov2_global"),
+        batch=64,
+        checkpoint="facebook/dinov2-base",
+        licence_weights="Apache-2.0",
+        requires=pretrained.REQUIRES,
+    )
+
+    def __init__(self, *, checkpoint: str = "facebook/dinov2-base", device: str = "cpu") -> None:
+        self.device = device
+        self.model = pretrained.load(checkpoint, "AutoModel", ("dinov2", "dinov2_with_registers"), device)
+        self.preprocessing = pretrained.preprocessing(Path(checkpoint))
+        self.patch = int(self.model.config.patch_size)
+        # The class token, and registers where there are any, stand before the patches.
+        self.before = 1 + int(getattr(self.model.config, "num_register_tokens", 0))
+        width = int(self.model.config.hidden_size)
+        for output in self.spec.outputs or ():
+            if output in MODALITIES and MODALITIES[output].channels != width:
+                raise ConfigError(
+                    f"checkpoint {checkpoint} has features of {width} channels, {output} has "
+                    f"{MODALITIES[output].channels}; declare a modality of your own for it, and a subclass that makes it"
+                )
+
+    def label(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Normalized tokens, float32: maps (B, s / patch, s / patch, C) and class tokens (B, C)."""
+        import torch
+
+        with torch.inference_mode():
+            pixels = pretrained.to_device(batch["image"], self.device).permute(0, 3, 1, 2)
+            tokens = self.model(pixel_values=self.preprocessing.normalize(pixels)).last_hidden_state
+            side = pixels.shape[-1] // self.patch
+            found = {}
+            for output in self.spec.outputs or ():
+                if output.endswith("_global"):
+                    found[output] = pretrained.made(tokens[:, 0])
+                else:
+                    grid = tokens[:, self.before :].unflatten(1, (side, side))
+                    found[output] = pretrained.made(grid)
+        return found
+
+
+LABELER = Dinov2

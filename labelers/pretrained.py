@@ -1,0 +1,105 @@
+"""What labelers of the transformers library share: loading a checkpoint's folder, its preprocessing, copies to a device."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import ConfigError
+
+REQUIRES = ("numpy", "safetensors", "torch", "transformers")
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What a model wants of its pixels, as its preprocessor_config.json says, which it may lack.
+
+    `mean` and `std` are of sRGB values from 0 to 1; `size` is height and width in px; `resample` a mode of interpolation.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int] | None
+    keeps_aspect: bool
+    multiple: int
+    resample: str
+
+    def normalize(self, pixels: Any) -> Any:
+        """uint8 (B, 3, h, w) of torch as the float32 that the model takes."""
+        import torch
+
+        mean, std = (
+            torch.tensor(values, device=pixels.device).mul(255).view(1, 3, 1, 1) for values in (self.mean, self.std)
+        )
+        return (pixels.float() - mean) / std
+
+
+def preprocessing(folder: Path) -> Preprocessing:
+    """The preprocessing of a checkpoint; ImageNet's mean and deviation where its folder says nothing."""
+    path = folder / "preprocessor_config.json"
+    try:
+        facts = json.loads(path.read_text()) if path.is_file() else {}
+        size = facts.get("size") or {}
+        return Preprocessing(
+            mean=tuple(facts.get("image_mean") or _IMAGENET_MEAN),
+            std=tuple(facts.get("image_std") or _IMAGENET_STD),
+            size=(int(size["height"]), int(size["width"])) if "height" in size else None,
+            keeps_aspect=bool(facts.get("keep_aspect_ratio", False)),
+            multiple=int(facts.get("ensure_multiple_of") or 1),
+            # Pillow's numbers for its filters.
+            resample="bilinear" if facts.get("resample") == 2 else "bicubic",
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is no preprocessor's configuration: {error}") from error
+
+
+def load(checkpoint: str, auto_class: str, families: tuple[str, ...], device: str) -> Any:
+    """The model in a checkpoint's folder, in float32 on a device, for inference only.
+
+    `auto_class` is a class of transformers, `families` the model types it may hold. Pickles are read as tensors only, and
+    code of a checkpoint is never run. Raises ConfigError where the folder holds no such model, or not all its weights.
+    """
+    import torch
+    import transformers
+
+    folder = Path(checkpoint)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"checkpoint {checkpoint}: expected a local folder with config.json and model.safetensors")
+    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    if kind not in families:
+        raise ConfigError(f"{folder / 'config.json'}: the model is of type {kind!r}; expected {' or '.join(families)}")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, found = getattr(transformers, auto_class).from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, weights_only=True, dtype=torch.float32
+        )
+    except Exception as error:
+        raise ConfigError(f"checkpoint {checkpoint} cannot be loaded: {type(error).__name__}: {error}") from error
+    # Weights that lack would be random, and the labels noise.
+    if lacking := sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])]):
+        raise ConfigError(
+            f"checkpoint {checkpoint} lacks {len(lacking)} of the model's tensors, such as {lacking[0]}; it is cut short, "
+            "or of another model"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def to_device(array: Any, device: str) -> Any:
+    """A NumPy array or a tensor on a device; onto a GPU through pinned memory, without waiting for it."""
+    import torch
+
+    # Of a NumPy array, the same memory.
+    tensor = torch.as_tensor(array)
+    if device.startswith("cuda") and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def made(tensor: Any) -> Any:
+    """Labels as the engine takes them, float32: a tensor where it lies on a GPU, else a NumPy array of the same memory."""
+    tensor = tensor.float().contiguous()
+    return tensor if tensor.is_cuda else tensor.numpy()
