@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.catalog import Catalog
-from manifests.shards import SAMPLE_COLUMNS
+from manifests.shards import RESERVED_COLUMNS
 
 
 def typed_columns(rows: Sequence[Mapping[str, Any]], known: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
@@ -21,7 +21,7 @@ def typed_columns(rows: Sequence[Mapping[str, Any]], known: Mapping[str, pa.Data
     arrays = {}
     for name in names:
         values = [row.get(name) for row in rows]
-        own = f"source_{name}" if name in SAMPLE_COLUMNS else name
+        own = f"source_{name}" if name in RESERVED_COLUMNS else name
         arrays[own] = _typed(values, known.get(own))
     return arrays
 
@@ -60,6 +60,6 @@ def known_types(catalog: Catalog, corpus: str) -> dict[str, pa.DataType]:
         with catalog.storage.open(part.path) as file:
             schema = pq.read_schema(file)
         for item in schema:
-            if item.name not in SAMPLE_COLUMNS:
+            if item.name not in RESERVED_COLUMNS:
                 types.setdefault(item.name, item.type)
     return types

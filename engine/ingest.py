@@ -1,9 +1,9 @@
 """A corpus's source becomes samples: new keys are appended as new parts, in the source's order; no part ever changes."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -11,16 +11,18 @@ import pyarrow.parquet as pq
 
 from engine import config, listing, sources
 from engine.column_types import known_types, typed_columns
+from engine.filters import Filter, dropped_table
+from engine.intake import Intake, Taken, reader
 from engine.source_stats import SourceStats
 from manifests import retention, sidecars
-from manifests.actions import CorpusAdded, PartAdded, SourcesChanged
+from manifests.actions import CorpusAdded, PartAdded, SamplesDropped, SourcesChanged
 from manifests.catalog import Catalog
-from manifests.errors import ConfigError, SourceError
+from manifests.errors import ConfigError
 from manifests.recipe import sha256_hex
 from manifests.shards import keys_digest, write_samples
 from manifests.storage import put_same
 
-_HASH_THREADS = 8
+_PLACES = {"source_offset": pa.int64(), "source_pack": pa.string(), "source_error": pa.string()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Ingested:
     new_parts: int
     vanished: int = 0
     changed: int = 0
+    dropped: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -43,24 +46,32 @@ def ingest(
     section: config.CorpusConfig,
     *,
     run: str,
+    scan: sources.Scan | None = None,
     on_new: Callable[[int], None] = lambda new: None,
     on_rows: Callable[[int], None] = lambda done: None,
 ) -> Ingested:
     """Appends the corpus's new samples as parts; `on_new` is told how many there are, `on_rows` how many are read.
 
+    `scan` is the source as it was listed before, None: it is listed now.
     Raises ConfigError where the source holds nothing, or where seed or part_rows are not those of the corpus.
     """
     known = {row["corpus"]: row for row in catalog.corpora()}.get(corpus)
     if known is not None:
         _check_unchanged(corpus, section, known)
-    scan = sources.scan(section)
     parts = catalog.parts(corpus)
-    before = {}
+    try:
+        scan = scan or sources.scan(section)
+    except ConfigError as error:
+        if parts and _is_packed(section):
+            note = f"its source is not there any more, its {len(parts)} parts are packed: {error}"
+            return Ingested(
+                corpus=corpus, root="", samples=sum(part.rows for part in parts), new=0, new_parts=0, notes=[note]
+            )
+        raise
     # Not where the corpus is known: a log that was made anew from files without sidecars has parts alone.
-    if parts:
-        query = "SELECT key, source, size_bytes, sha256 FROM samples WHERE corpus = ?"
-        before = {row["key"]: row for row in catalog.sql(query, [corpus]).to_pylist()}
-    fresh = [listed for listed in scan.samples if listed.key not in before]
+    before = _rows_before(catalog, corpus, with_offsets=not section.pack) if parts else {}
+    dropped = set(catalog.sql("SELECT key FROM dropped WHERE corpus = ?", [corpus])["key"].to_pylist())
+    fresh = [listed for listed in scan.samples if listed.key not in before and listed.key not in dropped]
     stats = SourceStats(catalog.workspace_id, corpus)
     document = config.document(section)
     added = CorpusAdded(
@@ -75,27 +86,30 @@ def ingest(
         catalog.commit([added], run=run)
     first_part = parts[-1].part + 1 if parts else 0
     types: dict[str, pa.DataType] = known_types(catalog, corpus)
-    forgotten = retention.forgotten_bytes(catalog)
     done = new_parts = 0
+    left_out: Counter[str] = Counter()
     if fresh:
         on_new(len(fresh))
-    for chunk in _chunks(fresh, scan, section, forgotten):
-        part = _write_part(catalog, corpus, scan, chunk, first_part + new_parts, types)
-        catalog.storage.put(sidecars.path_of(part), sidecars.of_part(part, added))
-        catalog.commit([part], run=run)
-        new_parts += 1
-        done += len(chunk)
-        if section.kind == "image":
-            for listed, sha256 in chunk:
-                stats.put(listed, sha256)
-        on_rows(done)
-    notes = list(scan.notes)
-    if refused := len(fresh) - done:
+    judge = Filter(section.filter, catalog, corpus)
+    with closing(Intake(scan, section, retention.forgotten_bytes(catalog), judge)) as intake:
+        for chunk in intake.chunks(fresh):
+            records = [_record_dropped(catalog, corpus, chunk.dropped)] if chunk.dropped else []
+            left_out.update(row["reason"] for row in chunk.dropped)
+            if chunk.rows:
+                part = _write_part(catalog, corpus, scan, intake, chunk.rows, first_part + new_parts, types)
+                catalog.storage.put(sidecars.path_of(part), sidecars.of_part(part, added))
+                catalog.commit([*records, part], run=run)
+                new_parts += 1
+                done += len(chunk.rows)
+            else:
+                catalog.commit(records, run=run)
+            if section.kind == "image" and section.url is None:
+                for taken in chunk.rows:
+                    stats.put(taken.listed, taken.sha256)
+            on_rows(done + left_out.total())
+        refused = intake.refused
+    if refused or left_out:
         on_rows(len(fresh))
-        # Without their names: what a run tells is kept in the workspace.
-        notes.append(
-            f"{refused:,} samples are left out: their source bytes were forgotten and are never taken in again"
-        )
     vanished, changed = _compare(scan, before, stats, section)
     stats.save(scan.samples)
     if (vanished or changed) and (
@@ -110,15 +124,51 @@ def ingest(
         new_parts=new_parts,
         vanished=len(vanished),
         changed=len(changed),
-        notes=notes,
+        dropped=left_out.total(),
+        notes=[*scan.notes, *_left_out_notes(left_out, refused)],
     )
+
+
+def _left_out_notes(left_out: Counter[str], refused: int) -> list[str]:
+    """What to tell of the samples that the filter dropped, by reason, and of those that were forgotten before."""
+    notes = []
+    if left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+        notes.append(
+            f"{left_out.total():,} samples are left out by the filter ({reasons}); the view `dropped` has them"
+        )
+    if refused:
+        # Without their names: what a run tells is kept in the workspace.
+        notes.append(
+            f"{refused:,} samples are left out: their source bytes were forgotten and are never taken in again"
+        )
+    return notes
 
 
 def root_of(catalog: Catalog, corpus: str, section: config.CorpusConfig) -> str:
     """Where the source of a corpus that was ingested before is. Raises ConfigError where it never was."""
     if not catalog.parts(corpus):
         raise ConfigError(f"corpora.{corpus} was never ingested; run without --only, or with --only ingest first")
-    return listing.list_source(section.source, listing.Notes()).root
+    try:
+        root = listing.list_source(section.source, listing.Notes()).root
+    except ConfigError:
+        if _is_packed(section):
+            return ""
+        raise
+    return "" if section.url is not None else root
+
+
+def _is_packed(section: config.CorpusConfig) -> bool:
+    return section.pack or section.url is not None
+
+
+def _rows_before(catalog: Catalog, corpus: str, *, with_offsets: bool) -> dict[str, dict[str, Any]]:
+    """What is known of each sample of the corpus, by key."""
+    columns = "key, source, size_bytes, sha256"
+    if with_offsets and "source_offset" in catalog.sql("SELECT * FROM samples LIMIT 0").column_names:
+        columns += ", source_offset"
+    rows = catalog.sql(f"SELECT {columns} FROM samples WHERE corpus = ?", [corpus]).to_pylist()
+    return {row["key"]: row for row in rows}
 
 
 def _check_unchanged(corpus: str, section: config.CorpusConfig, known: Mapping[str, Any]) -> None:
@@ -130,49 +180,45 @@ def _check_unchanged(corpus: str, section: config.CorpusConfig, known: Mapping[s
             )
 
 
-def _chunks(
-    fresh: Sequence[sources.Listed], scan: sources.Scan, section: config.CorpusConfig, forgotten: Collection[str]
-) -> Iterator[list[tuple[sources.Listed, bytes]]]:
-    """The samples of one new part after the other, with the sha256 of their sources; none whose bytes were forgotten."""
-    stream = iter(fresh)
-    waiting: list[tuple[sources.Listed, bytes]] = []
-    while block := list(islice(stream, section.part_rows)):
-        hashed = zip(block, _hashes(scan, block, section), strict=True)
-        waiting += [(listed, sha256) for listed, sha256 in hashed if sha256.hex() not in forgotten]
-        if len(waiting) >= section.part_rows:
-            yield waiting[: section.part_rows]
-            waiting = waiting[section.part_rows :]
-    if waiting:
-        yield waiting
-
-
 def _write_part(
     catalog: Catalog,
     corpus: str,
     scan: sources.Scan,
-    chunk: Sequence[tuple[sources.Listed, bytes]],
+    intake: Intake,
+    chunk: Sequence[Taken],
     part: int,
     types: dict[str, pa.DataType],
 ) -> PartAdded:
-    columns = [scan.columns(listed) for listed, _ in chunk]
-    rows = [
+    columns = [scan.columns(taken.listed) for taken in chunk]
+    pack_path = pack_sha256 = None
+    offsets: Mapping[int, int | None] = {row: taken.listed.offset for row, taken in enumerate(chunk)}
+    if intake.packing is not None:
+        numbers = {row: taken.number for row, taken in enumerate(chunk) if taken.number is not None}
+        offsets = {}
+        if numbers:
+            pack_path, pack_sha256, offsets = intake.packing.write(catalog.storage, corpus, part, numbers)
+    rows: list[dict[str, Any]] = [
         {
             "corpus": corpus,
             "part": part,
             "row": row,
-            "key": listed.key,
-            "source": listed.source,
-            "size_bytes": listed.size_bytes,
-            "sha256": sha256,
+            "key": taken.listed.key,
+            "source": taken.listed.source,
+            "size_bytes": taken.size_bytes,
+            "sha256": taken.sha256,
+            "source_offset": offsets.get(row),
+            "source_pack": pack_path if taken.number is not None else None,
+            "source_error": taken.error,
         }
-        for row, (listed, sha256) in enumerate(chunk)
+        for row, taken in enumerate(chunk)
     ]
+    places = [(name, kind) for name, kind in _PLACES.items() if any(row[name] is not None for row in rows)]
     arrays = typed_columns(columns, types)
     for name, array in arrays.items():
         types.setdefault(name, array.type)
         for row, value in zip(rows, array.to_pylist(), strict=True):
             row[name] = value
-    data = write_samples(rows, pa.schema([(name, array.type) for name, array in arrays.items()]))
+    data = write_samples(rows, pa.schema([*places, *((name, array.type) for name, array in arrays.items())]))
     sha256 = sha256_hex(data)
     path = f"data/{corpus}/_samples/part-{part:07d}-{sha256[:8]}.parquet"
     put_same(catalog.storage, path, data, sha256)
@@ -183,28 +229,13 @@ def _write_part(
         path=path,
         sha256=sha256,
         size_bytes=len(data),
-        keys_sha256=keys_digest([listed.key for listed, _ in chunk]),
-        source_bytes=sum(listed.size_bytes for listed, _ in chunk),
-        key_min=min(listed.key for listed, _ in chunk),
-        key_max=max(listed.key for listed, _ in chunk),
+        keys_sha256=keys_digest([taken.listed.key for taken in chunk]),
+        source_bytes=sum(taken.size_bytes for taken in chunk),
+        key_min=min(taken.listed.key for taken in chunk),
+        key_max=max(taken.listed.key for taken in chunk),
+        pack_path=pack_path,
+        pack_sha256=pack_sha256,
     )
-
-
-def _hashes(scan: sources.Scan, chunk: Sequence[sources.Listed], section: config.CorpusConfig) -> list[bytes]:
-    """The sha256 of each sample's source bytes; of no bytes where they cannot be read (the row fails when it is)."""
-    if section.kind == "text":
-        documents = sources.read_documents(scan.root, [listed.source for listed in chunk], section)
-        texts = ["" if isinstance(found, Exception) else str(found.get(section.text) or "") for found in documents]
-        return [bytes.fromhex(sha256_hex(text.encode())) for text in texts]
-
-    def hash_one(listed: sources.Listed) -> bytes:
-        try:
-            return bytes.fromhex(sha256_hex(sources.read_bytes(scan.root, listed.source)))
-        except SourceError:
-            return bytes.fromhex(sha256_hex(b""))
-
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        return list(pool.map(hash_one, chunk))
 
 
 def _compare(
@@ -217,21 +248,30 @@ def _compare(
     now = {listed.key: listed for listed in scan.samples}
     # A row without a hash is forgotten: nothing that becomes of its source is of interest.
     vanished = [key for key, row in before.items() if key not in now and row["sha256"] is not None]
-    changed = []
+    changed, touched = [], []
     for key, row in before.items():
         listed = now.get(key)
         if listed is None or row["sha256"] is None:
             continue
-        if listed.size_bytes != row["size_bytes"]:
+        if (
+            listed.size_bytes not in (None, row["size_bytes"])
+            or row.get("source_offset", listed.offset) != listed.offset
+        ):
             changed.append(key)
         elif section.kind == "image" and stats.is_touched(listed):
-            sha256 = sha256_hex(sources.read_bytes(scan.root, listed.source))
-            stats.put(listed, bytes.fromhex(sha256))
-            if sha256 != row["sha256"]:
-                changed.append(key)
+            touched.append(listed)
         elif stats.get(listed) not in (None, row["sha256"]):
             changed.append(key)
-    return vanished, changed
+    if touched:
+        with closing(reader(scan.root, section, touched)) as source:
+            for place, listed in enumerate(touched):
+                sha256 = sha256_hex(source.read(place) or b"")
+                stats.put(listed, bytes.fromhex(sha256))
+                if sha256 != before[listed.key]["sha256"]:
+                    changed.append(listed.key)
+    # In the order of the corpus, whichever way they were found.
+    found = set(changed)
+    return vanished, [key for key in before if key in found]
 
 
 def _record_changes(catalog: Catalog, corpus: str, vanished: Sequence[str], changed: Sequence[str]) -> SourcesChanged:
@@ -245,3 +285,14 @@ def _record_changes(catalog: Catalog, corpus: str, vanished: Sequence[str], chan
     path = f"data/{corpus}/_samples/changes-{sha256[:8]}.parquet"
     put_same(catalog.storage, path, data, sha256)
     return SourcesChanged(corpus=corpus, path=path, vanished=len(vanished), changed=len(changed))
+
+
+def _record_dropped(catalog: Catalog, corpus: str, rows: Sequence[Mapping[str, Any]]) -> SamplesDropped:
+    sink = pa.BufferOutputStream()
+    pq.write_table(dropped_table(corpus, rows), sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    sha256 = sha256_hex(data)
+    path = f"data/{corpus}/_samples/dropped-{sha256[:8]}.parquet"
+    put_same(catalog.storage, path, data, sha256)
+    counts = dict(sorted(Counter(row["reason"] for row in rows).items()))
+    return SamplesDropped(corpus=corpus, path=path, rows=len(rows), counts=counts)

@@ -1,5 +1,6 @@
 """The files of a source, on this machine or on any fsspec store: listed once, read in place, never copied."""
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from manifests.errors import ConfigError, SourceError
 
 _MAGIC = re.compile(r"[*?\[]")
 _NAMES_SHOWN = 3
+_KEY_DIGITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,24 @@ class File:
     path: str
     size_bytes: int
     mtime_ns: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """One sample of a source.
+
+    `source` is its path below the root, `docs.jsonl#17` for a row of a file, `a.tar#sub/b.jpg` for a member of a tar, or
+    a URL. `size_bytes` counts the image's file, or the document's text in UTF-8; None where only reading tells. `mtime_ns` is
+    the file's time of change, None where it is not local. `offset` is where the bytes begin in a tar, `beside` the suffix,
+    offset and size of the members beside it that hold its source columns.
+    """
+
+    key: str
+    source: str
+    size_bytes: int | None
+    mtime_ns: int | None
+    offset: int | None = None
+    beside: tuple[tuple[str, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,9 +127,14 @@ def stem(path: str) -> str:
     return os.path.splitext(path)[0]
 
 
+def key_of(source: str) -> str:
+    """The key of a sample that has none of its own: 16 hex digits of the sha256 of its source's name."""
+    return hashlib.sha256(source.encode()).hexdigest()[:_KEY_DIGITS]
+
+
 def uri(root: str, path: str) -> str:
-    """What opens a file of a source: a path of this machine, or an fsspec URI."""
-    return f"{root.rstrip('/')}/{path}"
+    """What opens a file of a source: a path of this machine, or an fsspec URI. Of URLs the root is empty."""
+    return path if not root else f"{root.rstrip('/')}/{path}"
 
 
 def open_file(root: str, path: str) -> IO[bytes]:
@@ -132,6 +157,21 @@ def read_file(root: str, path: str) -> bytes:
                 return file.read()
         fs, base = _filesystem(root)
         return fs.cat_file(f"{base}/{path}" if base else path)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def read_range(root: str, path: str, begin: int, size: int) -> bytes:
+    """`size` bytes of a file of a source from `begin` on; fewer where it ends before. Raises SourceError as `read_file`."""
+    try:
+        if not is_uri(root):
+            with open(uri(root, path), "rb", buffering=0) as file:
+                file.seek(begin)
+                return file.read(size) or b""
+        if size == 0:
+            return b""
+        fs, base = _filesystem(root)
+        return fs.cat_file(f"{base}/{path}" if base else path, start=begin, end=begin + size)
     except Exception as error:
         raise _unreadable(path, error) from error
 

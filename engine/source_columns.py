@@ -4,6 +4,7 @@ All values are JSON values of Python; NaN and infinity become null.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from engine.listing import File, Notes, read_file, stem, suffix
@@ -33,9 +34,9 @@ def image_columns(
     def read(path: str) -> dict[str, Any]:
         columns: dict[str, Any] = {}
         if name := beside[".txt"].get(stem(path)):
-            columns.update(_caption(root, name, notes))
+            columns.update(caption_of(partial(read_file, root, name), name, notes))
         if name := beside[".json"].get(stem(path)):
-            columns.update(_object(root, name, notes))
+            columns.update(object_of(partial(read_file, root, name), name, notes))
         if loaded is not None and path in joined:
             columns.update(loaded.row(joined[path], joined_by))
         return columns
@@ -43,9 +44,10 @@ def image_columns(
     return read
 
 
-def _caption(root: str, path: str, notes: Notes) -> dict[str, Any]:
+def caption_of(read: Callable[[], bytes], path: str, notes: Notes) -> dict[str, Any]:
+    """The column that the text file `path` beside an image is; nothing and a note where it cannot be read."""
     try:
-        text, exact = decoded(read_file(root, path))
+        text, exact = decoded(read())
     except SourceError as error:
         notes.add("caption", "that cannot be read", str(error))
         return {}
@@ -54,9 +56,10 @@ def _caption(root: str, path: str, notes: Notes) -> dict[str, Any]:
     return {"caption": text.strip()}
 
 
-def _object(root: str, path: str, notes: Notes) -> dict[str, Any]:
+def object_of(read: Callable[[], bytes], path: str, notes: Notes) -> dict[str, Any]:
+    """The columns that the JSON file `path` beside an image holds; nothing and a note where it cannot be read."""
     try:
-        value = parsed(decoded(read_file(root, path))[0])
+        value = parsed(decoded(read())[0])
     except SourceError as error:
         notes.add("sidecar", "that cannot be read", str(error))
         return {}
