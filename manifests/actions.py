@@ -31,7 +31,8 @@ class PartAdded:
     """A part exists: rows, in this order, for ever. `source_bytes` is the sum of its sources' sizes.
 
     Only a forget records a part again, with the same keys and nulls in the rows that are forgotten. `key_min` and `key_max`
-    are its least and greatest key, None in logs that did not say so yet.
+    are its least and greatest key, None in logs that did not say so yet. `pack_path` is the tar of its source bytes where
+    they were copied into the workspace.
     """
 
     action: ClassVar[str] = "part"
@@ -45,6 +46,8 @@ class PartAdded:
     source_bytes: int
     key_min: str | None = None
     key_max: str | None = None
+    pack_path: str | None = None
+    pack_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,20 @@ class SourcesChanged:
     path: str
     vanished: int
     changed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesDropped:
+    """New samples that an ingest left out by the corpus's filter; `path` is the Parquet file that names them.
+
+    `counts` are by reason. They are not considered again.
+    """
+
+    action: ClassVar[str] = "samples_dropped"
+    corpus: str
+    path: str
+    rows: int
+    counts: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +148,7 @@ class ShardAdded:
     vocabulary: int | None = None
     device: str = "cpu"
     micro_batch: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +229,7 @@ Action = (
     CorpusAdded
     | PartAdded
     | SourcesChanged
+    | SamplesDropped
     | RecipeAdded
     | RecipeCurrent
     | TokenizerAdded
@@ -229,6 +247,7 @@ KINDS: dict[str, type[Action]] = {
         CorpusAdded,
         PartAdded,
         SourcesChanged,
+        SamplesDropped,
         RecipeAdded,
         RecipeCurrent,
         TokenizerAdded,

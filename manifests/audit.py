@@ -23,6 +23,8 @@ _NAMED = """
 SELECT path, end_version IS NULL AS is_live, end_version FROM log.shard WHERE starts_with(path, $1)
 UNION ALL SELECT failed_path, end_version IS NULL, end_version FROM log.shard WHERE starts_with(failed_path, $1)
 UNION ALL SELECT path, end_version IS NULL, end_version FROM log.part WHERE starts_with(path, $1)
+UNION ALL SELECT pack_path, end_version IS NULL, end_version FROM log.part WHERE starts_with(pack_path, $1)
+UNION ALL SELECT path, true, NULL FROM log.samples_dropped WHERE starts_with(path, $1)
 UNION ALL SELECT c.path, s.path IS NOT NULL, c.version FROM log.sources_changed c
   LEFT JOIN state.sources_changed s USING (corpus, path, version) WHERE starts_with(c.path, $1)
 """

@@ -5,6 +5,7 @@ With `index.py`, `content.py`, `lookup.py`, `schema.sql` and `views.sql` this is
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import re
@@ -319,8 +320,9 @@ class Catalog:
 
     def live_shards(self, corpus: str | None = None) -> list[actions.ShardAdded]:
         """Every live shard, of one corpus or of all, in a fixed order."""
+        # JSON text is read twice as fast as a map.
         rows = self._rows(
-            "SELECT * FROM state.shard WHERE (? IS NULL OR corpus = ?) "
+            "SELECT * REPLACE (to_json(metrics)::VARCHAR AS metrics) FROM state.shard WHERE (? IS NULL OR corpus = ?) "
             "ORDER BY corpus, part, modality, form, fingerprint, crop",
             [corpus, corpus],
         )
@@ -435,11 +437,17 @@ def _plain_rows(relation: Any) -> tuple[list[str], list[tuple[Any, ...]]]:
 def as_action(kind: type[actions.AnyAction], row: dict[str, Any]) -> actions.AnyAction:
     """An action from a row of its table."""
     values = {}
-    for item in fields(kind):
-        value = row[item.name]
+    for name in _names(kind):
+        value = row[name]
         if isinstance(value, bytes):
             value = value.hex()
-        elif item.name in DOCUMENTS and isinstance(value, str):
-            value = json.loads(value)
-        values[item.name] = value
+        elif name in DOCUMENTS:
+            # A map of figures arrives as a dict or, through Arrow, as pairs.
+            value = json.loads(value) if isinstance(value, str) else dict(value)
+        values[name] = value
     return kind(**values)
+
+
+@functools.cache
+def _names(kind: type[actions.Action]) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(kind))

@@ -1,4 +1,4 @@
-"""Views over row-level Parquet files: `failures`, and what kept labels say: records, texts and vectors.
+"""Views over row-level Parquet files: `failures`, `dropped`, and what kept labels say: records, texts and vectors.
 
 Each is made when a query needs it, over the files that are live then: a list of files is what DuckDB wants, and binding
 it costs a look at each of them.
@@ -22,7 +22,7 @@ MODALITY_OF_VIEW = {
     "persons": "poses",
     **{name: name for name, modality in MODALITIES.items() if modality.kind == "vector"},
 }
-CONTENT_VIEWS = ("samples", "failures", *MODALITY_OF_VIEW, *snapshot_views.VIEWS)
+CONTENT_VIEWS = ("samples", "failures", "dropped", *MODALITY_OF_VIEW, *snapshot_views.VIEWS)
 
 _SQL_TYPES = {
     "string": "VARCHAR",
@@ -36,6 +36,10 @@ _FAILURES = (
     "corpus VARCHAR, part INTEGER, row INTEGER, key VARCHAR, modality VARCHAR, form VARCHAR, crop INTEGER, "
     "stage VARCHAR, class VARCHAR, message VARCHAR"
 )
+_DROPPED = (
+    "corpus VARCHAR, key VARCHAR, source VARCHAR, size_bytes BIGINT, sha256 VARCHAR, reason VARCHAR, message VARCHAR"
+)
+_DROPPED_FILES = "SELECT DISTINCT path FROM state.samples_dropped ORDER BY path"
 _FAILED_FILES = (
     "SELECT failed_path FROM shards WHERE is_current AND failed_path IS NOT NULL "
     "ORDER BY corpus, part, modality, form, crop"
@@ -71,6 +75,9 @@ def make_view(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str
     if name == "failures":
         files = [storage.location(path) for (path,) in connection.execute(_FAILED_FILES).fetchall()]
         selected = f"SELECT * FROM {samples.parquet(files)}" if files else _empty(_FAILURES)
+    elif name == "dropped":
+        files = [storage.location(path) for (path,) in connection.execute(_DROPPED_FILES).fetchall()]
+        selected = f"SELECT * FROM {samples.parquet(files)}" if files else _empty(_DROPPED)
     else:
         selected = _labels(connection, storage, name)
     connection.execute(f"CREATE OR REPLACE TEMP VIEW {samples.quoted(name)} AS {selected}")

@@ -7,11 +7,13 @@ ModmillError
 │   └── QueryError          SQL that DuckDB refuses
 ├── RowError                one row's fault; it becomes a failed row, the rest goes on
 │   ├── SourceError         the file is gone, or its bytes changed since ingest
+│   │   └── FetchError      a URL could not be fetched; FetchRefused: it must not be
 │   ├── DecodeError         the bytes are no whole image of a known kind, or are over the pixel cap
 │   ├── LabelError          a labeler refused the row
 │   └── TokenizeError       a tokenizer refused the row
 ├── ShardError              a shard or sidecar is missing, truncated or not what the log says
 ├── LogError                the log has a gap, a broken chain, or an entry that cannot be read
+├── DeadlineExceeded        a batch took longer than `engine.batch_deadline_s`
 └── TooManyFailures         over `max_failed_fraction`; exit code 3
 
 A message says what is wrong with the value, what was expected, where, and what to do about it.
@@ -49,6 +51,14 @@ class SourceError(RowError):
     """The source file cannot be read, or is not the one that was ingested."""
 
 
+class FetchError(SourceError):
+    """A URL could not be fetched, or what it gave is no image within the caps."""
+
+
+class FetchRefused(FetchError):
+    """A URL that is not fetched: its scheme or address is none that may be asked, or its owner says no."""
+
+
 class DecodeError(RowError):
     """The bytes are not one whole image of a known kind within the pixel cap."""
 
@@ -67,6 +77,10 @@ class ShardError(ModmillError):
 
 class LogError(ModmillError):
     """The commit log has a gap, a broken chain, or an entry that cannot be read."""
+
+
+class DeadlineExceeded(ModmillError):
+    """A batch takes longer than the pipeline file allows; its worker is taken to hang."""
 
 
 class TooManyFailures(ModmillError):

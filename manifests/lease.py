@@ -81,7 +81,39 @@ def writer_lease(storage: Storage, run: str) -> Iterator[Lease]:
         yield lease
 
 
+def holder(storage: Storage) -> str | None:
+    """The run that holds the lease now, as far as can be told; None where none does.
+
+    On a local disk the kernel knows. On an object store it is the last to say so, unless it gave no sign of life for TTL_S
+    by the clocks of two machines, or is known to be dead.
+    """
+    if storage.is_local:
+        return _flock_holder(Path(storage.full(LEASE_PATH)))
+    newest = _newest(storage)
+    found = _parsed(_bytes(storage, newest)) if newest else {}
+    age_s = _age_s(found.get("renewed_at"))
+    dead = _machine() is not None and found.get("machine") == _machine() and not _lives(found.get("pid"))
+    if found.get("released") is True or dead or age_s is None or age_s > TTL_S:
+        return None
+    return found.get("run")
+
+
 # -- on a local disk --------------------------------------------------------------------------------------------------
+
+
+def _flock_holder(path: Path) -> str | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        # Held for no longer than it takes to ask; a writer that comes in this moment tries again.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _parsed(path.read_bytes()).get("run")
+    finally:
+        os.close(descriptor)
+    return None
 
 
 @contextmanager
@@ -90,19 +122,26 @@ def _flock(storage: Storage, run: str) -> Iterator[Lease]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _parsed(path.read_bytes())
-            raise WorkspaceError(
-                f"{storage.uri} is being written by {_named(holder)}; wait for it or stop it"
-            ) from None
+        if not _locked(descriptor):
+            found = _parsed(path.read_bytes())
+            raise WorkspaceError(f"{storage.uri} is being written by {_named(found)}; wait for it or stop it")
         document = {"run": run, "host": socket.gethostname(), "pid": os.getpid(), "since": now()}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, canonical_json(document), 0)
         yield Lease(lambda: None)
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether the lock is ours; who only asks for its holder has it for a moment."""
+    for _ in range(3):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.02)
+    return False
 
 
 # -- on an object store -----------------------------------------------------------------------------------------------

@@ -117,6 +117,8 @@ class _Recovery:
             for corpus in self._storage.names("data"):
                 folders = recover_files.folders(self._storage, f"data/{corpus}")
                 samples = folders.pop(f"data/{corpus}/_samples", None)
+                # The sources that were packed; their parts' sidecars and samples name them.
+                folders.pop(f"data/{corpus}/_source", None)
                 parts = {} if samples is None else self._parts(pool, corpus, samples)
                 self._shards(pool, corpus, list(folders.values()), parts)
         self._tokenizers()
@@ -162,7 +164,9 @@ class _Recovery:
             )
         parts = [part.part for part in chosen.values()]
         forgotten = [action for part in chosen.values() for action in part.sidecar.forgotten]
-        self._commit([*parts, *forgotten, *recover_files.read_changes(self._storage, corpus, folder)])
+        changes = recover_files.read_changes(self._storage, corpus, folder)
+        dropped = recover_files.read_dropped(self._storage, corpus, folder)
+        self._commit([*parts, *forgotten, *changes, *dropped])
         self._found.parts += len(parts)
         self._found.size_bytes += sum(part.size_bytes for part in parts)
         missing = sorted(set(range(parts[-1].part)) - chosen.keys())

@@ -7,12 +7,21 @@ of what they find.
 import contextlib
 import json
 import posixpath
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from manifests import sidecars, snapshot, snapshot_files
-from manifests.actions import Forgotten, PartAdded, ShardAdded, SnapshotAdded, SourcesChanged, TokenizerAdded
+from manifests.actions import (
+    Forgotten,
+    PartAdded,
+    SamplesDropped,
+    ShardAdded,
+    SnapshotAdded,
+    SourcesChanged,
+    TokenizerAdded,
+)
 from manifests.errors import ModmillError, ShardError
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.retention import NO_BYTES
@@ -111,6 +120,19 @@ def read_changes(storage: Storage, corpus: str, folder: Folder) -> list[SourcesC
         changes = pq.ParquetFile(stream).read(["change"])["change"].to_pylist()
     vanished, changed = changes.count("vanished"), changes.count("changed")
     return [SourcesChanged(corpus=corpus, path=files[-1].path, vanished=vanished, changed=changed)]
+
+
+def read_dropped(storage: Storage, corpus: str, folder: Folder) -> list[SamplesDropped]:
+    """All lists of samples that ingests left out."""
+    import pyarrow.parquet as pq
+
+    found = []
+    for file in folder.named("dropped-", ".parquet"):
+        with storage.open(file.path) as stream:
+            reasons = pq.ParquetFile(stream).read(["reason"])["reason"].to_pylist()
+        counts = dict(sorted(Counter(reasons).items()))
+        found.append(SamplesDropped(corpus=corpus, path=file.path, rows=len(reasons), counts=counts))
+    return found
 
 
 def read_shard(storage: Storage, folder: Folder, file: StoredFile, parts: Mapping[int, FoundPart]) -> FoundShard:
@@ -216,6 +238,7 @@ def _part_alone(corpus: str, path: str, data: bytes) -> sidecars.Sidecar:
         source_bytes=sum(row["size_bytes"] or 0 for row in rows),
         key_min=min(keys),
         key_max=max(keys),
+        pack_path=next((row["source_pack"] for row in rows if row.get("source_pack")), None),
     )
     # Whose source is null was forgotten; the hashes of the sources, which bar them from coming back, stood in the log.
     gone = [row for row in rows if row["sha256"] is None]

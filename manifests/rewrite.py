@@ -49,6 +49,11 @@ def rewrite_part(
     gone = set(forgotten.rows)
     lost_bytes = sum(size or 0 for row, size in enumerate(table["size_bytes"].to_pylist()) if row in gone)
     places = pa.array([None if row in gone else row for row in range(table.num_rows)], pa.int64())
+    if part.pack_path is not None:
+        part = _rewrite_pack(storage, part, table, gone)
+        renamed = [part.pack_path if path else None for path in table["source_pack"].to_pylist()]
+        at = table.schema.get_field_index("source_pack")
+        table = table.set_column(at, table.schema.field(at), pa.array(renamed, pa.string()))
     for at, name in enumerate(table.column_names):
         if name not in _ALWAYS_KNOWN:
             table = table.set_column(at, table.schema.field(at), table[name].combine_chunks().take(places))
@@ -59,6 +64,24 @@ def rewrite_part(
     made = replace(part, path=path, sha256=sha256, size_bytes=len(data), source_bytes=part.source_bytes - lost_bytes)
     storage.put(sidecars.path_of(made), sidecars.of_part(made, corpus, [*earlier, forgotten]))
     return made
+
+
+def _rewrite_pack(storage: Storage, part: PartAdded, table: pa.Table, gone: Collection[int]) -> PartAdded:
+    """Writes the packed sources of a part with zeros for the bytes of some rows, so that all others stay where they are.
+
+    Members are named by row, so that no name tells what is gone.
+    """
+    path = part.pack_path or ""
+    packed = bytearray(storage.read(path) if part.pack_sha256 is None else read_same(storage, path, part.pack_sha256))
+    for row in gone:
+        begin, size = table["source_offset"][row].as_py(), table["size_bytes"][row].as_py()
+        if begin is not None:
+            packed[begin : begin + size] = bytes(size)
+    data = bytes(packed)
+    sha256 = sha256_hex(data)
+    path = f"{path.rpartition('-')[0]}-{sha256[:8]}.tar"
+    put_same(storage, path, data, sha256)
+    return replace(part, pack_path=path, pack_sha256=sha256)
 
 
 def rewrite_shard(storage: Storage, shard: ShardAdded, recipe: Mapping[str, Any], rows: Collection[int]) -> ShardAdded:

@@ -8,9 +8,11 @@ CREATE TABLE log.corpus (
 );
 CREATE TABLE log.part (
   version BIGINT, corpus VARCHAR, part INTEGER, rows INTEGER, path VARCHAR, sha256 BLOB, size_bytes BIGINT,
-  keys_sha256 BLOB, source_bytes BIGINT, key_min VARCHAR, key_max VARCHAR, end_version BIGINT
+  keys_sha256 BLOB, source_bytes BIGINT, key_min VARCHAR, key_max VARCHAR, pack_path VARCHAR, pack_sha256 BLOB,
+  end_version BIGINT
 );
 CREATE TABLE log.sources_changed (version BIGINT, corpus VARCHAR, path VARCHAR, vanished INTEGER, changed INTEGER);
+CREATE TABLE log.samples_dropped (version BIGINT, corpus VARCHAR, path VARCHAR, rows INTEGER, counts VARCHAR);
 CREATE TABLE log.recipe (version BIGINT, fingerprint VARCHAR, document VARCHAR);
 CREATE TABLE log.current (
   version BIGINT, corpus VARCHAR, modality VARCHAR, form VARCHAR, fingerprint VARCHAR, crops INTEGER, end_version BIGINT
@@ -23,8 +25,8 @@ CREATE TABLE log.shard (
   version BIGINT, run VARCHAR, corpus VARCHAR, part INTEGER, crop INTEGER, modality VARCHAR, form VARCHAR,
   fingerprint VARCHAR, path VARCHAR, format VARCHAR, sha256 BLOB, size_bytes BIGINT, rows INTEGER, ok INTEGER,
   failed INTEGER, absent INTEGER, not_selected INTEGER, forgotten INTEGER, keys_sha256 BLOB, failed_path VARCHAR,
-  failed_sha256 BLOB, tokens BIGINT, vocabulary INTEGER, device VARCHAR, micro_batch INTEGER, metrics VARCHAR,
-  end_version BIGINT
+  failed_sha256 BLOB, tokens BIGINT, vocabulary INTEGER, device VARCHAR, micro_batch INTEGER,
+  metrics MAP(VARCHAR, DOUBLE), end_version BIGINT
 );
 CREATE TABLE log.shards_retired (
   version BIGINT, corpus VARCHAR, modality VARCHAR, form VARCHAR, fingerprint VARCHAR, reason VARCHAR
@@ -55,6 +57,7 @@ CREATE VIEW state.part AS SELECT * FROM log.part WHERE state.is_live(version, en
 CREATE VIEW state.sources_changed AS
 SELECT * FROM log.sources_changed WHERE version <= getvariable('as_of')
 QUALIFY row_number() OVER (PARTITION BY corpus ORDER BY version DESC) = 1;
+CREATE VIEW state.samples_dropped AS SELECT * FROM log.samples_dropped WHERE version <= getvariable('as_of');
 CREATE VIEW state.recipe AS
 SELECT fingerprint, any_value(document)::JSON AS document, min(version) AS version
 FROM log.recipe WHERE version <= getvariable('as_of') GROUP BY fingerprint;

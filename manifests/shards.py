@@ -37,6 +37,10 @@ _ARROW_TYPES = {
     "list<float32>": pa.list_(pa.float32()),
 }
 SAMPLE_COLUMNS = ("corpus", "part", "row", "key", "source", "size_bytes", "sha256")
+# Where a row's bytes lie that are no file of their own: the first byte in a tar (the source's, or the one in the workspace
+# that `source_pack` names), or why there are none. Only in samples files that need them.
+PLACE_COLUMNS = ("source_offset", "source_pack", "source_error")
+RESERVED_COLUMNS = (*SAMPLE_COLUMNS, *PLACE_COLUMNS)
 _FAILURE_SCHEMA = pa.schema(
     [
         ("corpus", pa.string()),
@@ -158,6 +162,13 @@ class TarWriter:
             info.size = len(data)
             info.mode = 0o644
             self._tar.addfile(info, io.BytesIO(data))
+
+    def so_far(self) -> bytes:
+        """A whole tar of the rows that were added until now; more may follow."""
+        self._file.seek(0)
+        data = self._file.read(self._tar.offset)
+        self._file.seek(self._tar.offset)
+        return data + bytes(2 * tarfile.BLOCKSIZE)
 
     def finish(self) -> IO[bytes]:
         """The whole shard as a stream, at its start; closing it frees it."""

@@ -80,6 +80,15 @@ class Storage:
         with self._in_words(path, "read"):
             return self.fs.cat_file(self.full(path))
 
+    def read_range(self, path: str, begin: int, size: int) -> bytes:
+        """`size` bytes of a file from `begin` on, fewer where it ends before. Raises FileNotFoundError."""
+        if self.fs is None:
+            with open(self.full(path), "rb", buffering=0) as file:
+                file.seek(begin)
+                return file.read(size) or b""
+        with self._in_words(path, "read"):
+            return self.fs.cat_file(self.full(path), start=begin, end=begin + size) if size else b""
+
     def open(self, path: str) -> IO[bytes]:
         """A seekable stream over a file. Raises FileNotFoundError."""
         if self.fs is None:

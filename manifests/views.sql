@@ -46,12 +46,12 @@ SELECT left(r.fingerprint, 12) AS recipe, r.document ->> 'modality' AS modality,
 FROM state.recipe r
 ORDER BY modality, form, r.version;
 
--- One row a corpus, modality and form, by the current recipe. A part is done when every crop asked for has a shard;
--- where that is one, shards are parts, and need not be counted part by part.
+-- One row a corpus, modality and form, by the current recipe. A part is done when every crop asked for has a shard without
+-- rows that were not selected; where that is one, shards are parts, and need not be counted part by part.
 CREATE VIEW coverage AS
 WITH asked AS MATERIALIZED (SELECT *, coalesce(crops, 1) AS needed, row_number() OVER () AS id FROM state.current),
 there AS (
-  SELECT a.id, count(*) AS shards, count(*) FILTER (WHERE s.failed > 0) AS with_failures,
+  SELECT a.id, count(*) FILTER (WHERE s.not_selected = 0) AS shards, count(*) FILTER (WHERE s.failed > 0) AS with_failures,
     sum(s.ok)::BIGINT AS ok, sum(s.failed)::BIGINT AS failed, sum(s.absent)::BIGINT AS absent,
     sum(s.not_selected + s.forgotten)::BIGINT AS other, sum(s.tokens)::BIGINT AS tokens,
     sum(s.size_bytes)::BIGINT AS size_bytes
@@ -64,7 +64,8 @@ there AS (
 by_part AS (
   SELECT id, count(*) FILTER (WHERE shards = needed) AS done, count(*) FILTER (WHERE failed > 0) AS with_failures
   FROM (
-    SELECT a.id, s.part, any_value(a.needed) AS needed, count(*) AS shards, sum(s.failed) AS failed
+    SELECT a.id, s.part, any_value(a.needed) AS needed, count(*) FILTER (WHERE s.not_selected = 0) AS shards,
+      sum(s.failed) AS failed
     FROM state.shard s
     JOIN asked a
       ON a.corpus = s.corpus AND a.modality = s.modality AND a.form = s.form AND a.fingerprint = s.fingerprint
@@ -85,7 +86,7 @@ LEFT JOIN there t USING (id)
 LEFT JOIN by_part b USING (id)
 ORDER BY a.corpus, a.modality, a.form;
 
--- One row a shard that a current recipe asks for and that is not there.
+-- One row a shard that a current recipe asks for and that is not there, or has rows that were not selected.
 CREATE VIEW missing AS
 SELECT w.corpus, w.part, w.modality, w.form, left(w.fingerprint, 12) AS recipe, w.crop, w.rows
 FROM (
@@ -95,28 +96,74 @@ FROM (
 ) w
 ANTI JOIN state.shard s
   ON s.corpus = w.corpus AND s.part = w.part AND s.modality = w.modality AND s.form = w.form
-  AND s.fingerprint = w.fingerprint AND coalesce(s.crop, -1) = coalesce(w.crop, -1);
+  AND s.fingerprint = w.fingerprint AND coalesce(s.crop, -1) = coalesce(w.crop, -1) AND s.not_selected = 0;
 
 -- The parts that lack nothing that a current recipe asks for.
 CREATE VIEW complete_parts AS
 SELECT p.corpus, p.part, p.rows, n.shards
 FROM state.part p
 JOIN (SELECT corpus, sum(coalesce(crops, 1))::BIGINT AS shards FROM state.current GROUP BY corpus) n USING (corpus)
-JOIN (SELECT corpus, part, count(*) AS shards FROM state.current_shard GROUP BY corpus, part) d
+JOIN (SELECT corpus, part, count(*) AS shards FROM state.current_shard WHERE not_selected = 0 GROUP BY corpus, part) d
   ON d.corpus = p.corpus AND d.part = p.part AND d.shards = n.shards;
 
--- Figures of the current shards, one a row.
+-- Figures of the current shards, one a row: what their counts say, and what was measured as they were made.
+CREATE VIEW state.metric AS
+SELECT corpus, part, crop, modality, form, fingerprint, rows, ok, version,
+  unnest(['null_share', 'failed_share', 'tokens_per_row', 'bytes_per_row'] || map_keys(metrics)) AS metric,
+  unnest([1 - ok / nullif(rows, 0), failed / nullif(rows, 0), tokens / nullif(ok, 0), size_bytes / nullif(ok, 0)]
+    || map_values(metrics)) AS value
+FROM state.current_shard;
+
 CREATE VIEW quality AS
-SELECT corpus, part, crop, modality, form, left(fingerprint, 12) AS recipe, unnest(counted, recursive := true)
-FROM (
-  SELECT *, [
-    {'metric': 'null_share', 'value': 1 - ok / nullif(rows, 0)},
-    {'metric': 'failed_share', 'value': failed / nullif(rows, 0)},
-    {'metric': 'tokens_per_row', 'value': tokens / nullif(ok, 0)},
-    {'metric': 'bytes_per_row', 'value': size_bytes / nullif(ok, 0)}
-  ] AS counted
-  FROM state.current_shard
-);
+SELECT corpus, part, crop, modality, form, left(fingerprint, 12) AS recipe, metric, value FROM state.metric;
+
+-- When a shard departs from the history of its recipe. This is the one place of the limits; engine/alarms.py applies the
+-- same rules to shards as they come.
+CREATE VIEW state.alarm_limit AS
+SELECT 20 AS drift_shards, 4.0::DOUBLE AS drift_deviations, 0.005::DOUBLE AS least_deviation,
+  0.01::DOUBLE AS least_relative_deviation, 0.5::DOUBLE AS least_relative_rows, 3 AS jump_shards,
+  0.25::DOUBLE AS null_jump, 0.5::DOUBLE AS collapse, 20 AS equal_rows, 0.9::DOUBLE AS equal_share;
+
+-- The metrics that have a history: extremes and histograms have none. `weight` is of how many rows a value tells.
+CREATE VIEW state.judged_metric AS
+SELECT *, CASE WHEN metric IN ('null_share', 'failed_share') THEN rows ELSE ok END AS weight
+FROM state.metric
+WHERE isfinite(value) AND metric NOT IN ('min', 'max', 'label_min', 'label_max')
+  AND NOT starts_with(metric, 'score_hist_');
+
+-- By the hash of what a history is of, since sorting by five names takes most of the time.
+CREATE VIEW alarms AS
+WITH compared AS (
+  SELECT *, count(*) OVER earlier AS shards_before, avg(value) OVER earlier AS mean,
+    coalesce(stddev_samp(value) OVER earlier, 0) AS deviation, avg(weight) OVER earlier AS usual_weight
+  FROM state.judged_metric
+  WINDOW earlier AS (
+    PARTITION BY hash(corpus, modality, form, fingerprint, metric) ORDER BY version, part, coalesce(crop, 0)
+    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+  )
+),
+judged AS (
+  SELECT *, (value - mean) / greatest(deviation, least_deviation + least_relative_deviation * abs(mean)) AS deviations,
+    weight >= least_relative_rows * usual_weight AS is_comparable,
+    metric IN ('duplicates', 'label_duplicates') AND ok >= equal_rows AND value > 1 - 1.5 / ok AS is_all_equal
+  FROM compared, state.alarm_limit
+),
+ruled AS (
+  SELECT *,
+    CASE
+      WHEN metric IN ('not_finite', 'label_not_finite') AND value > 0 AND coalesce(mean, 0) = 0 THEN 'not finite'
+      WHEN is_all_equal AND coalesce(mean, 0) < equal_share THEN 'all equal'
+      WHEN metric = 'null_share' AND shards_before >= jump_shards AND value - mean > null_jump THEN 'nulls'
+      WHEN metric = 'codebook_use' AND shards_before >= jump_shards AND is_comparable AND value < collapse * mean
+        THEN 'collapse'
+      WHEN shards_before >= drift_shards AND is_comparable AND abs(deviations) > drift_deviations THEN 'drift'
+    END AS alarm
+  FROM judged
+)
+SELECT corpus, part, crop, modality, form, left(fingerprint, 12) AS recipe, alarm, metric, value, mean, deviations,
+  shards_before, version
+FROM ruled WHERE alarm IS NOT NULL
+ORDER BY version, part, modality, form, crop, metric;
 
 CREATE VIEW tokenizers AS
 SELECT name, left(digest, 12) AS digest, family, vocabulary, rows AS fitted_rows, metrics::JSON AS metrics,
