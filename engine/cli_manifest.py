@@ -47,12 +47,21 @@ attach_option = click.option(
 @click.command()
 @workspace_argument
 @as_of_option
+@click.option("--watch", "watched", is_flag=True, help="Follow the newest run until it ends, or Ctrl-C.")
 @form_option("table", "csv", "json")
-def status(workspace: str, as_of: str | None, form: str) -> None:
-    """Corpus by modality: parts done, failed, missing."""
-    from engine import output
+def status(workspace: str, as_of: str | None, watched: bool, form: str) -> None:
+    """Corpus by modality: parts done, failed, missing; before it one line on a run that is at work, or was killed."""
+    from engine import output, watch
     from manifests.catalog import STATUS, Catalog
+    from manifests.storage import open_storage
 
+    if watched:
+        if as_of is not None or form != "table":
+            raise ConfigError("--watch follows a run as it goes: it takes neither --as-of nor --format")
+        watch.watch(open_storage(workspace))
+        return
+    if form == "table" and as_of is None and (line := watch.head(open_storage(workspace))):
+        click.echo(line, err=True)
     with Catalog.open(workspace, as_of=as_of) as catalog:
         output.write_rows(*catalog.fetch(STATUS), form)
 
@@ -91,8 +100,8 @@ def sql(
     """Ask the manifest.
 
     QUERY is SQL over the views: corpora parts samples shards recipes coverage missing stale complete_parts failures quality
-    runs lineage timeline tokenizers snapshots snapshot_uses forgotten; boxes instances persons captions palettes metadata.
-    docs/manifest.md has their columns, and macros such as diff(version_a, version_b). - reads it from standard input.
+    alarms runs lineage timeline tokenizers snapshots snapshot_uses forgotten; boxes instances persons captions palettes
+    metadata. docs/manifest.md has their columns, and macros such as diff(version_a, version_b). - reads it from standard input.
     """
     from engine import output
     from manifests.catalog import Catalog
