@@ -16,8 +16,9 @@ from typing import Any
 
 import click
 
-from engine import cli_forget, cli_manifest
-from manifests.errors import ConfigError, ModmillError, QueryError, TooManyFailures, UserError, nearest
+from engine import cli_forget, cli_manifest, cli_run
+from engine.cli_run import settings_option
+from manifests.errors import ConfigError, ModmillError, QueryError, TooManyFailures, UserError
 
 _PATHS_AND_STORES = (
     *(FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError),
@@ -30,10 +31,6 @@ DONE, FOUND_WRONG, USER_MISTAKE, OVER_BUDGET, INTERRUPTED = 0, cli_manifest.FOUN
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _PATH = click.Path(path_type=Path)
-
-settings_option = click.option(
-    "--set", "settings", multiple=True, metavar="A.B=C", help="Override one value of the file."
-)
 
 
 class _Verbs(click.Group):
@@ -89,63 +86,30 @@ def init(folder: str | None, out: Path, schema: Path | None) -> None:
 
 
 @app.command()
-@click.argument("path", type=_PATH, default=Path())
-def doctor(path: Path) -> None:
-    """Say what is installed and what is missing: libraries, GPUs, Ray, the disk of PATH, labelers."""
+@click.argument("path", required=False)
+@click.option("--ray", "address", metavar="ADDRESS", help="Look at every node of a Ray cluster instead.")
+def doctor(path: str | None, address: str | None) -> None:
+    """Say what is installed and what is missing: libraries, GPUs, Ray, the disk of PATH, labelers.
+
+    With --ray, PATH is a pipeline file or a workspace, which every node must reach.
+    """
+    if address is not None:
+        from engine import ray_doctor
+
+        nodes = ray_doctor.report(address, path)
+        click.echo(ray_doctor.text(nodes))
+        if any(node.wrong for node in nodes):
+            sys.exit(FOUND_WRONG)
+        return
     from engine import doctor as doctoring
 
-    checks = doctoring.report(path)
+    checks = doctoring.report(path or Path())
     click.echo(doctoring.text(checks))
     if any(check.ok is False for check in checks):
         sys.exit(FOUND_WRONG)
 
 
-@app.command()
-@click.argument("file", type=_PATH)
-@settings_option
-@click.option("--only", metavar="STEP", help="Do one step: ingest, fit, label, tokenize, snapshot or train.")
-@click.option("--refit", is_flag=True, help="Fit the tokenizers anew; new shards beside the old.")
-@click.option("--failed", is_flag=True, help="Do the parts with failed rows again.")
-@click.option("--runner", type=click.Choice(["ray", "local"]), help="On Ray, or in this process.")
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes.")
-def run(
-    file: Path,
-    settings: tuple[str, ...],
-    only: str | None,
-    refit: bool,
-    failed: bool,
-    runner: str | None,
-    workers: int | None,
-) -> None:
-    """Do whatever a pipeline FILE asks for and is missing: ingest, fit tokenizers, label, tokenize, freeze, train."""
-    from engine import config as pipeline
-    from engine import run as running
-
-    if only is not None and only not in running.STEPS:
-        raise ConfigError(f"--only {only}: no such step; {nearest(only, running.STEPS)}")
-    overrides = list(settings or [])
-    overrides += [f"engine.runner={runner}"] * (runner is not None) + [f"engine.workers={workers}"] * (
-        workers is not None
-    )
-    config = pipeline.load(file, overrides)
-    done = running.run(
-        config,
-        steps=running.STEPS if only is None else (only,),
-        refit=refit,
-        retry_failed=failed,  # type: ignore[arg-type]
-    )
-    if done.did_nothing:
-        click.echo("nothing to do: everything in the pipeline file is done")
-    else:
-        counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in done.counts.items() if count)
-        click.echo(f"done: {counts}")
-    if done.counts.get("failed_rows"):
-        query = "SELECT stage, class, count(DISTINCT key) AS photos FROM failures GROUP BY ALL"
-        click.echo(f'what failed: modmill sql {config.workspace} "{query}"')
-    click.echo(f"look at it:  modmill status {config.workspace}")
-
-
-for verb in (*cli_manifest.VERBS, cli_forget.forget):
+for verb in (cli_run.run, *cli_manifest.VERBS, cli_forget.forget):
     app.add_command(verb)
 
 

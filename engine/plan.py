@@ -1,22 +1,48 @@
-"""What is to be made, and what is missing of it: pure functions of the pipeline file and the manifest.
+"""What is to be made, and what is missing of it, from the pipeline file and the manifest.
 
-A part's missing shards become one `WorkItem`, whose labelers share a decode; a tokenizer that is not there yet becomes a
-`FitItem`. What becomes of a corpus as a whole is in `engine/corpus_plan.py`.
+A part's missing shards of a group become one `WorkItem`; a tokenizer that is not there yet becomes a `FitItem`. What
+becomes of a corpus as a whole is in `engine/corpus_plan.py`, which labelers form a group in `engine/groups.py`.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from engine import selection
 from engine.config import PipelineConfig
 from engine.corpus_plan import CorpusPlan
+from engine.groups import Group
+from engine.selection import Selection
 from engine.work import Target, WorkItem
+from manifests import planning
 from manifests.actions import PartAdded, ShardAdded, TokenizerAdded
+from manifests.catalog import Catalog
 from manifests.modality import Form, Modality
+from manifests.planning import Place, Unfinished
 from manifests.recipe import sha256_hex
+from manifests.shards import Status
+from manifests.storage import Storage
 
+FORMS: frozenset[Form] = frozenset(("label", "token"))
 _HELD_OUT_ONE_IN = 10
+# Parts that are looked at together: so many records of parts are held at most.
+_WINDOW = 2048
+_THREADS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What of all that is missing is asked for.
+
+    `selection` are the rows to be labeled, None: all. `retry` are the classes of failures whose rows are made again, empty:
+    every class, None: failed rows stay as they are.
+    """
+
+    forms: frozenset[Form] = FORMS
+    selection: Selection | None = None
+    retry: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,45 +77,110 @@ def wanted_targets(plan: CorpusPlan) -> list[Target]:
     return targets
 
 
+def group_targets(plan: CorpusPlan, group: Group, forms: frozenset[Form] = FORMS) -> list[Target]:
+    """Those of `wanted_targets` that a group makes, of some forms."""
+    made = group.modalities
+    return [target for target in wanted_targets(plan) if target.modality in made and target.form in forms]
+
+
+def places_of(targets: Sequence[Target]) -> list[Place]:
+    """Targets as the manifest is asked for them."""
+    return [(target.modality, target.form, target.fingerprint, target.crop) for target in targets]
+
+
 def work_items(
-    plan: CorpusPlan,
-    parts: Sequence[PartAdded],
-    live: Iterable[ShardAdded],
-    tokenizers: Mapping[str, TokenizerAdded],
-    *,
-    forms: frozenset[Form] = frozenset(("label", "token")),
-    retry_failed: bool = False,
-) -> list[WorkItem]:
-    """What is missing: an item for each part that lacks shards, or with `retry_failed` has shards with failed rows."""
-    done = {
-        (shard.part, shard.modality, shard.form, shard.fingerprint, shard.crop)
-        for shard in live
-        if shard.corpus == plan.corpus and not (retry_failed and shard.failed)
-    }
-    wanted = [target for target in wanted_targets(plan) if target.form in forms]
-    used = {modality.tokenizer for modality in plan.modalities.values() if modality.token is not None}
-    items = []
-    for part in parts:
-        missing = tuple(
-            target
-            for target in wanted
-            if (part.part, target.modality, target.form, target.fingerprint, target.crop) not in done
+    catalog: Catalog, plan: CorpusPlan, group: Group, tokenizers: Mapping[str, TokenizerAdded], request: Request
+) -> Iterator[WorkItem]:
+    """What a group has to do: an item for each part that lacks shards of it, in the order of the parts.
+
+    The catalog is asked for a window of parts at a time, on the thread that takes the items.
+    """
+    targets = group_targets(plan, group, request.forms)
+    if not targets:
+        return
+    places = places_of(targets)
+    and_failed = request.retry is not None
+    failing = planning.failing(catalog, plan.corpus, request.retry) if request.retry else None
+    used = {plan.modalities[target.modality].tokenizer for target in targets if target.form == "token"}
+    known = {name: tokenizers[name] for name in sorted(used)}
+    for first in range(0, planning.last_part(catalog, plan.corpus) + 1, _WINDOW):
+        last = first + _WINDOW - 1
+        window = planning.unfinished(catalog, plan.corpus, places, first, last, and_failed=and_failed)
+        if request.selection is not None:
+            window = [found for found in window if request.selection.has(plan.corpus, found.part.part)]
+        if not window:
+            continue
+        not_whole = planning.not_whole(catalog, plan.corpus, places, first, last, and_failed=and_failed)
+        lives = [not_whole.get(found.part.part, {}) for found in window]
+        made = _each(
+            lambda found, live: _missing(catalog.storage, plan, targets, found, live, request, failing), window, lives
         )
-        if missing:
-            have = {name: tokenizers[name] for name in sorted(used)}
-            items.append(WorkItem(plan=plan, part=part, targets=missing, tokenizers=have))
-    return items
+        for found, (missing, base) in zip(window, made, strict=True):
+            if missing:
+                yield WorkItem(
+                    plan=plan,
+                    part=found.part,
+                    targets=missing,
+                    tokenizers=known,
+                    group=group.name,
+                    pool=group.pool,
+                    selected=request.selection.bits(plan.corpus, found.part.part) if request.selection else None,
+                    base=base,
+                    retry=request.retry or frozenset(),
+                )
+
+
+def _each(
+    look: Callable[..., Any], window: Sequence[Unfinished], lives: Sequence[Mapping[int, ShardAdded]]
+) -> list[Any]:
+    """Looks at the parts of a window; by threads where there are shards that may have to be read."""
+    if not any(lives):
+        return list(map(look, window, lives))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(look, window, lives))
+
+
+def _missing(
+    storage: Storage,
+    plan: CorpusPlan,
+    targets: Sequence[Target],
+    found: Unfinished,
+    live: Mapping[int, ShardAdded],
+    request: Request,
+    failing: Collection[tuple[int, str, Form, int | None]] | None,
+) -> tuple[tuple[Target, ...], dict[Target, ShardAdded]]:
+    """The targets of a part that are to be made, and the live shards of those that have rows already."""
+    part = found.part.part
+    missing, base = [], {}
+    for place, target in enumerate(targets):
+        shard = live.get(place)
+        if shard is None:
+            if place not in found.done:
+                missing.append(target)
+            continue
+        statuses = [Status.NOT_SELECTED] if shard.not_selected else []
+        is_failing = failing is None or (part, target.modality, target.form, target.crop) in failing
+        if request.retry is not None and shard.failed and is_failing:
+            statuses.append(Status.FAILED)
+        bits = request.selection.bits(plan.corpus, part) if request.selection else None
+        if statuses and (bits is None or selection.has_row(storage, shard, bits, statuses)):
+            missing.append(target)
+            base[target] = shard
+    return tuple(missing), base
 
 
 def fit_items(
     config: PipelineConfig,
     plans: Mapping[str, CorpusPlan],
-    parts: Mapping[str, Sequence[PartAdded]],
+    parts: Callable[[str], Sequence[PartAdded]],
     *,
     refit: bool,
     fitted: Mapping[str, TokenizerAdded | None],
 ) -> list[FitItem]:
-    """The tokenizers that the pipeline needs and the workspace lacks (all that it needs, with `refit`)."""
+    """The tokenizers that the pipeline needs and the workspace lacks (all that it needs, with `refit`).
+
+    `parts` gives the parts of a corpus, and is asked only where there is something to fit.
+    """
     needed: dict[str, list[tuple[str, Modality]]] = {}
     for corpus, plan in plans.items():
         for modality in plan.modalities.values():
@@ -99,18 +190,19 @@ def fit_items(
     for tokenizer, users in needed.items():
         if fitted.get(tokenizer) is not None and not refit:
             continue
-        corpora = [corpus for corpus in dict.fromkeys(corpus for corpus, _ in users) if parts[corpus]]
+        by_corpus = {corpus: tuple(parts(corpus)) for corpus, _ in users}
+        corpora = [corpus for corpus, found in by_corpus.items() if found]
         served = {modality.name: modality for _, modality in users}
         items.append(
             FitItem(
                 name=tokenizer,
                 family=next(iter(served.values())).tokenizer,
                 modalities=tuple(served.values()),
-                options=config.fit_options(tokenizer),
+                options=config.fit_options(tokenizer, next(iter(served.values())).kind),
                 rows=tuple(
                     FitRows(
                         plan=plans[corpus],
-                        parts=tuple(parts[corpus]),
+                        parts=by_corpus[corpus],
                         fit_rows=max(1, config.fit_rows // len(corpora)),
                     )
                     for corpus in corpora

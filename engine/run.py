@@ -6,33 +6,27 @@ photographs left over.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from engine import config as pipeline
-from engine import corpus_plan, ingest, plan, snapshot
+from engine import corpus_plan, ingest, plan, run_items, selection, snapshot
 from engine.corpus_plan import CorpusPlan
-from engine.failures import FailureBudget
-from engine.plan import FitItem
-from engine.progress import Progress
+from engine.plan import FitItem, Request
+from engine.run_items import Runner
 from engine.run_record import Done, Execution, recorded
-from engine.work import WorkItem
-from manifests import log
-from manifests.actions import (
-    Action,
-    PartAdded,
-    RecipeAdded,
-    RecipeCurrent,
-    ShardAdded,
-    TokenizerAdded,
-)
+from manifests import log, planning
+from manifests.actions import Action, RecipeAdded, RecipeCurrent, TokenizerAdded
+from manifests.catalog import Catalog
+from manifests.errors import ConfigError, nearest
 from manifests.modality import Form
 from manifests.storage import open_storage
 
 if TYPE_CHECKING:
     # Torch takes seconds to load, and only some pipelines train.
+    from engine.worker import WorkerSettings
     from train.run import Outcome
 
 Step = Literal["ingest", "fit", "label", "tokenize", "snapshot", "train"]
@@ -40,33 +34,28 @@ STEPS: tuple[Step, ...] = ("ingest", "fit", "label", "tokenize", "snapshot", "tr
 _FORMS: Mapping[Step, Form] = {"label": "label", "tokenize": "token"}
 
 
-class Runner(Protocol):
-    """Where items are done: `run_local.LocalRunner`, `run_ray.RayRunner`."""
-
-    def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]: ...
-
-    def work(self, items: Sequence[WorkItem], progress: Progress) -> Iterator[tuple[WorkItem, list[ShardAdded]]]: ...
-
-    def close(self) -> None: ...
-
-
 def run(
     config: pipeline.PipelineConfig,
     *,
     steps: Sequence[Step] = STEPS,
     refit: bool = False,
-    retry_failed: bool = False,
+    retry: Collection[str] | None = None,
+    where: str | None = None,
     kind: str = "run",
     quiet: bool = False,
 ) -> Done:
-    """Runs the pipeline; what was done. Raises TooManyFailures, and any ModmillError of its parts."""
+    """Runs the pipeline; what was done. Raises TooManyFailures, and any ModmillError of its parts.
+
+    retry   classes of failures whose rows are made again, empty: every failed row, None: none
+    where   SQL over `samples`: only these rows are labeled; the others of their parts stay as they are, or null
+    """
     pipeline.check_labelers(config)
     # A mistake in the trainer file is told before hours of work, not after.
     train = _trainer(config.train, quiet=quiet) if config.train and "train" in steps else None
     storage = open_storage(config.workspace)
     log.create_workspace(storage)
     with recorded(storage, kind, pipeline.document(config), quiet=quiet) as execution:
-        _Run(config, execution).all(steps, refit=refit, retry_failed=retry_failed)
+        _Run(config, execution).all(steps, refit=refit, retry=retry, where=where)
     # Without the lease: others may write to the workspace while a model is trained.
     if train is not None:
         outcome = train()
@@ -102,22 +91,27 @@ class _Run:
         self.progress = execution.progress
         self.done = execution.done
 
-    def all(self, steps: Sequence[Step], *, refit: bool, retry_failed: bool) -> None:
+    def all(self, steps: Sequence[Step], *, refit: bool, retry: Collection[str] | None, where: str | None) -> None:
         roots = self._ingest(steps)
-        parts = {corpus: self.catalog.parts(corpus) for corpus in roots}
         runner: Runner | None = None
+
+        def start(most: int) -> Runner:
+            nonlocal runner
+            runner = runner or self._runner(most)
+            return runner
+
         try:
-            fits = self._missing_fits(roots, parts, refit=refit) if "fit" in steps else []
+            fits = self._missing_fits(roots, refit=refit) if "fit" in steps else []
             if fits:
-                runner = self._runner(len(fits))
-                self._fit(runner, fits)
+                self._fit(start(len(fits)), fits)
             plans = self._plans(roots)
             self._commit_recipes(plans)
-            forms: frozenset[Form] = frozenset(form for step, form in _FORMS.items() if step in steps)
-            items = self._missing_work(plans, parts, forms, retry_failed=retry_failed)
-            if items:
-                runner = runner or self._runner(len(items))
-                self._work(runner, items)
+            request = request_of(self.catalog, plans, steps, retry=retry, where=where)
+            if request.forms:
+                fitted = {name: known for name, known in self._fitted().items() if known is not None}
+                execution = Execution(catalog=self.catalog, progress=self.progress, done=self.done)
+                workers = workers_of(self.config.engine)
+                run_items.label(execution, plans, fitted, self.config.engine, request, workers=workers, runner=start)
         finally:
             if runner is not None:
                 runner.close()
@@ -155,38 +149,15 @@ class _Run:
 
     # -- plan ---------------------------------------------------------------------------------------------------------
 
-    def _tokenizer_names(self) -> set[str]:
-        names = {corpus_plan.TEXT_TOKENIZER}
-        for corpus in self.config.corpora:
-            names |= set(corpus_plan.corpus_modalities(self.config, corpus))
-        return names
-
     def _fitted(self) -> dict[str, TokenizerAdded | None]:
-        return {name: self.catalog.tokenizer(name) for name in sorted(self._tokenizer_names())}
+        return {name: self.catalog.tokenizer(name) for name in sorted(tokenizer_names(self.config))}
 
     def _plans(self, roots: Mapping[str, str]) -> dict[str, CorpusPlan]:
         fitted = self._fitted()
         return {corpus: corpus_plan.corpus_plan(self.config, corpus, root, fitted) for corpus, root in roots.items()}
 
-    def _missing_fits(
-        self, roots: Mapping[str, str], parts: Mapping[str, Sequence[PartAdded]], *, refit: bool
-    ) -> list[FitItem]:
-        return plan.fit_items(self.config, self._plans(roots), parts, refit=refit, fitted=self._fitted())
-
-    def _missing_work(
-        self,
-        plans: Mapping[str, CorpusPlan],
-        parts: Mapping[str, Sequence[PartAdded]],
-        forms: frozenset[Form],
-        *,
-        retry_failed: bool,
-    ) -> list[WorkItem]:
-        fitted = {name: known for name, known in self._fitted().items() if known is not None}
-        items = []
-        for corpus, planned in plans.items():
-            live = self.catalog.live_shards(corpus)
-            items += plan.work_items(planned, parts[corpus], live, fitted, forms=forms, retry_failed=retry_failed)
-        return items
+    def _missing_fits(self, roots: Mapping[str, str], *, refit: bool) -> list[FitItem]:
+        return plan.fit_items(self.config, self._plans(roots), self.catalog.parts, refit=refit, fitted=self._fitted())
 
     def _commit_recipes(self, plans: Mapping[str, CorpusPlan]) -> None:
         """Puts recipes that the log does not know into it, and says which are current from here on."""
@@ -214,27 +185,18 @@ class _Run:
     # -- work ---------------------------------------------------------------------------------------------------------
 
     def _runner(self, most: int) -> Runner:
-        from engine.worker import WorkerSettings
-
         engine = self.config.engine
-        settings = WorkerSettings(
-            threads=engine.threads,
-            batch=engine.batch,
-            decode_threads=engine.decode_threads,
-            queue_bytes=engine.queue_mb << 20,
-            device=engine.device,
-        )
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = engine.workers or max(1, cores // engine.threads)
+        settings = worker_settings(engine, self.done.run)
+        workers = workers_of(engine)
         if engine.runner == "local":
             from engine.run_local import LocalRunner
 
             self.progress.say(f"{workers} worker{'s' * (workers > 1)} in this process")
-            return LocalRunner(self.catalog.storage.uri, settings, workers)
+            return LocalRunner(self.catalog.storage.uri, settings, engine)
         from engine.run_ray import RayRunner
 
         self.progress.say(f"starting Ray with {workers} worker{'s' * (workers > 1)} (some seconds)")
-        return RayRunner(self.catalog.storage.uri, settings, workers, engine.ray_address)
+        return RayRunner(self.catalog.storage.uri, settings, engine)
 
     def _fit(self, runner: Runner, items: Sequence[FitItem]) -> None:
         for item in items:
@@ -252,18 +214,57 @@ class _Run:
                 f"tokenizer {item.name}: {fitted.rows:,} labels, vocabulary {fitted.vocabulary:,}; {figures}"
             )
 
-    def _work(self, runner: Runner, items: Sequence[WorkItem]) -> None:
-        rows = sum(item.part.rows for item in items)
-        shards = sum(len(item.targets) for item in items)
-        self.progress.say(f"to do: {shards:,} shards of {len(items):,} parts ({rows:,} samples)")
-        self.progress.stage("work", rows, "samples")
-        budget = FailureBudget(self.config.engine.max_failed_fraction)
-        for item, records in runner.work(items, self.progress):
-            self.catalog.commit(records, run=self.done.run)
-            failed = sum(record.failed for record in records)
-            self.done.add("shards", len(records))
-            self.done.add("rows", sum(record.rows for record in records))
-            self.done.add("failed_rows", failed)
-            self.progress.update("work", item.part.rows, item=item.name, failed=failed)
-            self.progress.event("item", item=item.name, shards=len(records), failed=failed)
-            budget.add(sum(record.rows for record in records), failed)
+
+def request_of(
+    catalog: Catalog,
+    plans: Mapping[str, CorpusPlan],
+    steps: Sequence[Step],
+    *,
+    retry: Collection[str] | None,
+    where: str | None,
+) -> Request:
+    """What the options of a run ask for. Raises ConfigError for a class that no failed row has, and for `where`."""
+    forms: frozenset[Form] = frozenset(form for step, form in _FORMS.items() if step in steps)
+    for name in retry or ():
+        known = planning.failure_classes(catalog)
+        if known and name not in known:
+            raise ConfigError(f"--class {name}: no row failed with that; {nearest(name, known)}")
+    return Request(
+        forms=forms,
+        selection=None if where is None or not forms else selection.pick(catalog, where, plans),
+        retry=None if retry is None else frozenset(retry),
+    )
+
+
+def tokenizer_names(config: pipeline.PipelineConfig) -> set[str]:
+    """The names of all tokenizers that a pipeline may need."""
+    names = {corpus_plan.TEXT_TOKENIZER}
+    for corpus in config.corpora:
+        names |= set(corpus_plan.corpus_modalities(config, corpus))
+    return names
+
+
+def workers_of(engine: pipeline.EngineConfig) -> int:
+    """How many workers the engine's options ask for; by default as many as this machine's cores allow."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return engine.workers or max(1, cores // engine.threads)
+
+
+def worker_settings(engine: pipeline.EngineConfig, run: str, pool: str = "") -> "WorkerSettings":
+    """How the workers of a run work, in a pool or in none."""
+    from engine.worker import WorkerSettings
+
+    own = engine.pools.get(pool)
+    return WorkerSettings(
+        run=run,
+        threads=(own and own.threads) or engine.threads,
+        batch=(own and own.batch) or engine.batch,
+        decode_threads=engine.decode_threads,
+        queue_bytes=engine.queue_mb << 20,
+        models_bytes=engine.models_mb << 20,
+        device=(own and own.device) or engine.device,
+        dtype=engine.dtype,
+        compile=engine.compile,
+        batch_deadline_s=engine.batch_deadline_s,
+        spill_after_s=engine.spill_after_s,
+    )

@@ -1,0 +1,250 @@
+"""The labeling of a run: its head that says what will be done and why, the items handed to a runner, their records
+committed as they come, and the summary at its end.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
+
+from engine import plan, probe, reasons
+from engine.alarms import Alarms
+from engine.config import EngineConfig
+from engine.corpus_plan import CorpusPlan, LabelerUse
+from engine.failures import FailureBudget
+from engine.groups import Group, groups
+from engine.plan import FitItem, Request
+from engine.progress import Progress
+from engine.reasons import NewSamples
+from engine.run_record import Execution
+from engine.schedule import in_turn
+from engine.work import ItemResult, WorkItem
+from manifests import planning
+from manifests.actions import TokenizerAdded
+from manifests.catalog import Catalog
+from manifests.errors import TooManyFailures
+from manifests.modality import Form
+
+_NAMED = 5
+
+Pairs = list[tuple[WorkItem, ItemResult | Exception]]
+
+
+class Runner(Protocol):
+    """Where items are done: `run_local.LocalRunner`, `run_ray.RayRunner`."""
+
+    def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]: ...
+
+    def work(self, items: Iterable[WorkItem], progress: Progress) -> Iterator[Pairs]:
+        """Takes items as it needs them, on the thread that iterates; what is done at one tick, an Exception for good."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a group of a corpus has to do: parts that lack something, their rows, the shards they lack.
+
+    `rows_by_labeler` are the rows of the parts that each labeler has work in, of those that have any. With a selection
+    the figures are the most it can be: which shards lack a selected row is seen when they are looked at.
+    """
+
+    plan: CorpusPlan
+    group: Group
+    parts: int
+    rows: int
+    shards: int
+    rows_by_labeler: tuple[tuple[LabelerUse, int], ...]
+
+    def forms_of(self, use: LabelerUse, forms: Collection[Form]) -> list[str]:
+        """What a labeler of the group is to write, as "modality/form"."""
+        made = {output.name for output in use.outputs}
+        targets = plan.group_targets(self.plan, self.group, frozenset(forms))
+        return list(dict.fromkeys(f"{t.modality}/{t.form}" for t in targets if t.modality in made))
+
+
+def jobs(
+    catalog: Catalog,
+    plans: Mapping[str, CorpusPlan],
+    engine: EngineConfig,
+    request: Request,
+    new: Mapping[str, NewSamples] | None = None,
+) -> list[Job]:
+    """The groups of all corpora that have work, in order; `new` samples by corpus, which are not ingested yet, count."""
+    found = []
+    for planned in plans.values():
+        for group in groups(
+            planned, engine, lambda use, pool, planned=planned: probe.model_bytes(planned, use, engine, pool)
+        ):
+            coming = (new or {}).get(planned.corpus)
+            counts = _count(catalog, planned, group, group.modalities, request, coming)
+            if counts["parts"]:
+                by_labeler = [(use, {output.name for output in use.outputs}) for use in group.labelers]
+                rows = [
+                    (use, _count(catalog, planned, group, made, request, coming)["rows"]) for use, made in by_labeler
+                ]
+                busy = tuple((use, count) for use, count in rows if count)
+                found.append(Job(plan=planned, group=group, rows_by_labeler=busy, **counts))
+    return found
+
+
+def _count(
+    catalog: Catalog,
+    planned: CorpusPlan,
+    group: Group,
+    modalities: Collection[str],
+    request: Request,
+    new: NewSamples | None,
+) -> dict[str, int]:
+    """What some modalities of a group lack: `parts`, their `rows`, `shards`."""
+    targets = [target for target in plan.group_targets(planned, group, request.forms) if target.modality in modalities]
+    if not targets:
+        return {"parts": 0, "rows": 0, "shards": 0}
+    among = None if request.selection is None else request.selection.parts(planned.corpus)
+    and_failed = request.retry is not None
+    counts = planning.to_do(catalog, planned.corpus, plan.places_of(targets), and_failed=and_failed, among=among)
+    if new is None:
+        return counts
+    coming = {"parts": new.parts, "rows": new.rows, "shards": new.parts * len(targets)}
+    return {name: count + coming[name] for name, count in counts.items()}
+
+
+def known_cost(job: Job, engine: EngineConfig, forms: Collection[Form]) -> probe.Cost | None:
+    """What a job takes by earlier probes, None where one of its labelers was never probed."""
+    labelers = []
+    for use, rows in job.rows_by_labeler:
+        measured = probe.known(job.plan, use, engine, job.group.pool)
+        if measured is None:
+            return None
+        labelers.append((measured, rows, job.forms_of(use, forms)))
+    return probe.total(probe.costs(job.rows, labelers))
+
+
+def items(
+    catalog: Catalog, found: Sequence[Job], tokenizers: Mapping[str, TokenizerAdded], request: Request
+) -> Iterator[WorkItem]:
+    """The items of jobs: those of a pool group by group, the pools by turns."""
+    by_pool: dict[str, list[Iterator[WorkItem]]] = {}
+    for job in found:
+        by_pool.setdefault(job.group.pool, []).append(
+            plan.work_items(catalog, job.plan, job.group, tokenizers, request)
+        )
+    return in_turn(chain.from_iterable(streams) for streams in by_pool.values())
+
+
+def label(
+    execution: Execution,
+    plans: Mapping[str, CorpusPlan],
+    tokenizers: Mapping[str, TokenizerAdded],
+    engine: EngineConfig,
+    request: Request,
+    *,
+    workers: int,
+    runner: Callable[[int], Runner],
+) -> None:
+    """Makes what is missing. `runner` gives a runner for so many items at most; it is asked only where there is one.
+
+    Raises TooManyFailures where more rows or items fail than the pipeline file allows; what is done is committed.
+    """
+    catalog, progress = execution.catalog, execution.progress
+    found = jobs(catalog, plans, engine, request)
+    stream = items(catalog, found, tokenizers, request)
+    first = next(stream, None)
+    if first is None:
+        return
+    lines = [line for planned in plans.values() for line in reasons.lines(catalog, planned, request)]
+    lines = [line for line in lines if line.to_do]
+    for text in (*reasons.table(lines).splitlines(), *_head(found, engine, request, workers)):
+        progress.say(text)
+    parts: dict[str, int] = {}
+    for corpus in plans:
+        of_corpus = [line for line in lines if line.corpus == corpus]
+        for name in dict.fromkeys(line.modality for line in of_corpus):
+            parts[name] = parts.get(name, 0) + max(line.to_do for line in of_corpus if line.modality == name)
+    made = _Labeled(execution, engine, workers, Alarms(catalog, plans))
+    working = runner(sum(job.parts for job in found))
+    progress.plan(parts, workers, engine.gpu_hour_price)
+    try:
+        for pairs in working.work(chain([first], stream), progress):
+            made.add(pairs)
+    finally:
+        made.summarize()
+
+
+def _head(found: Sequence[Job], engine: EngineConfig, request: Request, workers: int) -> list[str]:
+    most = "at most " if request.selection is not None else ""
+    total = sum(job.parts for job in found)
+    shards, rows = sum(job.shards for job in found), sum(job.rows for job in found)
+    lines = [f"to do: {most}{shards:,} shards in {total:,} work items ({rows:,} samples to read)"]
+    costs = [known_cost(job, engine, request.forms) for job in found]
+    if all(cost is not None for cost in costs):
+        cost = probe.total([cost for cost in costs if cost is not None])
+        lines.append(f"by the last probe: {cost.words(engine.gpu_hour_price)}, {cost.wall(workers)}")
+    return lines
+
+
+class _Labeled:
+    """Counts what comes back, commits it, and stops the run where too much of it failed."""
+
+    def __init__(self, execution: Execution, engine: EngineConfig, workers: int, alarms: Alarms) -> None:
+        self._execution = execution
+        self._engine = engine
+        self._workers = workers
+        self._alarms = alarms
+        self._budget = FailureBudget(engine.max_failed_fraction)
+        self._failed: list[tuple[str, Exception]] = []
+        self._began = time.monotonic()
+        self._rows = self._samples = self._failed_rows = 0
+
+    def add(self, pairs: Pairs) -> None:
+        """Commits the results of one tick in one entry. Raises TooManyFailures."""
+        catalog, progress, done = self._execution.catalog, self._execution.progress, self._execution.done
+        results = [(item, result) for item, result in pairs if isinstance(result, ItemResult)]
+        records = [record for _, result in results for record in result.records]
+        if records:
+            catalog.commit(records, run=done.run)
+        rows, failed = sum(record.rows for record in records), sum(record.failed for record in records)
+        self._rows += rows
+        self._failed_rows += failed
+        self._samples += sum(result.rows for _, result in results)
+        for name, more in (("shards", len(records)), ("rows", rows), ("failed_rows", failed)):
+            done.add(name, more)
+        progress.done_items(results)
+        if alarms := self._alarms.tell(records, progress):
+            done.add("alarms", alarms)
+        for item, error in pairs:
+            if isinstance(error, Exception):
+                self._failed.append((item.name, error))
+                done.add("failed_items", 1)
+                progress.failed_item(item, error)
+        self._budget.add(rows, failed)
+        if len(self._failed) > self._engine.max_failed_parts:
+            name, error = self._failed[-1]
+            raise TooManyFailures(
+                f"{len(self._failed):,} work items failed as a whole, more than engine.max_failed_parts = "
+                f"{self._engine.max_failed_parts} allows; the last, {name}: {error}; mend that or raise "
+                "engine.max_failed_parts, and run again: what is done stays done"
+            ) from error
+
+    def summarize(self) -> None:
+        """Says what was done, how fast, at what cost, and what is left."""
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        said = [
+            f"labeled: {self._samples:,} samples read, {self._rows:,} rows written in {probe.clock(seconds)}",
+            f"{self._samples / seconds:,.1f} samples/s",
+        ]
+        if self._failed_rows:
+            said.append(f"{self._failed_rows:,} rows failed")
+        if self._engine.gpu_hour_price is not None:
+            said.append(f"{self._workers * seconds / 3600 * self._engine.gpu_hour_price:,.2f} dollars")
+        self._execution.progress.say(", ".join(said))
+        if alarms := self._execution.done.counts.get("alarms"):
+            self._execution.progress.say(f"alarms: {alarms:,} figures depart from their history; see the view `alarms`")
+        if self._failed:
+            names = ", ".join(name for name, _ in self._failed[:_NAMED])
+            more = f" and {len(self._failed) - _NAMED:,} more" if len(self._failed) > _NAMED else ""
+            self._execution.progress.say(
+                f"left to do: {len(self._failed):,} work items failed as a whole ({names}{more}); run again to try them"
+            )
