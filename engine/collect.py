@@ -22,7 +22,7 @@ _ORPHANS_AFTER = datetime.timedelta(hours=24)
 _CHECKPOINTS_KEPT = 2
 _THREADS = 8
 # Only names that modmill gives: what people put beside their data is theirs.
-_OURS = re.compile(r"(?:part-\d{7}(?:\.c\d{2,})?|changes)-[0-9a-f]{8}(?=\.)")
+_OURS = re.compile(r"(?:part-\d{7}(?:\.c\d{2,})?|changes|dropped)-[0-9a-f]{8}(?=\.)")
 _TEMPORARY = re.compile(r"\..+\.tmp")
 
 

@@ -126,9 +126,9 @@ class PipelineConfig(Section):
             if modality.tokenizer != "grid":
                 known = "shares the tokenizer `text`" if modality.tokenizer == "text" else "has no tokenizer"
                 problems.append(f"tokenizers.{name}: {name} {known}; only image-like modalities have one of their own")
-            elif modality.kind == "image" and modality.size % fit.patch:
+            elif fit.patch is not None and "h" in modality.axes and (side := modality.shape()[0]) % fit.patch:
                 problems.append(
-                    f"tokenizers.{name}.patch is {fit.patch}, which does not divide the size of {name}, {modality.size}"
+                    f"tokenizers.{name}.patch is {fit.patch}, which does not divide the size of {name}, {side}"
                 )
         return problems
 
@@ -167,12 +167,17 @@ class PipelineConfig(Section):
             resolved[name] = shared.model_copy(update={**given, "parameters": parameters})
         return resolved
 
-    def fit_options(self, tokenizer: str) -> dict[str, Any]:
-        """How a tokenizer (`text`, or a modality's own name) is fitted; what is left to its defaults is left out."""
-        for name, fit in self.tokenizers.items():
-            if tokenizer in (name, modalities.get(name).name):
-                return fit.model_dump(exclude_none=True)
-        return (TextFit() if tokenizer == TEXT_TOKENIZER else GridFit()).model_dump(exclude_none=True)
+    def fit_options(self, tokenizer: str, kind: str = "image") -> dict[str, Any]:
+        """How a tokenizer (`text`, or a modality's own name) is fitted; what is left to its defaults is left out.
+
+        `kind` is the modality's: a token of a feature map is a cell, and no labeler makes a mirrored map.
+        """
+        if tokenizer == TEXT_TOKENIZER:
+            return self.tokenizers.get(tokenizer, TextFit()).model_dump(exclude_none=True)
+        written = {modalities.get(name).name: name for name in self.tokenizers if name != TEXT_TOKENIZER}
+        fit = self.tokenizers.get(written.get(tokenizer, tokenizer), GridFit())
+        defaults = {"patch": 1, "mirror": False} if kind == "feature_map" else {"patch": 16}
+        return {**defaults, **fit.model_dump(exclude_none=True)}
 
 
 # The model of each section, to name the nearest option for an unknown one; `*` is any name.

@@ -86,7 +86,7 @@ def samples(catalog: Catalog, corpus: str, most: int, notes: list[str]) -> list[
             key=row["key"],
             source=row["source"],
             is_held_out=is_held_out(row["key"]),
-            columns={name: value for name, value in row.items() if name not in shards.SAMPLE_COLUMNS},
+            columns={name: value for name, value in row.items() if name not in shards.RESERVED_COLUMNS},
             cards=_cards(values[row["key"]], row["key"]),
         )
         for row in rows

@@ -1,9 +1,11 @@
 """The contact sheet of a corpus: a sample a row with all its modalities, on the page and as one picture."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from engine import contact, pictures
 from engine.page import Element, Page, cell, many
@@ -112,6 +114,12 @@ def _has_null(card: contact.Card) -> bool:
 
 def _made(card: contact.Card) -> str:
     return "no tokens" if card.tokens is None else f"from {many(card.tokens, 'token')}"
+
+
+def write_picture(shown: Sequence[contact.Sample], path: Path) -> None:
+    """The samples as one picture, written as a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(_sheet(shown)).save(path, format="PNG")
 
 
 def _sheet(shown: Sequence[contact.Sample]) -> np.ndarray:

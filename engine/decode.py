@@ -1,38 +1,60 @@
-"""The rows of a part, read and decoded by threads, in order, within a bound of bytes."""
+"""The rows of a part, read, decoded and cropped by threads, in order, within a bound of bytes."""
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from engine import sources
 from engine.corpus_plan import CorpusPlan
-from engine.failures import FORGOTTEN, Outcome, failed
-from manifests import images
+from engine.failures import ABSENT, FORGOTTEN, Outcome, failed
+from engine.source_bytes import SourceBytes
+from manifests import crops, images
+from manifests.crops import Crop
 from manifests.errors import SourceError
 from manifests.recipe import sha256_hex
-from manifests.shards import SAMPLE_COLUMNS
+from manifests.shards import RESERVED_COLUMNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What the labelers of a work item need of each row.
+
+    decode  whether photographs are decoded at all
+    photo   whether the whole photograph is needed, and not its crops alone
+    crops   the crop numbers
+    sizes   the sizes in px of each crop's pixels
+    """
+
+    decode: bool
+    photo: bool
+    crops: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedRow:
     """One sample, ready to be labeled.
 
-    `image` is None for documents, and where `problem` says why there is none; the columns of a photograph that cannot be
-    decoded are good all the same, those of a document that cannot be read and of a row that is forgotten (`readable` is
-    False) are not there.
+    `image` is there where the whole photograph is needed and could be decoded, `size` (width and height in px, true even
+    where the decode was scaled) and `cuts` where it could be decoded; `pixels` has a crop's pixels by crop number and
+    size. `problem` says why there is none of it; the columns of a photograph that cannot be decoded are good all the same,
+    those of a document that cannot be read and of a row that is forgotten (`readable` is False) are not there.
     """
 
     row: int
     key: str
     uri: str
     columns: Mapping[str, Any]
-    image: np.ndarray | None
-    problem: Outcome | None
+    problem: Outcome | None = None
+    image: np.ndarray | None = None
+    size: tuple[int, int] | None = None
+    cuts: Mapping[int, Crop] = field(default_factory=dict)
+    pixels: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)
     readable: bool = True
 
 
@@ -56,104 +78,209 @@ class ByteBudget:
             self._changed.notify_all()
 
     def leave(self, size_bytes: int) -> None:
-        """Gives a row's bytes back."""
+        """Gives bytes of a row back."""
         with self._changed:
             self._used -= size_bytes
             self._changed.notify_all()
 
+    @property
+    def fill(self) -> float:
+        """The share of the limit that is in use."""
+        return self._used / self._limit
 
-def load_rows(
-    plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], *, needs_image: bool, threads: int, queue_bytes: int
-) -> Iterator[LoadedRow]:
-    """The samples of a part (rows of its samples file), in order, each with its image and source columns.
 
-    Whatever is wrong with a row is its `problem`, never an exception. The bytes of decoded images that wait, plus the one
-    being worked on, stay under `queue_bytes`.
+class _Job:
+    """A row on its way: its bytes are known before it is let in, so that a chunk never waits for itself."""
+
+    def __init__(self) -> None:
+        self.sized: Future[int] = Future()
+        self.done: Future[tuple[LoadedRow, int]] | None = None
+
+
+def load_chunks(
+    plan: CorpusPlan,
+    samples: Sequence[Mapping[str, Any]],
+    units: Sequence[Sequence[int]],
+    source: SourceBytes,
+    *,
+    needs: Needs,
+    threads: int,
+    queue_bytes: int,
+    most: int,
+    budget: ByteBudget | None = None,
+) -> Generator[list[LoadedRow], None, None]:
+    """The samples at the places that `units` name, in order, in chunks of at most `most` rows of one unit.
+
+    Whatever is wrong with a row is its `problem`, never an exception. What is decoded and not yet taken, plus the chunk
+    at hand, plus what decoding itself takes, stays under `queue_bytes`; one photograph alone may exceed it. How rows fall
+    into chunks depends on the sizes of photographs alone, never on time: a chunk ends before a row with which it would
+    take more than half of the bytes.
     """
     if plan.config.kind == "text":
-        yield from _documents(plan, samples)
+        yield from _documents(plan, samples, units, most)
         return
-    if not needs_image:
-        for sample in samples:
-            yield _row(plan, sample, image=None, problem=None)
+    if not needs.decode:
+        for unit in units:
+            for first in range(0, len(unit), most):
+                yield [_row(plan, samples[place]) for place in unit[first : first + most]]
         return
-    budget = ByteBudget(queue_bytes)
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: deque[Future[tuple[np.ndarray | None, Outcome | None, int]]] = deque()
-        taken = 0
+    loader = _Loader(plan, samples, source, needs, budget or ByteBudget(queue_bytes))
+    yield from loader.run(units, threads, queue_bytes, most)
+
+
+class _Loader:
+    """The threads that decode, and the rows on their way."""
+
+    def __init__(
+        self,
+        plan: CorpusPlan,
+        samples: Sequence[Mapping[str, Any]],
+        source: SourceBytes,
+        needs: Needs,
+        budget: ByteBudget,
+    ) -> None:
+        self._plan = plan
+        self._samples = samples
+        self._source = source
+        self._needs = needs
+        self._budget = budget
+
+    def run(
+        self, units: Sequence[Sequence[int]], threads: int, queue_bytes: int, most: int
+    ) -> Generator[list[LoadedRow], None, None]:
+        places = [place for unit in units for place in unit]
+        # Enough rows ahead for a whole unit to be ready when the one before is done; bytes bound them.
+        ahead = max(4 * threads, 2 * max(map(len, units), default=0))
+        waiting: deque[_Job] = deque()
+        held = taken = 0
+        chunk: list[LoadedRow] = []
+        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+            try:
+                for unit in units:
+                    for number in range(len(unit)):
+                        while taken < len(places) and len(waiting) < ahead:
+                            waiting.append(self._start(pool, places[taken], taken))
+                            taken += 1
+                        job = waiting[0]
+                        if chunk and (len(chunk) == most or held + job.sized.result() > queue_bytes // 2):
+                            yield chunk
+                            chunk = []
+                            self._budget.leave(held)
+                            held = 0
+                        assert job.done is not None
+                        row, size_bytes = job.done.result()
+                        waiting.popleft()
+                        chunk.append(row)
+                        held += size_bytes
+                        del row
+                        if number == len(unit) - 1:
+                            yield chunk
+                            chunk = []
+                            self._budget.leave(held)
+                            held = 0
+            finally:
+                # A consumer that stops early must not leave threads waiting for their turn.
+                chunk = []
+                self._budget.leave(held)
+                for job in waiting:
+                    assert job.done is not None
+                    job.done.cancel()
+                for job in waiting:
+                    assert job.done is not None
+                    if not job.done.cancelled():
+                        self._budget.leave(job.done.result()[1])
+
+    def _start(self, pool: ThreadPoolExecutor, place: int, ticket: int) -> _Job:
+        job = _Job()
+        job.done = pool.submit(self._load, job, place, ticket)
+        return job
+
+    def _load(self, job: _Job, place: int, ticket: int) -> tuple[LoadedRow, int]:
+        """A row, and how many bytes of it are inside the budget."""
+        sample = self._samples[place]
+        row = _row(self._plan, sample)
+        entered = 0
+        stage = "source"
         try:
-            for sample in samples:
-                while taken < len(samples) and len(waiting) < 4 * threads:
-                    waiting.append(pool.submit(_decode, plan, samples[taken], taken, budget))
-                    taken += 1
-                image, problem, size_bytes = waiting.popleft().result()
-                try:
-                    yield _row(plan, sample, image=image, problem=problem)
-                finally:
-                    budget.leave(size_bytes)
-        finally:
-            # A consumer that stops early must not leave threads waiting for their turn.
-            for future in waiting:
-                future.cancel()
-            for future in waiting:
-                if not future.cancelled():
-                    budget.leave(future.result()[2])
+            if row.problem is not None:
+                return self._let_in(job, ticket, row)
+            data = self._source.read(place)
+            if data is None:
+                return self._let_in(job, ticket, replace(row, problem=ABSENT))
+            if sha256_hex(data) != sample["sha256"].hex():
+                raise SourceError(
+                    f"{sample['source']} is no longer the file that was ingested (its sha256 differs); put the old file "
+                    "back, or give the new one another name so that it becomes a sample of its own"
+                )
+            stage = "decode"
+            short = self._plan.config.decode_short
+            header = images.header_of(data, short=short)
+            crop_bytes = sum(3 * size * size for size in self._needs.sizes) * len(self._needs.crops)
+            entered = header.decode_bytes + crop_bytes
+            job.sized.set_result(entered)
+            self._budget.enter(ticket, entered)
+            row = self._decoded(row, images.decode_photo(data, short=short))
+            kept = crop_bytes + (header.pixel_bytes if row.image is not None else 0)
+            self._budget.leave(entered - kept)
+            return row, kept
+        except Exception as error:
+            row = replace(row, problem=failed(stage, error))
+            if entered:
+                self._budget.leave(entered)
+                return row, 0
+            return self._let_in(job, ticket, row)
+
+    def _let_in(self, job: _Job, ticket: int, row: LoadedRow) -> tuple[LoadedRow, int]:
+        """A row without pixels takes its turn."""
+        job.sized.set_result(0)
+        self._budget.enter(ticket, 0)
+        return row, 0
+
+    def _decoded(self, row: LoadedRow, photo: images.Photo) -> LoadedRow:
+        """The row with its crops, cut here so that the thread of the labelers need not."""
+        cuts = {
+            number: crops.plan_crop(self._plan.rule, row.key, number, photo.width, photo.height)
+            for number in self._needs.crops
+        }
+        pixels = {
+            (number, size): crops.crop_pixels(photo.pixels, crop, size)
+            for number, crop in cuts.items()
+            for size in self._needs.sizes
+        }
+        image = photo.pixels if self._needs.photo else None
+        return replace(row, image=image, size=(photo.width, photo.height), cuts=cuts, pixels=pixels)
 
 
-def _decode(
-    plan: CorpusPlan, sample: Mapping[str, Any], ticket: int, budget: ByteBudget
-) -> tuple[np.ndarray | None, Outcome | None, int]:
-    if _is_forgotten(sample):
-        budget.enter(ticket, 0)
-        return None, FORGOTTEN, 0
-    size_bytes = 0
-    entered = False
-    stage = "source"
-    try:
-        data = sources.read_bytes(plan.root, sample["source"])
-        if sha256_hex(data) != sample["sha256"].hex():
-            raise SourceError(
-                f"{sample['source']} is no longer the file that was ingested (its sha256 differs); put the old file back, "
-                "or give the new one another name so that it becomes a sample of its own"
-            )
-        stage = "decode"
-        width, height = images.size_of(data)
-        size_bytes = 3 * width * height
-        entered = True
-        budget.enter(ticket, size_bytes)
-        return images.decode(data), None, size_bytes
-    except Exception as error:
-        if not entered:
-            budget.enter(ticket, 0)
-        return None, failed(stage, error), size_bytes
-
-
-def _documents(plan: CorpusPlan, samples: Sequence[Mapping[str, Any]]) -> Iterator[LoadedRow]:
-    there = [sample["source"] for sample in samples if not _is_forgotten(sample)]
+def _documents(
+    plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], units: Sequence[Sequence[int]], most: int
+) -> Generator[list[LoadedRow], None, None]:
+    rows = [_row(plan, samples[place]) for unit in units for place in unit]
+    there = [samples[place]["source"] for unit in units for place in unit if not is_forgotten(samples[place])]
     found = iter(sources.read_documents(plan.root, there, plan.config))
-    for sample in samples:
-        if _is_forgotten(sample):
-            yield _row(plan, sample, image=None, problem=None)
-            continue
-        document = next(found)
-        if isinstance(document, Exception):
-            yield replace(_row(plan, sample, image=None, problem=failed("source", document)), readable=False)
-        else:
-            row = _row(plan, sample, image=None, problem=None)
-            yield replace(row, columns={**row.columns, **document})
+    left = iter(rows)
+    for unit in units:
+        for first in range(0, len(unit), most):
+            yield [_with_document(row, found) for row, _ in zip(left, unit[first : first + most], strict=False)]
 
 
-def _is_forgotten(sample: Mapping[str, Any]) -> bool:
-    """Whether a row of a samples file was forgotten: every other has the sha256 of its source."""
-    return sample["sha256"] is None
+def _with_document(row: LoadedRow, found: Iterator[Any]) -> LoadedRow:
+    if not row.readable:
+        return row
+    document = next(found)
+    if isinstance(document, Exception):
+        return replace(row, problem=failed("source", document), readable=False)
+    return replace(row, columns={**row.columns, **document})
 
 
-def _row(
-    plan: CorpusPlan, sample: Mapping[str, Any], *, image: np.ndarray | None, problem: Outcome | None
-) -> LoadedRow:
-    if _is_forgotten(sample):
+def is_forgotten(sample: Mapping[str, Any]) -> bool:
+    """Whether a row of a samples file was forgotten: every other has the sha256 of its source, or an error in its place."""
+    return sample["sha256"] is None and not sample.get("source_error")
+
+
+def _row(plan: CorpusPlan, sample: Mapping[str, Any]) -> LoadedRow:
+    if is_forgotten(sample):
         row, key = sample["row"], sample["key"]
-        return LoadedRow(row=row, key=key, uri="", columns={}, image=None, problem=FORGOTTEN, readable=False)
-    columns = {name: value for name, value in sample.items() if name not in SAMPLE_COLUMNS}
+        return LoadedRow(row=row, key=key, uri="", columns={}, problem=FORGOTTEN, readable=False)
+    columns = {name: value for name, value in sample.items() if name not in RESERVED_COLUMNS}
     uri = sources.uri(plan.root, sample["source"])
-    return LoadedRow(row=sample["row"], key=sample["key"], uri=uri, columns=columns, image=image, problem=problem)
+    return LoadedRow(row=sample["row"], key=sample["key"], uri=uri, columns=columns)

@@ -16,6 +16,7 @@ from manifests.actions import (
     RecipeCurrent,
     RunEnded,
     RunStarted,
+    SamplesDropped,
     ShardAdded,
     ShardsRetired,
     SnapshotAdded,
@@ -78,7 +79,7 @@ class Choice:
                 return action.snapshot in self.snapshots
             case RunStarted() | RunEnded():
                 return self.runs is None or action.run in self.runs
-            case SourcesChanged():
+            case SourcesChanged() | SamplesDropped():
                 return action.corpus in self.corpora and action.path not in self.forgotten
             case ShardsRetired():
                 return self._has(action.corpus, action.modality, action.form)

@@ -22,6 +22,7 @@ from manifests.actions import (
     Action,
     PartAdded,
     RunStarted,
+    SamplesDropped,
     ShardAdded,
     SnapshotAdded,
     SourcesChanged,
@@ -160,8 +161,11 @@ class _Copy:
                     files.append(self._copy_file(action.failed_path, action.failed_sha256))
                 return [*files, *self._copy_sidecar(action)]
             case PartAdded():
-                return [self._copy_file(action.path, action.sha256), *self._copy_sidecar(action)]
-            case SourcesChanged():
+                files = [self._copy_file(action.path, action.sha256)]
+                if action.pack_path is not None and action.pack_sha256 is not None:
+                    files.append(self._copy_file(action.pack_path, action.pack_sha256))
+                return [*files, *self._copy_sidecar(action)]
+            case SourcesChanged() | SamplesDropped():
                 return [self._copy_file(action.path, sha256_hex(self._read(action.path)))]
             case TokenizerAdded():
                 return [*self._copy_tokenizer(action), *self._copy_sidecar(action)]

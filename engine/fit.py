@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from engine.corpus_plan import CorpusPlan
+from engine.label import is_tensor
 from engine.plan import FitItem, FitRows, fit_order, is_held_out
+from engine.quality import host
 from engine.work import Target
 from engine.worker import Worker
 from manifests import shards, sidecars
@@ -113,7 +115,8 @@ def _labels(
             for target in targets:
                 found = labels.sample if target.crop is None else labels.crop[target.crop]
                 if found[modality.name].status is Status.OK:
-                    yield found[modality.name].value
+                    value = found[modality.name].value
+                    yield host([value])[0] if is_tensor(value) else value
 
 
 def _fit_text(

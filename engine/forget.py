@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import source_stats
+from engine import events, source_stats
 from engine.receipt import Receipt, make_receipt
 from engine.run_record import Execution, recorded
 from manifests import locked, retention, rewrite, shards, successor
@@ -22,7 +22,7 @@ from manifests.catalog import Catalog
 from manifests.errors import ConfigError, nearest
 from manifests.recipe import sha256_hex
 from manifests.retention import NO_BYTES, RecipeShards, Row
-from manifests.storage import Storage, cache_folder, open_storage, read_same
+from manifests.storage import open_storage, read_same
 
 _THREADS = 4
 _NAME_DIGITS = 16
@@ -181,29 +181,7 @@ def _forget_of_part(execution: Execution, rows: Sequence[Row], earlier: Sequence
 def _redact_events(catalog: Catalog, own_run: str, sources: Sequence[str]) -> None:
     """Takes the sources' names out of what earlier runs told: a note of an ingest may have one."""
     named = re.compile(r"(?<![\w./-])(" + "|".join(re.escape(source) for source in sources) + r")(?![\w/-])")
-    for path in sorted(events_folder(catalog.storage, catalog.workspace_id).glob("*/events.jsonl")):
-        if path.parent.name == own_run:
-            continue
-        text = path.read_text(encoding="utf-8")
-        left = "".join(_redacted(line, named) for line in text.splitlines(keepends=True))
-        if left != text:
-            path.write_text(left, encoding="utf-8")
-
-
-def _redacted(line: str, named: re.Pattern[str]) -> str:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return line
-    changed = {
-        name: named.sub("(forgotten)", value) if isinstance(value, str) else value for name, value in event.items()
-    }
-    return line if changed == event else json.dumps(changed, default=str) + "\n"
-
-
-def events_folder(storage: Storage, workspace_id: str) -> Path:
-    """Where the runs of this machine tell what they do."""
-    return Path(storage.full("runs")) if storage.is_local else cache_folder() / workspace_id / "runs"
+    events.redact(catalog.storage, named, but=own_run)
 
 
 def clear_caches(catalog: Catalog) -> None:

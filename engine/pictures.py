@@ -185,9 +185,13 @@ class SheetRow:
 
 
 def sheet(rows: Sequence[SheetRow], columns: Sequence[str]) -> Image.Image:
-    """A contact sheet: a column a modality, and for each sample a line of labels above a line of what tokens hold."""
+    """A contact sheet: a column a modality, and for each sample a line of labels above a line of what tokens hold.
+
+    Where no tokens are shown there is no line for them.
+    """
     gap, left, top, title = 10, 86, 46, 34
-    block = title + 2 * (TILE + gap)
+    has_tokens = any(cell is not None for row in rows for cell in row.decoded.values())
+    block = title + (1 + has_tokens) * (TILE + gap)
     width = left + len(columns) * (TILE + gap) + gap
     image = Image.new("RGB", (width, top + len(rows) * block + gap), _PAPER)
     draw = ImageDraw.Draw(image)
@@ -200,7 +204,7 @@ def sheet(rows: Sequence[SheetRow], columns: Sequence[str]) -> Image.Image:
         draw.text((left, y + 9), _one_line(draw, row.title, body, width // 2), font=body, fill=_INK)
         shift = draw.textlength(_one_line(draw, row.title, body, width // 2), font=body)
         draw.text((left + shift + 12, y + 9), row.note, font=body, fill=_FAINT)
-        for line, (name, cells) in enumerate((("label", row.labels), ("from\ntokens", row.decoded))):
+        for line, (name, cells) in enumerate((("label", row.labels), ("from\ntokens", row.decoded))[: 1 + has_tokens]):
             cell_y = y + title + line * (TILE + gap)
             draw.multiline_text((gap + 4, cell_y + TILE // 2 - 12), name, font=body, fill=_FAINT)
             for place, column in enumerate(columns):

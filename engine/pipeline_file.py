@@ -24,6 +24,11 @@ _PATHS: tuple[KeyPath, ...] = (
     ("corpora", "*", "table"),
     ("tokenizers", "text", "file"),
 )
+# Values that may name a file or folder, or something elsewhere.
+_CHECKPOINTS: tuple[KeyPath, ...] = (
+    ("modalities", "*", "parameters", "checkpoint"),
+    ("corpora", "*", "modalities", "*", "parameters", "checkpoint"),
+)
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::|://)")
 _SEGMENT = re.compile(r'"([^"]+)"|([^."=]+)')
 
@@ -199,16 +204,24 @@ def absolute(text: str, folder: Path) -> str:
     return text if is_uri(text) else os.path.abspath(os.path.join(folder, os.path.expanduser(text)))
 
 
-def _is_path(path: KeyPath) -> bool:
+def _is_path(path: KeyPath, patterns: Sequence[KeyPath] = _PATHS) -> bool:
     return any(
         len(path) == len(pattern) and all(want in ("*", name) for name, want in zip(path, pattern, strict=True))
-        for pattern in _PATHS
+        for pattern in patterns
     )
 
 
+def _checkpoint(text: str, folder: Path) -> str:
+    """A checkpoint's name: a hub id looks like a path, and is one only where something lies there."""
+    path = absolute(text, folder)
+    return path if text.startswith((".", "~")) or os.path.exists(path) else text
+
+
 def _resolve(value: Any, folder: Path, path: KeyPath = ()) -> Any:
-    if isinstance(value, dict) and len(path) < max(map(len, _PATHS)):
+    if isinstance(value, dict) and len(path) < max(map(len, _PATHS + _CHECKPOINTS)):
         return {name: _resolve(below, folder, (*path, str(name))) for name, below in value.items()}
     if isinstance(value, str) and value and _is_path(path):
         return absolute(value, folder)
+    if isinstance(value, str) and value and _is_path(path, _CHECKPOINTS):
+        return _checkpoint(value, folder)
     return value

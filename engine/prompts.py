@@ -108,7 +108,8 @@ def _map(facts: Modality, path: str) -> np.ndarray:
         label = fit_array(facts, numbers)
         axes = facts.axes.split()
         width, height = label.shape[axes.index("w")], label.shape[axes.index("h")]
-        return crops.crop_label(facts, label, crops.plan_crop(crops.CropRule(), "", 0, width, height), facts.size)
+        centre = crops.plan_crop(crops.CropRule(), "", 0, width, height)
+        return crops.crop_label(facts, label, centre, facts.size // facts.stride)
 
     if "h" not in facts.axes.split():
         raise ConfigError(f"--from {facts.name}={path}: expected a .npy of its tokens")

@@ -1,190 +1,182 @@
-"""Work items on Ray: one class of actors, each a worker; only items and records cross the object store, never pixels.
+"""Work items on Ray: actors of one class, each a worker; only items and results cross between them, never pixels.
 
-Ray is imported here and nowhere above `engine`. The driver hands out items one by one and resubmits those whose worker
-died, so that every attempt is counted.
+Ray is imported here and in `engine/ray_*.py`, and nowhere else. The driver hands out two items a worker, the second one
+for its bytes to be fetched ahead, and hands out again what a dead worker had, so that every attempt is counted.
 """
 
+import json
 import logging
+import os
 import signal
 import tempfile
 import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
-from engine.fit import fit
 from engine.plan import FitItem
+from engine.pools import pool_of_fit, pools
 from engine.progress import Progress
-from engine.work import WorkItem
-from engine.worker import Worker, WorkerSettings
-from manifests.actions import ShardAdded, TokenizerAdded
+from engine.ray_crew import Crew
+from engine.ray_loop import Loop
+from engine.schedule import Draining, FitSchedule, Schedule, needed_models
+from engine.sections import EngineConfig
+from engine.strikes import Strikes
+from engine.work import ItemResult, WorkItem
+from engine.worker import WorkerSettings
+from manifests.actions import TokenizerAdded
 from manifests.errors import ModmillError
+from manifests.storage import open_storage
 
 _log = logging.getLogger(__name__)
-_POLL_S = 1.0
-# A worker that dies twice on an item may be unlucky; the third time it is the item.
-_MOST_DEATHS = 3
+_TICK_S = 0.1
+# Results are given to be committed so often, many in one log entry; workers go on meanwhile.
+_GATHER_S = 0.25
 _MOST_STARTS = 3
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-def _start_ray(address: str | None, empty: str, options: Mapping[str, Any]) -> None:
+class RayRunner:
+    """Runs items on actors of a Ray cluster: one of this machine's own unless an address is given.
+
+    The address is `engine.ray_address`, else the variable RAY_ADDRESS, which Ray sets inside its jobs.
+    """
+
+    def __init__(self, workspace: str, settings: WorkerSettings, engine: EngineConfig) -> None:
+        self._storage = open_storage(workspace)
+        self._run = settings.run
+        self._engine = engine
+        self._open: Generator[Any, None, None] | None = None
+        self._empty = tempfile.TemporaryDirectory(prefix="modmill-ray-")
+        self._started = not ray.is_initialized()
+        address = engine.ray_address or os.environ.get("RAY_ADDRESS")
+        if self._started:
+            start_ray(address, engine, self._empty.name)
+        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        # To a Ray that runs in this process already nothing can be added for the whole job.
+        late = {} if self._started else engine.runtime_env
+        self._crew = Crew(workspace, pools(engine, settings, has_gpus=has_gpus, runtime_env=late))
+        if self._started and not address:
+            self._crew.check_room()
+
+    def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
+        """Fits tokenizers, one a worker; each with its item as soon as it is ready."""
+        schedule = FitSchedule(items, lambda item: pool_of_fit(item, self._engine))
+        for done in self._each(self._loop("fit", schedule, progress), Draining()):
+            yield from done
+
+    def work(
+        self, items: Iterable[WorkItem], progress: Progress
+    ) -> Iterator[list[tuple[WorkItem, ItemResult | Exception]]]:
+        """Does work items; lists of those that are done, each with its result or the error it failed with for good.
+
+        The first Ctrl-C stops handing out, waits up to `engine.drain_s` for what is at work, and ends in KeyboardInterrupt.
+        """
+
+        def drained() -> Generator[list[Any], None, None]:
+            with Draining() as draining:
+                yield from self._each(self._loop("work", Schedule(items, needed_models), progress), draining)
+
+        self._open = drained()
+        return self._open
+
+    def close(self) -> None:
+        """Ends the actors, and Ray where it was started here."""
+        if self._open is not None:
+            self._open.close()
+        for actor in list(self._crew.actors):
+            self._crew.remove(actor)
+        if self._started:
+            ray.shutdown()
+        self._empty.cleanup()
+
+    def _loop(self, method: Literal["fit", "work"], schedule: Schedule | FitSchedule, progress: Progress) -> Loop:
+        batches = {name: pool.settings.batch for name, pool in self._crew.pools.items()}
+        return Loop(method, schedule, self._crew, progress, Strikes(batches), self._storage, self._run)
+
+    def _each(self, loop: Loop, draining: Draining) -> Iterator[list[Any]]:
+        until: float | None = None
+        yielded = 0.0
+        self._crew.hurry()
+        try:
+            while True:
+                if draining.asked and until is None:
+                    until = time.monotonic() + self._engine.drain_s
+                    loop.drain(self._engine.drain_s)
+                if until is None:
+                    loop.hand_out()
+                if loop.is_over or (until is not None and time.monotonic() > until):
+                    break
+                loop.ask()
+                for answer in self._crew.hear(_TICK_S):
+                    loop.hear(answer)
+                if loop.done and time.monotonic() - yielded >= _GATHER_S:
+                    done, loop.done = loop.done, []
+                    yield done
+                    yielded = time.monotonic()
+        except Exception:
+            # What is done is not lost because something else went wrong.
+            if loop.done:
+                yield loop.done
+            raise
+        if loop.done:
+            yield loop.done
+        if draining.asked:
+            raise KeyboardInterrupt
+
+
+def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:
     """Starts Ray, or connects to it. Raises ModmillError where that fails."""
     # Ray would take SIGTERM for itself and abort; ours ends a run as Ctrl-C does.
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if is_main else None
+    own = {} if address else {"num_cpus": _processors(engine), "include_dashboard": False}
     for attempt in range(1, _MOST_STARTS + 1):
         try:
             ray.init(
                 address=address or "local",
-                # Ray puts the driver's folder first on the workers' path, where a train.py would hide ours: an empty
-                # working directory keeps them to the installed packages.
-                runtime_env={"working_dir": empty},
+                runtime_env=_runtime_env(engine, empty),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                **options,
+                **own,
             )
             break
         except Exception as error:
             # Ray gives its processes 30 seconds, which a busy machine may need more of, and raises a bare Exception.
             ray.shutdown()
-            if address or attempt == _MOST_STARTS:
-                where = f"at {address}" if address else f"on this machine ({attempt} tries)"
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if address:
                 raise ModmillError(
-                    f"Ray did not start {where}: {str(error).splitlines()[0]}; run with --runner local, or see that the "
+                    f"the Ray cluster at {address} is out of reach: {first}; see that it runs (`ray status`), that --ray or "
+                    "engine.ray_address is its head's, and that RAY_AUTH_MODE and its token are set here as there"
+                ) from error
+            if attempt == _MOST_STARTS:
+                raise ModmillError(
+                    f"Ray did not start on this machine ({attempt} tries): {first}; run with --runner local, or see that the "
                     "machine has processors and memory to spare"
                 ) from error
-            _log.warning("Ray did not start (%s), trying again", str(error).splitlines()[0])
+            _log.warning("Ray did not start (%s), trying again", first)
     if is_main:
         signal.signal(signal.SIGTERM, handler)
 
 
-class _RayWorker:
-    """A worker in an actor; a second thread answers `progress` while the first works."""
+def _runtime_env(engine: EngineConfig, empty: str) -> dict[str, Any]:
+    """What workers get of this machine: by itself an empty working directory.
 
-    def __init__(self, workspace: str, settings: WorkerSettings) -> None:
-        self._worker = Worker(workspace, settings)
-        self._rows = 0
-        self._fit: tuple[int, int, Mapping[str, float]] | None = None
-
-    def work(self, item: WorkItem) -> list[ShardAdded]:
-        try:
-            return self._worker.work(item, self._set_rows)
-        finally:
-            self._rows = 0
-
-    def fit(self, item: FitItem) -> TokenizerAdded:
-        try:
-            return fit(item, self._worker, self._set_fit)
-        finally:
-            self._fit = None
-
-    def progress(self) -> tuple[int, tuple[int, int, Mapping[str, float]] | None]:
-        """Rows done of the work item at hand, and the step of the fit at hand."""
-        return self._rows, self._fit
-
-    def _set_rows(self, rows: int) -> None:
-        self._rows = rows
-
-    def _set_fit(self, step: int, steps: int, losses: Mapping[str, float]) -> None:
-        self._fit = (step, steps, losses)
+    Ray puts the driver's folder first on the workers' path, where a train.py would hide ours. In a job of Ray the job's own
+    working directory is that of the workers.
+    """
+    job = json.loads(os.environ.get(_JOB_VARIABLE) or "{}")
+    has_own = "working_dir" in (job.get("runtime_env") or {})
+    return {**({} if has_own else {"working_dir": empty}), **engine.runtime_env}
 
 
-class RayRunner:
-    """Runs items on an actor pool of a Ray cluster: one of this machine's own unless an address is given."""
-
-    def __init__(self, workspace: str, settings: WorkerSettings, workers: int, address: str | None = None) -> None:
-        self._arguments = (workspace, settings)
-        self._actors: list[Any] = []
-        self._started = not ray.is_initialized()
-        self._empty = tempfile.TemporaryDirectory(prefix="modmill-ray-")
-        if self._started:
-            own = {"num_cpus": workers * settings.threads, "include_dashboard": False}
-            _start_ray(address, self._empty.name, {} if address else own)
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and gpus > 0)
-        self._workers = min(workers, gpus) if on_gpu and gpus else workers
-        self._actor_class = ray.remote(
-            num_cpus=settings.threads,
-            num_gpus=int(on_gpu),
-            max_concurrency=2,
-            max_restarts=0,
-            max_task_retries=0,
-        )(_RayWorker)  # pyright: ignore[reportCallIssue] the stub knows no runtime type of actors
-
-    def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
-        """Fits tokenizers, one a worker; each with its item as soon as it is ready."""
-        yield from self._each("fit", items, progress)
-
-    def work(self, items: Sequence[WorkItem], progress: Progress) -> Iterator[tuple[WorkItem, list[ShardAdded]]]:
-        """Does work items; the records of each as soon as it is done."""
-        yield from self._each("work", items, progress)
-
-    def close(self) -> None:
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
-        if self._started:
-            ray.shutdown()
-        self._empty.cleanup()
-
-    def _start_actor(self) -> Any:
-        actor = self._actor_class.remote(*self._arguments)
-        self._actors.append(actor)
-        return actor
-
-    def _each(self, method: str, items: Sequence[Any], progress: Progress) -> Iterator[tuple[Any, Any]]:
-        waiting = deque((item, 0) for item in items)
-        while len(self._actors) < min(self._workers, len(items)):
-            self._start_actor()
-        idle = list(self._actors)
-        running: dict[Any, tuple[Any, Any, int]] = {}
-        while waiting or running:
-            while waiting and idle:
-                item, deaths = waiting.popleft()
-                actor = idle.pop()
-                running[getattr(actor, method).remote(item)] = (item, actor, deaths)
-            done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
-            self._report(method, [(item, actor) for item, actor, _ in running.values()], progress)
-            for reference in done:
-                item, actor, deaths = running.pop(reference)
-                try:
-                    result = ray.get(reference)
-                except RayActorError as error:
-                    idle.append(self._replace(actor))
-                    waiting.append((item, self._count_death(item, deaths, error)))
-                    continue
-                except RayTaskError as error:
-                    # What the worker raised, with the driver's own class, so that the command line knows it.
-                    raise (error.cause if isinstance(error.cause, ModmillError) else error) from None
-                idle.append(actor)
-                yield item, result
-
-    def _replace(self, dead: Any) -> Any:
-        self._actors.remove(dead)
-        return self._start_actor()
-
-    def _count_death(self, item: Any, deaths: int, error: RayActorError) -> int:
-        if deaths + 1 >= _MOST_DEATHS:
-            raise ModmillError(
-                f"{item.name}: its worker died {deaths + 1} times ({str(error).splitlines()[0]}); a source that kills the "
-                "process, or too little memory: lower engine.batch, engine.queue_mb or engine.workers and run again"
-            ) from error
-        _log.warning("%s: its worker died (%d of %d), it is done again", item.name, deaths + 1, _MOST_DEATHS)
-        return deaths + 1
-
-    def _report(self, method: str, busy: Sequence[tuple[Any, Any]], progress: Progress) -> None:
-        """Asks the busy workers how far they are; a worker that does not answer at once is asked next time."""
-        asked = {actor.progress.remote(): item for item, actor in busy}
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0.2) if asked else ([], [])
-        for reference in answered:
-            try:
-                rows, step = ray.get(reference)
-            except RayActorError:
-                continue
-            if method == "work" and rows:
-                progress.update("work", rows, item=asked[reference].name)
-            if method == "fit" and step is not None:
-                progress.fit_step(asked[reference].name, *step)
+def _processors(engine: EngineConfig) -> int:
+    """CPUs that a Ray of this machine's own counts: those there are, and more where more workers are asked for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = [(engine.workers, engine.threads)]
+    asked += [(pool.workers, pool.threads or engine.threads) for pool in engine.pools.values()]
+    # A pool whose number of workers is open has one at least.
+    return max(cores, sum((workers or 1) * threads for workers, threads in asked))

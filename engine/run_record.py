@@ -1,5 +1,6 @@
 """What the log keeps of an execution: when, where, with which code and libraries, from what, and how it ended."""
 
+import os
 import platform
 import socket
 import subprocess
@@ -11,13 +12,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from engine import events
 from engine.progress import Progress
 from manifests import log
 from manifests.actions import RunEnded, RunStarted
 from manifests.catalog import Catalog
 from manifests.errors import TooManyFailures
 from manifests.lease import writer_lease
-from manifests.storage import Storage, cache_folder
+from manifests.storage import Storage
 
 _RECORDED = (
     "modmill",
@@ -65,12 +67,12 @@ def recorded(storage: Storage, kind: str, config: Mapping[str, Any], *, quiet: b
     `config` is what the run is given, as plain JSON values. Raises WorkspaceError where there is no workspace, or where
     another writer holds it, LogError where its log has lost entries.
     """
-    identity = log.workspace_id(storage)
+    log.workspace_id(storage)
     name = log.run_name(kind)
-    folder = Path(storage.full("runs")) if storage.is_local else cache_folder() / identity / "runs"
     with writer_lease(storage, name) as lease, Catalog(storage, lease=lease) as catalog:
         log.check_dense(storage, catalog.version)
-        progress = Progress(folder / name / "events.jsonl", quiet=quiet)
+        progress = Progress(events.sink(storage, name), quiet=quiet)
+        progress.event("run", run=name, kind=kind, host=socket.gethostname(), pid=os.getpid())
         done = Done(run=name)
         catalog.commit([started_with(name, kind, config)], run=name)
         status = "failed"

@@ -120,13 +120,63 @@ class CropConfig(Section):
         return value
 
 
+class FetchConfig(Section):
+    """How images of a list of URLs are fetched. Their servers are other people's: the defaults ask little of each."""
+
+    parallel: int = Field(default=32, ge=1, le=1024, description="URLs fetched at once")
+    per_host: int = Field(default=4, ge=1, le=256, description="URLs fetched at once from one host")
+    tries: int = Field(default=3, ge=1, le=10, description="tries of a URL whose server is busy or out of reach")
+    timeout_s: float = Field(default=60, gt=0, le=3600, description="seconds a URL may take, a try")
+    max_mb: float = Field(default=32, gt=0, le=4096, description="megabytes an image may have")
+    user_agent: str | None = Field(
+        default=None,
+        min_length=1,
+        pattern=r"^[\x20-\x7e]+$",
+        description="what servers are told of who asks; name a page or an address there. Default: modmill/VERSION",
+    )
+    ignore_x_robots_tag: bool = Field(
+        default=False, description="fetch images although their server answers `X-Robots-Tag: noai` or `noimageai`"
+    )
+    allow_private: bool = Field(
+        default=False, description="fetch from addresses of this machine and of private networks too"
+    )
+
+
+class FilterConfig(Section):
+    """Which new samples are left out before anything is made of them; each is recorded in the view `dropped`."""
+
+    min_width: int | None = Field(default=None, ge=1, description="px, of the upright photograph")
+    min_height: int | None = Field(default=None, ge=1, description="px, of the upright photograph")
+    min_side: int | None = Field(default=None, ge=1, description="px of the shorter side")
+    aspect: Range | None = Field(default=None, description="width / height: [least, most]")
+    duplicates: Literal["none", "within", "across"] = Field(
+        default="none",
+        description="leave out samples whose bytes another has: within the corpus, or across all of the workspace",
+    )
+
+    @property
+    def needs_size(self) -> bool:
+        """Whether it looks at the size of photographs."""
+        return any(value is not None for value in (self.min_width, self.min_height, self.min_side, self.aspect))
+
+
 class CorpusConfig(Section):
     """A named set of samples and what is made of them."""
 
-    source: str = Field(min_length=1, description="where the samples are: a folder, a glob, a file, or an fsspec URI")
+    source: str = Field(
+        min_length=1,
+        description="where the samples are: a folder, a glob, a file, or an fsspec URI; of files, or of tars or Parquet files "
+        "with images in them; with `url`, a list of URLs",
+    )
     kind: Literal["image", "text"] = Field(default="image", description="what the samples are: image or text")
     crops: int = Field(
         default=1, ge=1, le=999, description="crops of each photograph, 1 to 999; more may be added later"
+    )
+    decode_short: int | None = Field(
+        default=None,
+        ge=1,
+        description="JPEGs are decoded at the smallest of 1/1, 1/2, 1/4, 1/8 whose shorter side has so many px; "
+        "default: full size",
     )
     part_rows: int = Field(
         default=2048, ge=1, le=1_000_000, description="samples a part; fixed when the corpus is made"
@@ -139,8 +189,25 @@ class CorpusConfig(Section):
     key: str | None = Field(
         default=None,
         min_length=1,
-        description="text: the field that is a document's key; image: the table's column that names the image",
+        description="text: the field that is a document's key; image: the table's column that names the image; in Parquet "
+        "and lists of URLs: the column of keys; in tars `source`, for names that repeat from tar to tar",
     )
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Parquet: the column that holds images; tars: the ending of their members, such as jpg or rgb.png",
+    )
+    url: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the source is a list of URLs (txt, CSV, TSV, Parquet, JSONL): the column that has them",
+    )
+    pack: bool = Field(
+        default=False,
+        description="whether source bytes are copied into the workspace; those of URLs always are",
+    )
+    fetch: FetchConfig = Field(default_factory=FetchConfig, description="how URLs are fetched")
+    filter: FilterConfig = Field(default_factory=FilterConfig, description="which new samples are left out")
     text: str = Field(default="text", min_length=1, description="text corpora: the field that holds the document")
     modalities: Modalities = Field(
         default_factory=dict,
@@ -163,9 +230,18 @@ class CorpusConfig(Section):
         if self.kind == "image":
             if self.text != "text":
                 raise ValueError("text names a field of documents, but this is a corpus of images; add `kind: text`")
-            if self.key is not None and self.table is None:
-                raise ValueError("key names a column of `table`, but there is no table")
+            if self.url is not None and (self.table is not None or self.image is not None):
+                raise ValueError(
+                    "url says that the source is a list of URLs, whose columns are its own; drop table and image"
+                )
             return self
+        for name in ("image", "url", "pack"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is for images, but this is a corpus of kind text")
+        if self.filter.needs_size:
+            raise ValueError(
+                "filter looks at sizes of images, but this is a corpus of kind text; it can have duplicates"
+            )
         if self.table is not None:
             raise ValueError("table is for images; rows of JSONL and Parquet documents carry their own columns")
         for name in self.modalities:
@@ -178,8 +254,11 @@ class CorpusConfig(Section):
 class GridFit(Section):
     """How the tokenizer of an image-like modality is fitted. What is left out is the tokenizer's own default."""
 
-    patch: int = Field(
-        default=16, ge=2, le=64, description="pixels a token covers, across; divides the modality's size"
+    patch: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="pixels a token covers, across; divides the modality's size; default: 16, of a feature map 1 cell",
     )
     codebook: int = Field(default=1024, ge=2, le=1_048_576, description="vocabulary: how many codes")
     steps: int = Field(default=400, ge=1, description="optimizer steps")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from manifests import shards, sidecars
 from manifests.actions import PartAdded, ShardAdded, TokenizerAdded
 from manifests.errors import ShardError
-from manifests.recipe import canonical_json, sha256_hex
+from manifests.recipe import canonical_json, sha256_hex, sha256_of_stream
 from manifests.shards import ShardRows, Status
 from manifests.storage import Storage
 
@@ -47,7 +47,20 @@ def check_part(storage: Storage, part: PartAdded, forgotten: Collection[int]) ->
         raise ShardError(f"its column {(*wrong, 'row')[0]} is not that of part {part.part} of {part.corpus}")
     if {row for row, sha256 in enumerate(table["sha256"].to_pylist()) if sha256 is None} != set(forgotten):
         raise ShardError(f"its rows without a source are not the {len(forgotten)} that the log says were forgotten")
+    if part.pack_path is not None:
+        _check_pack(storage, part.pack_path, part.pack_sha256)
     return PartRows(keys=keys, forgotten=forgotten)
+
+
+def _check_pack(storage: Storage, path: str, sha256: str | None) -> None:
+    """Raises ShardError where the sources that were packed with a part are gone or altered."""
+    try:
+        with storage.open(path) as stream:
+            found = sha256_of_stream(stream)
+    except FileNotFoundError:
+        raise ShardError(f"its packed sources, {path}, are gone; restore the file from a copy") from None
+    if sha256 not in (None, found):
+        raise ShardError(f"its packed sources, {path}, have sha256 {found[:12]}, the log says {str(sha256)[:12]}")
 
 
 def check_tokenizer(storage: Storage, known: TokenizerAdded) -> None:

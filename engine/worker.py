@@ -1,112 +1,296 @@
-"""One work item: a part's missing shards, made and written. The same worker runs in this process and in Ray's actors.
+"""A worker: it does work items, one at a time, and keeps the models it loaded. The same in this process and in Ray's actors.
 
 Nothing of pixels leaves it: it is given a `WorkItem`, writes shards, and returns their records, which the driver commits.
 """
 
+import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from engine import spill
 from engine.corpus_plan import CorpusPlan, LabelerUse
-from engine.decode import load_rows
-from engine.label import Labeling
+from engine.decode import load_chunks
+from engine.failures import MicroBatch
+from engine.item_work import ItemWork, batches_of, known_rows
+from engine.label import Labeling, Labels, Loaded
+from engine.marks import DEADLINE_EXIT, AtHand, write
+from engine.models import Models, fetch_tokenizer, identity, identity_of_tokenizer
 from engine.shard_output import ShardOutput
-from engine.work import Target, WorkItem
+from engine.source_bytes import SourceBytes
+from engine.work import Beat, ItemResult, Target, WorkItem
 from labelers import protocol as labelers
 from manifests import shards
-from manifests.actions import ShardAdded, TokenizerAdded
-from manifests.errors import ShardError
-from manifests.recipe import canonical_json
-from manifests.storage import Storage, open_storage
+from manifests.actions import TokenizerAdded
+from manifests.errors import DeadlineExceeded, ShardError
+from manifests.storage import open_storage
 from tokenize_jobs import protocol as tokenizers
+
+__all__ = ["Worker", "WorkerSettings", "fetch_tokenizer"]
+
+_BEAT_S = 0.5
+_PREFETCH_BYTES = 64 << 20
+# Without one of these Linux has no GPU, which is known without loading torch.
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl", "/dev/kfd")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """How a worker works; none of it but `batch` and `threads` can show in its output, and those are in the run."""
+    """How a worker works; of it only `batch`, `threads` and `dtype` can show in its output, and those are in the run.
+
+    `run` is the run's name, for marks.
+    """
 
     threads: int
     batch: int
     decode_threads: int
     queue_bytes: int
     device: str
+    run: str = ""
+    dtype: str = "auto"
+    compile: bool = False
+    models_bytes: int = 16 << 30
+    batch_deadline_s: float = 600.0
+    spill_after_s: float = 600.0
 
 
 class Worker:
-    """Does work items and fits, one at a time, keeping the models it loaded."""
+    """Does work items and fits, one at a time. `own_process` says that it may end its process where a batch hangs."""
 
-    def __init__(self, workspace: str, settings: WorkerSettings) -> None:
+    def __init__(self, workspace: str, settings: WorkerSettings, *, own_process: bool = False) -> None:
         self.storage = open_storage(workspace)
         self.settings = replace(settings, device=_device(settings.device))
-        self._labelers: dict[str, labelers.Labeler] = {}
-        self._tokenizers: dict[tuple[str, str], tokenizers.Tokenizer] = {}
+        self.models = Models(self.settings.device, settings.models_bytes, settings.dtype, settings.compile)
+        self._own_process = own_process
+        # By model: the rows a call, once memory ran out with more.
+        self._micro: dict[str, int] = {}
+        self._prefetched: tuple[str, list[dict[str, Any]], SourceBytes] | None = None
+        self._lock = threading.Lock()
         _limit_threads(settings.threads)
 
-    def work(self, item: WorkItem, on_rows: Callable[[int], None] = lambda rows: None) -> list[ShardAdded]:
-        """Makes the item's shards; their records, in the order of its targets. `on_rows` is told how many rows are done."""
-        samples = shards.read_samples(self.storage.read(item.part.path))
-        if len(samples) != item.part.rows:
-            raise ShardError(f"{item.part.path} holds {len(samples)} rows, the log says {item.part.rows}")
-        keys = [sample["key"] for sample in samples]
-        outputs = [self._output(item, target, keys) for target in item.targets]
-        done = 0
-        for batch in self.labels(item.plan, samples, item.targets):
-            for output in outputs:
-                output.add(batch)
-            done += len(batch)
-            on_rows(done)
-        return [output.write() for output in outputs]
+    def work(self, item: WorkItem, on_beat: Callable[[Beat], None] = lambda beat: None) -> ItemResult:
+        """Makes the item's shards; their records, in the order of its targets, and what it took.
 
-    def _output(self, item: WorkItem, target: Target, keys: Sequence[str]) -> ShardOutput:
-        tokenizer = None
-        if target.form == "token":
-            known = item.tokenizers[item.plan.modalities[target.modality].tokenizer]
-            tokenizer = self.tokenizer(known, target.modality)
-        return ShardOutput(
-            item, target, keys, tokenizer, self.storage, batch=self.settings.batch, device=self.settings.device
-        )
-
-    def labels(self, plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], targets: Sequence[Target]):
-        """Labels of these samples, in batches, from only those labelers that the targets need."""
-        uses = _needed_labelers(plan, {target.modality for target in targets})
-        crops = sorted({target.crop for target in targets if target.crop is not None})
-        loaded = [(use, self._labeler(use)) for use in uses]
-        labeling = Labeling(plan, loaded, crops, self.settings.batch)
-        rows = load_rows(
-            plan,
+        `on_beat` is told of signs of life, on this thread, about twice a second. Raises DeadlineExceeded where a batch
+        takes longer than it may, or ends the process if that is its own.
+        """
+        at_hand = AtHand(self.storage, self.settings.run, item.name, writes=item.attempt.marks)
+        samples, source = self._taken(item)
+        work = ItemWork(
+            item,
             samples,
-            needs_image=labeling.needs_image,
-            threads=self.settings.decode_threads,
+            source,
+            self.storage,
+            at_hand,
+            spill_after_s=self.settings.spill_after_s,
+            decode_threads=self.settings.decode_threads,
             queue_bytes=self.settings.queue_bytes,
         )
-        return labeling.run(rows)
+        found: list[ItemResult | BaseException] = []
+        done = threading.Event()
+
+        def make() -> None:
+            try:
+                found.append(self._make(work))
+            except BaseException as error:
+                found.append(error)
+            finally:
+                source.close()
+                done.set()
+
+        # Of a daemon, so that a call that hangs keeps no process alive.
+        threading.Thread(target=make, name="item", daemon=True).start()
+        try:
+            most_bytes = self._watch(work, done, on_beat)
+        finally:
+            work.stopped = True
+        result = found[0]
+        if isinstance(result, BaseException):
+            raise result
+        at_hand.finish()
+        return replace(result, rss_bytes=max(most_bytes, result.rss_bytes))
+
+    def prefetch(self, item: WorkItem) -> None:
+        """Reads the first source bytes of the item that comes next; safe to call while another is at work."""
+        if item.plan.config.kind == "text" or item.attempt.marks:
+            return
+        samples, source = self._opened(item)
+        source.prefetch(_PREFETCH_BYTES)
+        with self._lock:
+            before, self._prefetched = self._prefetched, (item.name, samples, source)
+        if before is not None:
+            before[2].close()
+
+    def labels(
+        self, plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], targets: Sequence[Target]
+    ) -> Iterator[list[Labels]]:
+        """Labels of these samples, in batches, from only those labelers that the targets need."""
+        labeling, _ = self._labeling(plan, targets, None, _no_marks)
+        size = self.settings.batch
+        batches = batches_of(range(len(samples)), set(), set(), size)
+        with closing(SourceBytes(plan.root, plan.config, samples, self.storage)) as source:
+            chunks = load_chunks(
+                plan,
+                samples,
+                [[row for row, _ in batch.units[0]] for batch in batches],
+                source,
+                needs=labeling.needs,
+                threads=self.settings.decode_threads,
+                queue_bytes=self.settings.queue_bytes,
+                most=labeling.chunk,
+            )
+            with closing(chunks):
+                for batch in batches:
+                    yield labeling.unit([place for _, place in batch.units[0]], chunks)
 
     def tokenizer(self, known: TokenizerAdded, modality: str) -> tokenizers.Tokenizer:
         """A tokenizer of the workspace, loaded once and checked against its digest."""
-        identity = (known.digest, modality)
-        if identity not in self._tokenizers:
-            folder = fetch_tokenizer(self.storage, known)
-            self._tokenizers[identity] = tokenizers.load(folder, modality)
-        return self._tokenizers[identity]
+        return self.models.tokenizer(self.storage, known, modality)
 
-    def _labeler(self, use: LabelerUse) -> labelers.Labeler:
-        identity = f"{use.name} {canonical_json(dict(use.parameters)).decode()}"
-        if identity not in self._labelers:
-            self._labelers[identity] = labelers.build(labelers.find(use.name), use.parameters, self.settings.device)
-        return self._labelers[identity]
+    # -- one item -----------------------------------------------------------------------------------------------------
 
+    def _taken(self, item: WorkItem) -> tuple[list[dict[str, Any]], SourceBytes]:
+        """The rows of an item's part and where their bytes come from, as prefetched if they are."""
+        with self._lock:
+            before, self._prefetched = self._prefetched, None
+        if before is not None and before[0] == item.name:
+            return before[1], before[2]
+        if before is not None:
+            before[2].close()
+        return self._opened(item)
 
-def fetch_tokenizer(storage: Storage, known: TokenizerAdded) -> Path:
-    """A local folder with a tokenizer of the workspace. Raises ShardError where its files are not the committed ones."""
-    folder, found = tokenizers.fetch(storage, known.path)
-    if found != known.digest:
-        raise ShardError(
-            f"{storage.location(known.path)}: the tokenizer's digest is {found[:12]}, the log says "
-            f"{known.digest[:12]}; restore the folder from a copy, or fit anew with --refit"
+    def _opened(self, item: WorkItem) -> tuple[list[dict[str, Any]], SourceBytes]:
+        samples = shards.read_samples(self.storage.read(item.part.path))
+        if len(samples) != item.part.rows:
+            raise ShardError(f"{item.part.path} holds {len(samples)} rows, the log says {item.part.rows}")
+        return samples, SourceBytes(item.plan.root, item.plan.config, samples, self.storage)
+
+    def _make(self, work: ItemWork) -> ItemResult:
+        item, clock, batch = work.item, work.clock, self.settings.batch
+        keys = [sample["key"] for sample in work.samples]
+        known = {target: known_rows(item, target, work.samples, self.storage) for target in item.targets}
+        rows = range(len(keys))
+        wanted = [row for row in rows if any(row not in fixed for fixed, _ in known.values())]
+        done = {row for row in wanted if all(row in fixed or row in given for fixed, given in known.values())}
+        batches = batches_of(wanted, done, set(item.attempt.suspects), batch)
+        lacking = [
+            target
+            for target, (fixed, given) in known.items()
+            if any(row not in fixed and row not in given for row in rows)
+        ]
+
+        @contextmanager
+        def on_call(name: str, asked: Sequence[int]) -> Iterator[None]:
+            work.at_hand.doing(name, asked)
+            with clock.on("label", name):
+                yield
+
+        labeling, used = self._labeling(item.plan, lacking, item.attempt.batch, on_call)
+        outputs = []
+        for target, (fixed, given) in known.items():
+            tokenizer, micro = None, MicroBatch(batch)
+            if target.form == "token":
+                tokenized = item.tokenizers[item.plan.modalities[target.modality].tokenizer]
+                tokenizer = self.tokenizer(tokenized, target.modality)
+                micro = self._micro_of(identity_of_tokenizer(tokenized, target.modality), item.attempt.batch)
+                used[identity_of_tokenizer(tokenized, target.modality)] = micro
+            outputs.append(
+                ShardOutput(item, target, keys, {**given, **fixed}, tokenizer, self.storage, batch=batch, micro=micro)
+            )
+        # Loading is over, and torch with it where anything needs it.
+        _limit_torch(self.settings.threads)
+        computes = any(_has_device(use) for use in item.plan.labelers if identity(use) in used) or any(
+            output.has_tokenizer and item.plan.modalities[output.target.modality].modality.axes for output in outputs
         )
-    return folder
+
+        def facts() -> Mapping[str, Any]:
+            for name, micro in used.items():
+                if micro.size < batch:
+                    self._micro[name] = micro.size
+            smallest = min((micro.size for micro in used.values()), default=batch)
+            return {"device": self.settings.device if computes else "cpu", "micro_batch": min(smallest, batch)}
+
+        records = work.do(labeling, outputs, batches, facts)
+        # A spill may stand though this attempt wrote none.
+        for target in item.targets:
+            spill.remove(self.storage, spill.path_of(item, target))
+        total = time.monotonic() - clock.began
+        return ItemResult(
+            records=records,
+            rows=len(keys),
+            seconds={**clock.seconds, "total": total},
+            seconds_by_labeler=clock.by_labeler,
+            busy=clock.busy_s / max(total, 1e-9),
+            rss_bytes=_rss_bytes(),
+        )
+
+    def _watch(self, work: ItemWork, done: threading.Event, on_beat: Callable[[Beat], None]) -> int:
+        """Waits for the item, with signs of life; the most memory that was seen in use, bytes."""
+        deadline_s = self.settings.batch_deadline_s
+        most_bytes = 0
+        clock = work.clock
+        before, busy_before = clock.began, 0.0
+        while not done.wait(min(_BEAT_S, deadline_s)):
+            overdue = work.at_hand.overdue(deadline_s)
+            if overdue is not None and not done.is_set():
+                write(self.storage, self.settings.run, work.item.name, overdue)
+                if self._own_process:
+                    os._exit(DEADLINE_EXIT)
+                raise DeadlineExceeded(
+                    f"{work.item.name}: rows {overdue.rows[0]} to {overdue.rows[-1]} took over {deadline_s:g} s, the last of "
+                    f"it at {overdue.doing}; look at what hangs there, or raise engine.batch_deadline_s"
+                )
+            now, busy = time.monotonic(), clock.busy_s
+            rss_bytes = _rss_bytes()
+            most_bytes = max(most_bytes, rss_bytes)
+            on_beat(
+                Beat(
+                    item=work.item.name,
+                    rows=work.rows_done,
+                    stage=clock.stage,
+                    stage_s=now - clock.since,
+                    busy=min(1.0, max(0.0, busy - busy_before) / max(now - before, 1e-9)),
+                    queue_fill=work.queue_fill,
+                    rss_bytes=rss_bytes,
+                )
+            )
+            before, busy_before = now, busy
+        return most_bytes
+
+    def _labeling(
+        self,
+        plan: CorpusPlan,
+        targets: Sequence[Target],
+        batch: int | None,
+        on_call: Callable[[str, Sequence[int]], AbstractContextManager[Any]],
+    ) -> tuple[Labeling, dict[str, MicroBatch]]:
+        """The labelers that these targets need, and how many rows each may have in a call, by model."""
+        uses = _needed_labelers(plan, {target.modality for target in targets})
+        crops = sorted({target.crop for target in targets if target.crop is not None})
+        used = {identity(use): self._micro_of(identity(use), batch) for use in uses}
+        loaded = [
+            Loaded(
+                use=use,
+                labeler=self.models.labeler(use),
+                micro=used[identity(use)],
+                computing=self.models.computing if _has_device(use) else nullcontext,
+            )
+            for use in uses
+        ]
+        return Labeling(plan, loaded, crops, self.settings.batch, on_call), used
+
+    def _micro_of(self, model: str, batch: int | None) -> MicroBatch:
+        return MicroBatch(min(self.settings.batch, self._micro.get(model, self.settings.batch), batch or sys.maxsize))
+
+
+def _no_marks(name: str, rows: Sequence[int]) -> AbstractContextManager[Any]:
+    return nullcontext()
 
 
 def _needed_labelers(plan: CorpusPlan, names: set[str]) -> list[LabelerUse]:
@@ -120,10 +304,17 @@ def _needed_labelers(plan: CorpusPlan, names: set[str]) -> list[LabelerUse]:
     return chosen[::-1]
 
 
+def _has_device(use: LabelerUse) -> bool:
+    """Whether a labeler computes on a device, by torch."""
+    return "device" in inspect.signature(labelers.find(use.name)).parameters
+
+
 def _device(wanted: str) -> str:
     """The device itself where `auto` was asked for."""
     if wanted != "auto":
         return wanted
+    if sys.platform == "linux" and not any(Path(device).exists() for device in _GPU_DEVICES):
+        return "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -132,8 +323,23 @@ def _device(wanted: str) -> str:
 def _limit_threads(threads: int) -> None:
     """The arithmetic of every process has the same number of threads, so that it has the same result."""
     import cv2
-    import torch
 
     cv2.setNumThreads(1)
-    torch.set_num_threads(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _limit_torch(threads)
+
+
+def _limit_torch(threads: int) -> None:
+    """The same for torch, which is loaded only where something needs it."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
+def _rss_bytes() -> int:
+    """The memory of this process that is in use, 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -9,6 +9,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,17 +131,27 @@ def readme_questions() -> list[list[str]]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One Ray for all tests: starting it takes seconds."""
-    import ray
+def ray_cluster() -> Iterator[Any]:
+    """One Ray for all tests, starting it takes seconds: a `Cluster` of a node with 2 CPUs, to which tests may add.
 
-    with tempfile.TemporaryDirectory(prefix="modmill-ray-") as empty:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"working_dir": empty},
-        )
-        yield
+    Its workers find the labelers of `tests/own_labelers`.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    own = str(Path(__file__).parent / "own_labelers")
+    with tempfile.TemporaryDirectory(prefix="modmill-ray-") as empty, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", own, prepend=os.pathsep)
+        patch.syspath_prepend(own)
+        for attempt in range(4):
+            try:
+                cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+                break
+            except Exception:
+                # On a busy machine a node takes longer to start than the 30 s that Ray gives it.
+                if attempt == 3:
+                    raise
+        ray.init(address=cluster.address, log_to_driver=False, runtime_env={"working_dir": empty})
+        yield cluster
         ray.shutdown()
+        cluster.shutdown()

@@ -21,6 +21,7 @@ MODULES = [*sorted(path for package in PACKAGES for path in (ROOT / package).rgl
 VIEWS = {
     *("corpora", "parts", "samples", "shards", "recipes", "coverage", "failures", "runs", "lineage", "timeline"),
     *("boxes", "instances", "captions", "palettes", "metadata", "tokenizers", "snapshots", "snapshot_uses"),
+    *("quality", "alarms", "dropped"),
 }
 
 

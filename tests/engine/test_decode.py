@@ -2,12 +2,19 @@
 
 import threading
 import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.decode import ByteBudget
+from engine.corpus_plan import CorpusPlan
+from engine.decode import ByteBudget, LoadedRow, Needs, load_chunks
+from engine.source_bytes import SourceBytes
+from manifests import shards
+from manifests.storage import open_storage
+from tests.engine.faulty import item_of
 
 
 @given(sizes=st.lists(st.integers(0, 120), min_size=1, max_size=30), limit=st.integers(1, 100))
@@ -59,37 +66,64 @@ def test_one_row_alone_may_exceed_the_limit() -> None:
     assert entered.wait(5)
 
 
-def test_a_reader_that_stops_early_leaves_no_thread_waiting(photos, tmp_path) -> None:
-    from engine.config import PipelineConfig
-    from engine.corpus_plan import corpus_plan
-    from engine.decode import load_rows
-    from engine.sources import read_bytes, scan
-    from manifests.recipe import sha256_hex
+def part_of(folder: Path, workspace: Path, **corpus: Any) -> tuple[CorpusPlan, list[dict[str, Any]]]:
+    item = item_of(workspace, folder, {"rgb": {"tokens": False, "keep": True}}, **corpus)
+    return item.plan, shards.read_samples(open_storage(workspace).read(item.part.path))
 
-    config = PipelineConfig.model_validate(
-        {"workspace": str(tmp_path / "w"), "corpora": {"p": {"source": str(photos), "modalities": ["rgb"]}}}
-    )
-    found = scan(config.corpora["p"])
-    plan = corpus_plan(config, "p", found.root, {})
-    samples = [
-        {
-            "corpus": "p",
-            "part": 0,
-            "row": row,
-            "key": listed.key,
-            "source": listed.source,
-            "size_bytes": listed.size_bytes,
-            "sha256": bytes.fromhex(sha256_hex(read_bytes(found.root, listed.source))),
-        }
-        for row, listed in enumerate(found.samples)
-    ]
-    rows = load_rows(plan, samples, needs_image=True, threads=4, queue_bytes=1)
-    first = next(rows)
-    assert first.image is not None
-    assert first.image.shape[2] == 3
-    rows.close()
+
+def chunks_of(
+    plan: CorpusPlan, samples: list[dict[str, Any]], units: list[list[int]], *, photo: bool = True, **bounds: int
+) -> Generator[list[LoadedRow], None, None]:
+    source = SourceBytes(plan.root, plan.config, samples)
+    needs = Needs(decode=True, photo=photo, crops=(0, 1), sizes=(224,))
+    options = {"threads": 3, "queue_bytes": 64 << 20, "most": 4, **bounds}
+    return load_chunks(plan, samples, units, source, needs=needs, **options)
+
+
+def test_a_reader_that_stops_early_leaves_no_thread_waiting(photos: Path, tmp_path: Path) -> None:
+    plan, samples = part_of(photos, tmp_path / "w")
+    rows = list(range(len(samples)))
+    chunks = chunks_of(plan, samples, [rows], queue_bytes=1)
+    first = next(chunks)
+    assert first[0].image is not None
+    assert first[0].image.shape[2] == 3
+    chunks.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
-    keys = [row.key for row in load_rows(plan, samples, needs_image=True, threads=3, queue_bytes=1 << 20)]
-    assert keys == [listed.key for listed in found.samples]
-    with pytest.raises(StopIteration):
-        next(load_rows(plan, [], needs_image=True, threads=2, queue_bytes=1))
+    keys = [row.key for chunk in chunks_of(plan, samples, [rows]) for row in chunk]
+    assert keys == [sample["key"] for sample in samples]
+    assert list(chunks_of(plan, samples, [])) == []
+
+
+def test_chunks_end_with_their_unit_and_by_bytes_never_by_time(photos: Path, tmp_path: Path) -> None:
+    plan, samples = part_of(photos, tmp_path / "w")
+    units = [[0, 1, 2, 3, 4, 5], [6], [8, 7]]
+    found = [[row.row for row in chunk] for chunk in chunks_of(plan, samples, units)]
+    assert found == [[0, 1, 2, 3], [4, 5], [6], [8, 7]]
+    assert [[row.row for row in chunk] for chunk in chunks_of(plan, samples, units, queue_bytes=1)] == [
+        [row] for unit in units for row in unit
+    ]
+    # A photograph here takes about half a megabyte to decode, and its crops as much again.
+    bounds = [
+        [[row.row for row in chunk] for chunk in chunks_of(plan, samples, units, queue_bytes=4 << 20, threads=threads)]
+        for threads in (1, 2, 5)
+    ]
+    assert bounds[0] == bounds[1] == bounds[2]
+
+
+def test_rows_come_with_crops_and_let_go_of_photographs_that_none_needs(photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff no photograph")
+    plan, samples = part_of(photos, tmp_path / "w")
+    rows = [row for chunk in chunks_of(plan, samples, [list(range(10))], photo=False) for row in chunk]
+    broken = [row for row in rows if row.problem is not None]
+    assert len(broken) == 1
+    assert broken[0].problem is not None
+    assert broken[0].problem.failure is not None
+    assert broken[0].problem.failure.class_name == "DecodeError"
+    assert broken[0].cuts == broken[0].pixels == {}
+    for row in rows:
+        if row.problem is None:
+            assert row.image is None
+            assert row.size is not None
+            assert {key: array.shape for key, array in row.pixels.items()} == dict.fromkeys(
+                [(0, 224), (1, 224)], (224, 224, 3)
+            )

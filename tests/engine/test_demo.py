@@ -83,7 +83,7 @@ def test_the_pipeline_file_loads_and_plans(laid_out: Path):
     assert captions == counts["photos"] + counts["scenes"]
     plans = {name: corpus_plan(config, name, roots[name], {}) for name in config.corpora}
     assert {"depth", "normals", "segmentation", "instances"} < set(plans["scenes"].modalities)
-    fits = plan.fit_items(config, plans, {name: [] for name in plans}, refit=False, fitted={})
+    fits = plan.fit_items(config, plans, lambda corpus: [], refit=False, fitted={})
     assert {item.name for item in fits} == {"rgb", "edges", "depth", "normals", "segmentation", "text"}
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.failures import FailureBudget, isolate
+from engine.failures import FailureBudget, MicroBatch, isolate
 from manifests.errors import TooManyFailures
 from manifests.shards import Status
 
@@ -34,6 +34,20 @@ def test_isolate_finds_exactly_the_rows_that_raise(rows: list[int], bad: set[int
 def test_too_few_results_fail_the_rows() -> None:
     outcomes = isolate(lambda rows: [1] * (len(rows) - 1), [4, 5], "tokenize")
     assert {outcome.status for outcome in outcomes.values()} == {Status.FAILED}
+
+
+@given(rows=st.lists(st.integers(0, 31), unique=True, min_size=1), fits=st.integers(0, 40))
+def test_lack_of_memory_halves_until_calls_fit(rows: list[int], fits: int) -> None:
+    micro = MicroBatch(32)
+
+    def call(asked: list[int]) -> list[int]:
+        if micro.size > fits:
+            raise MemoryError
+        return asked
+
+    outcomes = isolate(call, rows, "label", micro)
+    assert {outcome.status for outcome in outcomes.values()} == {Status.OK if fits else Status.FAILED}
+    assert micro.size == max(size for size in (1, 2, 4, 8, 16, 32) if size <= max(fits, 1))
 
 
 def test_budget_is_judged_from_a_hundred_rows_on() -> None:

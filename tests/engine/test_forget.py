@@ -310,7 +310,7 @@ def test_a_rewritten_shard_is_the_one_that_a_worker_writes(home: Path) -> None:
     query = f"SELECT path, failed_path FROM shards WHERE corpus = 'photos' AND part = {broken} ORDER BY path"
     rewritten = ask(home, query)
     (home / "pipeline.yaml").write_text(PIPELINE)
-    run(home, retry_failed=True)
+    run(home, retry=())
     assert ask(home, query) == rewritten
     assert any(row["failed_path"] for row in rewritten)
     assert findings(home) == []

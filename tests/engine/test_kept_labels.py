@@ -23,7 +23,7 @@ corpora:
     crops: 2
     part_rows: 3
     modalities:
-      dinov2_global: {parameters: {path: "{stem}.npy"}, keep: true}
+      dinov2_global: {labeler: files, parameters: {path: "{stem}.npy"}, keep: true}
       poses: {parameters: {path: "{stem}.json"}}
 engine: {runner: local, workers: 1, batch: 4}
 """

@@ -313,7 +313,7 @@ def test_failed_rows_are_retried_when_asked(tmp_path: Path, undisturbed, make_ph
         assert {row["class"] for row in catalog.sql("SELECT class FROM failures").to_pylist()} == {"SourceError"}
     whole.write_bytes(good)
     assert run(file).did_nothing
-    done = run(file, retry_failed=True)
+    done = run(file, retry=())
     assert done.counts["failed_rows"] == 0 if "failed_rows" in done.counts else True
     with Catalog.open(tmp_path / "work") as catalog:
         assert catalog.sql("SELECT * FROM failures").num_rows == 0

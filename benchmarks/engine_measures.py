@@ -1,0 +1,226 @@
+"""The measures of `benchmarks/engine.py`: each sets some of the figures that are named there."""
+
+import os
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import engine_bare, engine_images, engine_memory, engine_raydata, engine_runs, engine_weights
+from benchmarks.engine_bench import Bench, Figures, process, rate, ray_of_two
+
+LIGHT = {name: {"keep": True, "tokens": False} for name in engine_bare.LIGHT}
+SIX_LIGHT = {name: {"keep": True, "tokens": False} for name in (*engine_bare.LIGHT, "boxes", "caption")}
+TINY = "benchmarks.engine_weights:TINY_GLOBAL"
+
+
+def light(bench: Bench) -> None:
+    """light_ms_per_image, light_over_loop, over_ray_data_light."""
+    rows = bench.rows(256, 16)
+    images = bench.images[:rows]
+    cores = sorted(os.sched_getaffinity(0))[:2] if hasattr(os, "sched_getaffinity") else [0, 1]
+    with process(cores[0]) as one, process(cores[-1]) as two:
+        functions = one.submit(engine_bare.light_functions_ms, images[:: max(1, rows // 64)]).result()
+        spent = ", ".join(f"{name} {ms:.2f}" for name, ms in functions.items())
+        bench.say(f"{'milliseconds an image':<26} {spent}")
+        bench.figures["light_ms_per_image"] = sum(functions[name] for name in ("palette", "metadata", "edges"))
+
+        def alone() -> Figures:
+            pipeline = bench.pipeline(rows, LIGHT, part_rows=32, runner="local", workers=1)
+            return one.submit(engine_runs.run, pipeline, workers=1).result()
+
+        def loop() -> Figures:
+            return one.submit(engine_bare.light_loop, images, bench.new("loop")).result()
+
+        of_one = bench.compare("light, one core", alone, loop, cpu=True)
+
+        def loops() -> Figures:
+            halves = [
+                pool.submit(engine_bare.light_loop, images[start::2], bench.new("loop"))
+                for start, pool in enumerate((one, two))
+            ]
+            both = [half.result() for half in halves]
+            return {"wall_s": max(half["wall_s"] for half in both), "rows": rows}
+
+        with ray_of_two(bench):
+            of_two = bench.compare("light, two cores", lambda: on_ray(bench, rows, LIGHT), loops)
+            bench.figures["light_over_loop"] = min(of_one, of_two)
+
+            def ray_data() -> Figures:
+                return engine_raydata.run(images, bench.new("ray-data"))
+
+            bench.figures["over_ray_data_light"] = bench.compare(
+                "light, Ray Data", lambda: on_ray(bench, rows, LIGHT), ray_data
+            )
+
+
+def on_ray(bench: Bench, rows: int, modalities: dict[str, Any], **engine: Any) -> Figures:
+    """A run of ours on the Ray that runs, with two workers."""
+    pipeline = bench.pipeline(rows, modalities, part_rows=16, runner="ray", workers=engine_raydata.WORKERS, **engine)
+    return engine_runs.run(pipeline, workers=engine_raydata.WORKERS)
+
+
+def tiny(bench: Bench) -> dict[str, Any]:
+    """Options of the modality that a small DINOv2 makes; its checkpoint is saved."""
+    return _neural(bench, engine_weights.dinov2_tiny, "benchmarks.engine_weights:TinyDinov2")
+
+
+def _neural(bench: Bench, save: Callable[[Path], Path], labeler: str) -> dict[str, Any]:
+    checkpoint = bench.folder / save.__name__
+    if not checkpoint.exists():
+        with process() as pool:
+            pool.submit(_quietly, save, checkpoint).result()
+    return {"labeler": labeler, "keep": True, "tokens": False, "parameters": {"checkpoint": str(checkpoint)}}
+
+
+def _quietly(save: Callable[[Path], Path], checkpoint: Path) -> None:
+    """Saves a checkpoint without the library's bars."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    save(checkpoint)
+
+
+def neural(bench: Bench) -> None:
+    """engine_over_bare_tiny."""
+    rows = bench.rows(384, 32)
+    options = tiny(bench)
+    labeler, checkpoint = options["labeler"], options["parameters"]["checkpoint"]
+    with process() as pool:
+
+        def ours() -> Figures:
+            pipeline = bench.pipeline(
+                rows,
+                {TINY: options},
+                part_rows=32,
+                runner="local",
+                workers=1,
+                threads=1,
+                batch=32,
+                decode_threads=2,
+            )
+            pipeline["corpora"]["photos"]["decode_short"] = engine_bare.SIDE
+            return pool.submit(engine_runs.run, pipeline, workers=1).result()
+
+        def bare() -> Figures:
+            given = {"batch": 32, "threads": 1, "batches": max(1, rows // 32)}
+            return pool.submit(engine_bare.bare_model, labeler, checkpoint, bench.images, **given).result()
+
+        bench.figures["engine_over_bare_tiny"] = bench.compare("tiny DINOv2, bare model", ours, bare, cpu=True)
+
+
+def neural_on_ray(bench: Bench) -> None:
+    """over_ray_data_neural: both decode photographs whole, both have two workers with one thread each."""
+    rows = bench.rows(256, 16)
+    options = tiny(bench)
+    given = {
+        "labeler": options["labeler"],
+        "parameters": options["parameters"],
+        "modality": "tiny_global",
+        "batch": 16,
+    }
+    with ray_of_two(bench):
+        bench.figures["over_ray_data_neural"] = bench.compare(
+            "tiny DINOv2, Ray Data",
+            lambda: on_ray(bench, rows, {TINY: options}, batch=16),
+            lambda: engine_raydata.run(bench.images[:rows], bench.new("ray-data"), given),
+        )
+
+
+def dinov2(bench: Bench) -> None:
+    """engine_over_bare_dinov2: the true size, about one image a second on two cores; a round of either half the images."""
+    options = _neural(bench, engine_weights.dinov2, "dinov2")
+    checkpoint = options["parameters"]["checkpoint"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    batch = 8
+    rows = batch * max(2, round(48 * bench.scale / batch))
+    with process() as pool:
+
+        def bare() -> Figures:
+            given = {"batch": batch, "threads": cores, "batches": rows // batch // 2}
+            return pool.submit(engine_bare.bare_model, "dinov2", checkpoint, bench.images, **given).result()
+
+        before = bare()
+        # One part more, which is the start.
+        pipeline = bench.pipeline(
+            rows + batch,
+            {"dinov2_global": options},
+            part_rows=batch,
+            runner="local",
+            workers=1,
+            threads=cores,
+            batch=batch,
+        )
+        own = pool.submit(engine_runs.run, pipeline, workers=1).result()
+        after = bare()
+    other = (before["rows"] + after["rows"]) / (before["wall_s"] + after["wall_s"])
+    bench.starts_s["DINOv2-B"] = own["start_s"]
+    ratio = bench.figures["engine_over_bare_dinov2"] = rate(own) / other
+    spread = " and ".join(f"{rate(half):.2f}" for half in (before, after))
+    bench.say(
+        f"{'DINOv2-B, bare model':<26} {rate(own):8.2f} images/s against {other:8.2f}: {ratio:.3f} (bare {spread})"
+    )
+
+
+def fused(bench: Bench) -> None:
+    """fused_over_separate."""
+    rows = bench.rows(128, 16)
+    every = {**SIX_LIGHT, TINY: tiny(bench), "depth": _neural(bench, engine_weights.depth_tiny, "dpt")}
+    with process() as pool:
+
+        def seconds(modalities: dict[str, Any]) -> float:
+            pipeline = bench.pipeline(rows, modalities, part_rows=16, runner="local", workers=1, batch=16)
+            figures = pool.submit(engine_runs.run, pipeline, workers=1).result()
+            return figures["wall_s"] / figures["rows"]
+
+        seconds(every)
+        separate, together = [], []
+        for _ in range(max(1, bench.rounds - 1)):
+            together.append(seconds(every))
+            separate.append({name: seconds({name: options}) for name, options in every.items()})
+    ratios = [sum(each.values()) / one for each, one in zip(separate, together, strict=True)]
+    ratio = bench.figures["fused_over_separate"] = statistics.median(ratios)
+    shares = ", ".join(f"{name.rpartition(':')[2]} {1000 * each:.1f}" for name, each in separate[0].items())
+    bench.say(f"{'fused':<26} {1000 * together[0]:.1f} ms an image against {shares}: {ratio:.3f}")
+
+
+def memory(bench: Bench) -> None:
+    """worker_rss_mb_max, worker_rss_slope_mb_per_100_parts."""
+    small = bench.folder / "small"
+    parts = max(8, round(200 * bench.scale))
+    engine_images.make_images(small, parts * 4, sides_px=(200, 400), seed=1)
+    huge = bench.folder / "huge"
+    engine_images.folder_of(bench.images[:28], huge)
+    engine_images.make_huge(huge, 4)
+    options: dict[str, Any] = {"runner": "local", "workers": 1, "device": "cpu", "queue_mb": 512}
+    warm = engine_images.pipeline(small, bench.new("workspace"), LIGHT, part_rows=parts * 2, **options)
+    big = engine_images.pipeline(huge, bench.new("workspace"), LIGHT, part_rows=16, **options)
+    many = engine_images.pipeline(small, bench.new("workspace"), LIGHT, part_rows=4, **options)
+    with process() as pool:
+        peak = pool.submit(engine_memory.peak_mb, warm, big).result()
+    with process() as pool:
+        slope = pool.submit(engine_memory.slope_mb_per_100_parts, many).result()
+    bench.figures["worker_rss_mb_max"] = peak["rss_mb_max"]
+    bench.figures["worker_rss_slope_mb_per_100_parts"] = slope["mb_per_100_parts"]
+    bench.say(
+        f"{'memory':<26} {peak['rss_mb_before']:.0f} MB after ordinary images, at most {peak['rss_mb_max']:.0f} MB with four "
+        f"of 100 megapixels (300 MB decoded) and a queue of 512 MB"
+    )
+    bench.say(
+        f"{'memory, many parts':<26} {slope['mb_per_100_parts']:+.2f} MB per 100 parts over {slope['parts']:.0f} parts, "
+        f"{slope['rss_mb_last']:.0f} MB at the end"
+    )
+
+
+def driver(bench: Bench) -> None:
+    """driver_efficiency_64, driver_ms_per_item, driver_mb_growth."""
+    from benchmarks import engine_driver
+
+    for name, value in engine_driver.measure(bench.folder / "driver", quick=bench.scale <= 1).items():
+        bench.figures[name] = value
+        bench.say(f"{name:<26} {value:.3f}")
+
+
+MEASURES: dict[str, Callable[[Bench], None]] = {
+    measure.__name__: measure for measure in (light, neural, neural_on_ray, dinov2, fused, driver, memory)
+}
