@@ -100,7 +100,8 @@ def workers_of(address: str) -> list[int]:
             continue
         with contextlib.suppress(OSError, ValueError, IndexError):
             title = (entry / "cmdline").read_bytes().decode(errors="replace")
-            if not title.startswith("ray::") or title.startswith("ray::IDLE"):
+            # Nodes have processes of their own called ray::...; without them a node dies.
+            if not title.startswith("ray::RayWorker"):
                 continue
             parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
             if address in Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace"):
@@ -184,8 +185,8 @@ def judge(folder: Path, images: int) -> dict[str, Any]:
     )
     with Catalog.open(str(folder / "workspace")) as catalog:
         rows = catalog.sql(
-            "SELECT modality, count(*) AS shards, sum(rows) AS rows, sum(ok) AS ok, sum(failed) AS failed, "
-            "sum(absent) AS absent, count(DISTINCT part) AS parts FROM shards GROUP BY modality ORDER BY modality"
+            "SELECT modality, count(*) AS shards, sum(rows)::INT AS rows, sum(ok)::INT AS ok, sum(failed)::INT AS failed, "
+            "sum(absent)::INT AS absent, count(DISTINCT part) AS parts FROM shards GROUP BY modality ORDER BY modality"
         ).to_pylist()
     complete = len(rows) == len(MODALITIES) and all(
         row["rows"] == images and row["shards"] == row["parts"] for row in rows
@@ -203,11 +204,11 @@ def main() -> None:
     parser.add_argument("--worker-every", type=float, default=20.0, metavar="SECONDS")
     parser.add_argument("--drivers", type=int, default=3, help="how often the driver is killed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="1,200 images in parts of 64, a worker every 8 seconds")
+    parser.add_argument("--quick", action="store_true", help="1,200 images in parts of 64, a worker every 15 seconds")
     parser.add_argument("--json", action="store_true", help="print the JSON object alone")
     options = parser.parse_args()
     if options.quick:
-        options.images, options.part_rows, options.worker_every = 1200, 64, 8.0
+        options.images, options.part_rows, options.worker_every = 1200, 64, 15.0
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modmill-chaos-")))
         outcome = under_fire(folder.resolve(), options)

@@ -14,6 +14,7 @@ their records, so that planning, schedule, commits and progress are what grows, 
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,10 @@ def on_cluster(folder: Path, items: int, workers: int, mean_s: float) -> dict[st
 
     (folder / "naps").mkdir(exist_ok=True)
     (folder / "notes.jsonl").write_text("".join(f'{{"text": "note {number}"}}\n' for number in range(items)))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = _tried(lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}))
     for number in range(_NODES):
-        cluster.add_node(num_cpus=workers // _NODES + (number < workers % _NODES))
+        cpus = workers // _NODES + (number < workers % _NODES)
+        _tried(lambda cpus=cpus: cluster.add_node(num_cpus=cpus))
     pipeline = folder / "pipeline.yaml"
     pipeline.write_text(_PIPELINE.format(folder=folder, workers=workers, mean_s=mean_s, address=cluster.address))
     began: list[float] = []
@@ -139,6 +141,14 @@ def on_cluster(folder: Path, items: int, workers: int, mean_s: float) -> dict[st
         "driver_items": len(naps),
         "driver_wall_s": ended - began[0],
     }
+
+
+def _tried(start: Callable[[], Any]) -> Any:
+    """What starts a node: Ray gives it 30 s, which a busy machine may need more of."""
+    for _ in range(4):
+        with contextlib.suppress(Exception):
+            return start()
+    return start()
 
 
 class _InProcess:

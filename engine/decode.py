@@ -65,13 +65,17 @@ class ByteBudget:
         self._limit = limit_bytes
         self._used = 0
         self._next = 0
+        self._closed = False
         self._changed = threading.Condition()
 
     def enter(self, ticket: int, size_bytes: int) -> None:
-        """Waits until all rows before `ticket` are in and there is room, then counts the bytes."""
+        """Waits until all rows before `ticket` are in and there is room, or nobody waits for rows, and counts the bytes."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._next == ticket and (self._used == 0 or self._used + size_bytes <= self._limit)
+                lambda: (
+                    self._closed
+                    or (self._next == ticket and (self._used == 0 or self._used + size_bytes <= self._limit))
+                )
             )
             self._used += size_bytes
             self._next += 1
@@ -81,6 +85,12 @@ class ByteBudget:
         """Gives bytes of a row back."""
         with self._changed:
             self._used -= size_bytes
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Lets all in from here on, so that no thread waits for a reader that hangs."""
+        with self._changed:
+            self._closed = True
             self._changed.notify_all()
 
     @property
@@ -260,7 +270,8 @@ def _documents(
     left = iter(rows)
     for unit in units:
         for first in range(0, len(unit), most):
-            yield [_with_document(row, found) for row, _ in zip(left, unit[first : first + most], strict=False)]
+            # `left` comes last, of which zip would otherwise take one too many.
+            yield [_with_document(row, found) for _, row in zip(unit[first : first + most], left, strict=False)]
 
 
 def _with_document(row: LoadedRow, found: Iterator[Any]) -> LoadedRow:

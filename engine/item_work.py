@@ -160,6 +160,11 @@ class ItemWork:
         self._behind: deque[Future[None]] = deque()
         self._agreement = CrossModal()
 
+    def stop(self) -> None:
+        """Lets no further batch begin, and no thread wait for room: whoever waited for the item has gone."""
+        self.stopped = True
+        self._budget.close()
+
     @property
     def queue_fill(self) -> float:
         """The share of the queue's bytes that is in use."""
@@ -248,6 +253,8 @@ class ItemWork:
             if chunk is None:
                 return
             yield chunk
+            # What was labeled makes room for what is decoded next.
+            del chunk
 
     def _outcomes(self, output: ShardOutput, labels: Sequence[Labels]) -> dict[int, Outcome]:
         if not output.has_tokenizer:

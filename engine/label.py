@@ -108,6 +108,7 @@ class Labeling:
                 for key, cropped in row.pixels.items():
                     pixels[key][found.place] = cropped
             labels += made
+            del rows, row
         for number in self._crop_numbers:
             for one in self._of_crops:
                 self._label_crops(one, labels, number, pixels[number, one.use.outputs[0].size])

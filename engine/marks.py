@@ -75,8 +75,12 @@ class AtHand:
         self._mark = mark
 
     def end(self) -> None:
-        """Nothing is at hand that could hang or kill."""
+        """Nothing is at hand that could hang or kill: no row is to blame for what comes until the next batch."""
         self._began = None
+        nothing = Mark(rows=(), doing="between batches")
+        if self._writes and self._mark not in (None, nothing):
+            write(self._storage, self._run, self._item, nothing)
+            self._mark = nothing
 
     def finish(self) -> None:
         """The item is done."""

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -35,6 +36,7 @@ _TICK_S = 0.1
 # Results are given to be committed so often, many in one log entry; workers go on meanwhile.
 _GATHER_S = 0.25
 _MOST_STARTS = 3
+_CONNECT_S = 15.0
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -135,6 +137,7 @@ def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:
     own = {} if address else {"num_cpus": _processors(engine), "include_dashboard": False}
     for attempt in range(1, _MOST_STARTS + 1):
         try:
+            _check_listens(address)
             ray.init(
                 address=address or "local",
                 runtime_env=_runtime_env(engine, empty),
@@ -160,6 +163,13 @@ def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:
             _log.warning("Ray did not start (%s), trying again", first)
     if is_main:
         signal.signal(signal.SIGTERM, handler)
+
+
+def _check_listens(address: str | None) -> None:
+    """Raises OSError where nothing listens at host:port; Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "://" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 def _runtime_env(engine: EngineConfig, empty: str) -> dict[str, Any]:

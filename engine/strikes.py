@@ -21,7 +21,7 @@ WHY: Mapping[Cause, str] = {
     "left": "its node left the cluster",
 }
 _MOST_LEFT = 20
-_MOST_STUCK = 3
+_MOST_STUCK = 4
 _MOST_KILLERS = 16
 # Deaths at ever other rows are no row's doing.
 _MOST_DEATHS = 64

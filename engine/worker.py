@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from engine import spill
@@ -20,6 +19,7 @@ from engine.decode import load_chunks
 from engine.failures import MicroBatch
 from engine.item_work import ItemWork, batches_of, known_rows
 from engine.label import Labeling, Labels, Loaded
+from engine.machine import device_of, limit_threads, limit_torch, return_memory, rss_bytes
 from engine.marks import DEADLINE_EXIT, AtHand, write
 from engine.models import Models, fetch_tokenizer, identity, identity_of_tokenizer
 from engine.shard_output import ShardOutput
@@ -36,8 +36,6 @@ __all__ = ["Worker", "WorkerSettings", "fetch_tokenizer"]
 
 _BEAT_S = 0.5
 _PREFETCH_BYTES = 64 << 20
-# Without one of these Linux has no GPU, which is known without loading torch.
-_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl", "/dev/kfd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +63,15 @@ class Worker:
 
     def __init__(self, workspace: str, settings: WorkerSettings, *, own_process: bool = False) -> None:
         self.storage = open_storage(workspace)
-        self.settings = replace(settings, device=_device(settings.device))
+        self.settings = replace(settings, device=device_of(settings.device))
         self.models = Models(self.settings.device, settings.models_bytes, settings.dtype, settings.compile)
         self._own_process = own_process
         # By model: the rows a call, once memory ran out with more.
         self._micro: dict[str, int] = {}
         self._prefetched: tuple[str, list[dict[str, Any]], SourceBytes] | None = None
         self._lock = threading.Lock()
-        _limit_threads(settings.threads)
+        return_memory()
+        limit_threads(settings.threads)
 
     def work(self, item: WorkItem, on_beat: Callable[[Beat], None] = lambda beat: None) -> ItemResult:
         """Makes the item's shards; their records, in the order of its targets, and what it took.
@@ -109,7 +108,7 @@ class Worker:
         try:
             most_bytes = self._watch(work, done, on_beat)
         finally:
-            work.stopped = True
+            work.stop()
         result = found[0]
         if isinstance(result, BaseException):
             raise result
@@ -204,7 +203,7 @@ class Worker:
                 ShardOutput(item, target, keys, {**given, **fixed}, tokenizer, self.storage, batch=batch, micro=micro)
             )
         # Loading is over, and torch with it where anything needs it.
-        _limit_torch(self.settings.threads)
+        limit_torch(self.settings.threads)
         computes = any(_has_device(use) for use in item.plan.labelers if identity(use) in used) or any(
             output.has_tokenizer and item.plan.modalities[output.target.modality].modality.axes for output in outputs
         )
@@ -227,7 +226,7 @@ class Worker:
             seconds={**clock.seconds, "total": total},
             seconds_by_labeler=clock.by_labeler,
             busy=clock.busy_s / max(total, 1e-9),
-            rss_bytes=_rss_bytes(),
+            rss_bytes=rss_bytes(),
         )
 
     def _watch(self, work: ItemWork, done: threading.Event, on_beat: Callable[[Beat], None]) -> int:
@@ -247,8 +246,8 @@ class Worker:
                     f"it at {overdue.doing}; look at what hangs there, or raise engine.batch_deadline_s"
                 )
             now, busy = time.monotonic(), clock.busy_s
-            rss_bytes = _rss_bytes()
-            most_bytes = max(most_bytes, rss_bytes)
+            in_use = rss_bytes()
+            most_bytes = max(most_bytes, in_use)
             on_beat(
                 Beat(
                     item=work.item.name,
@@ -257,7 +256,7 @@ class Worker:
                     stage_s=now - clock.since,
                     busy=min(1.0, max(0.0, busy - busy_before) / max(now - before, 1e-9)),
                     queue_fill=work.queue_fill,
-                    rss_bytes=rss_bytes,
+                    rss_bytes=in_use,
                 )
             )
             before, busy_before = now, busy
@@ -307,39 +306,3 @@ def _needed_labelers(plan: CorpusPlan, names: set[str]) -> list[LabelerUse]:
 def _has_device(use: LabelerUse) -> bool:
     """Whether a labeler computes on a device, by torch."""
     return "device" in inspect.signature(labelers.find(use.name)).parameters
-
-
-def _device(wanted: str) -> str:
-    """The device itself where `auto` was asked for."""
-    if wanted != "auto":
-        return wanted
-    if sys.platform == "linux" and not any(Path(device).exists() for device in _GPU_DEVICES):
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _limit_threads(threads: int) -> None:
-    """The arithmetic of every process has the same number of threads, so that it has the same result."""
-    import cv2
-
-    cv2.setNumThreads(1)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _limit_torch(threads)
-
-
-def _limit_torch(threads: int) -> None:
-    """The same for torch, which is loaded only where something needs it."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(threads)
-
-
-def _rss_bytes() -> int:
-    """The memory of this process that is in use, 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0

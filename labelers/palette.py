@@ -80,8 +80,10 @@ def _small(image: "np.ndarray", side: int) -> "np.ndarray":
 
 def _records(k: int, centers: "np.ndarray", counts: "np.ndarray") -> list[dict[str, Any]]:
     """k records of at most k colors (n, 3) that hold `counts` pixels each."""
+    import numpy as np
+
     total = int(counts.sum())
-    colors = [tuple(round(float(value)) for value in center) for center in centers]
+    colors = [tuple(center) for center in np.rint(centers).astype(int).tolist()]
     ranked = sorted(zip(counts.tolist(), colors, strict=True), key=lambda entry: (-entry[0], entry[1]))
     ranked += [(0, ranked[0][1])] * (k - len(ranked))
     return [

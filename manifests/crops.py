@@ -112,11 +112,24 @@ def reduce(image: np.ndarray, factor_y: int, factor_x: int) -> np.ndarray:
     if factor_y == factor_x == 1:
         return image
     height, width = image.shape[:2]
-    bottom, right = -height % factor_y, -width % factor_x
-    if bottom or right:
-        image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-    size = (image.shape[1] // factor_x, image.shape[0] // factor_y)
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    whole_y, whole_x = height // factor_y, width // factor_x
+    if whole_y * factor_y == height and whole_x * factor_x == width:
+        return cv2.resize(image, (whole_x, whole_y), interpolation=cv2.INTER_AREA)
+    # Only the incomplete blocks are filled up, so that a big photograph is not copied for their sake.
+    blocks = np.empty((math.ceil(height / factor_y), math.ceil(width / factor_x), 3), np.uint8)
+    bottom, right = whole_y * factor_y, whole_x * factor_x
+    for rows, columns, piece in (
+        (slice(whole_y), slice(whole_x), image[:bottom, :right]),
+        (slice(whole_y), slice(whole_x, None), image[:bottom, right:]),
+        (slice(whole_y, None), slice(None), image[bottom:]),
+    ):
+        if piece.size:
+            fill_y, fill_x = -piece.shape[0] % factor_y, -piece.shape[1] % factor_x
+            if fill_y or fill_x:
+                piece = cv2.copyMakeBorder(piece, 0, fill_y, 0, fill_x, cv2.BORDER_REPLICATE)
+            size = (piece.shape[1] // factor_x, piece.shape[0] // factor_y)
+            blocks[rows, columns] = cv2.resize(piece, size, interpolation=cv2.INTER_AREA)
+    return blocks
 
 
 def reduce_to(image: np.ndarray, longest: int) -> np.ndarray:

@@ -134,12 +134,12 @@ def readme_questions() -> list[list[str]]:
 def ray_cluster() -> Iterator[Any]:
     """One Ray for all tests, starting it takes seconds: a `Cluster` of a node with 2 CPUs, to which tests may add.
 
-    Its workers find the labelers of `tests/own_labelers`.
+    Its workers find the labelers of `tests/data/own_labelers`.
     """
     import ray
     from ray.cluster_utils import Cluster
 
-    own = str(Path(__file__).parent / "own_labelers")
+    own = str(Path(__file__).parent / "data/own_labelers")
     with tempfile.TemporaryDirectory(prefix="modmill-ray-") as empty, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", own, prepend=os.pathsep)
         patch.syspath_prepend(own)

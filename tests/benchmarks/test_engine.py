@@ -1,11 +1,13 @@
 """The pieces of `benchmarks/engine.py` at a small size: they run, count what they say, and agree with each other."""
 
 import ast
-import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from benchmarks import (
@@ -96,12 +98,12 @@ def test_the_median_of_ratios_after_a_warm_up(tmp_path: Path, monkeypatch: pytes
     assert said[0].startswith("name ")
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
-def test_ray_data_labels_every_image(images: list[Path], tmp_path: Path) -> None:
-    figures = engine_raydata.run(images, tmp_path / "out")
-    assert 0 <= figures["rows"] < 12
-    assert figures["wall_s"] > 0
+def test_the_functions_that_ray_data_is_given_label_a_batch(images: list[Path]) -> None:
+    pixels = [cv2.imread(str(path))[..., ::-1] for path in images[:2]]
+    made = engine_raydata.Light()({"path": [str(path) for path in images[:2]], "image": pixels})
+    assert made["key"] == ["00000", "00001"]
+    assert all(len(values) == 2 for values in made.values())
+    assert cv2.imdecode(np.frombuffer(made["rgb"][0], np.uint8), cv2.IMREAD_COLOR).shape == (224, 224, 3)
 
 
 def test_every_goal_is_measured_and_explained() -> None:
@@ -111,10 +113,7 @@ def test_every_goal_is_measured_and_explained() -> None:
 
 
 def test_the_script_finds_our_package_and_not_itself(tmp_path: Path) -> None:
-    import subprocess
-
     command = [sys.executable, str(BENCHMARK), "--only", "nothing"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert "no such measure; there are light" in done.stderr
-    assert json.dumps(sorted(engine_measures.MEASURES))

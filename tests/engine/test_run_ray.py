@@ -32,7 +32,7 @@ engine: {{batch: 2, max_failed_fraction: 0.9}}
 
 
 class Place:
-    """A folder with a pipeline over photographs, and orders for its labeler (`tests/own_labelers/deadly.py`)."""
+    """A folder with a pipeline over photographs, and orders for its labeler (`tests/data/own_labelers/deadly.py`)."""
 
     def __init__(self, folder: Path, photos: Path) -> None:
         self.folder = folder
@@ -89,7 +89,7 @@ def wait_until(happened: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def meanwhile(what: Callable[[], None]) -> threading.Thread:
+def meanwhile(what: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=what, daemon=True)
     thread.start()
     return thread
