@@ -163,8 +163,8 @@ def label(
         of_corpus = [line for line in lines if line.corpus == corpus]
         for name in dict.fromkeys(line.modality for line in of_corpus):
             parts[name] = parts.get(name, 0) + max(line.to_do for line in of_corpus if line.modality == name)
-    made = _Labeled(execution, engine, workers, Alarms(catalog, plans))
     working = runner(sum(job.parts for job in found))
+    made = _Labeled(execution, engine, workers, Alarms(catalog, plans))
     progress.plan(parts, workers, engine.gpu_hour_price)
     try:
         for pairs in working.work(chain([first], stream), progress):

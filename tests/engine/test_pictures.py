@@ -1,5 +1,7 @@
 """Labels as pictures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -102,9 +104,11 @@ def test_the_sheet_has_a_place_for_every_cell():
         title="a" * 900,
         note="held out",
         labels={"rgb": pictures.blank(), "caption": "word " * 200},
-        decoded={"rgb": None},
+        decoded={"rgb": pictures.blank()},
     )
     sheet = pictures.sheet([row, row], ["rgb", "caption"])
     one = pictures.sheet([row], ["rgb", "caption"])
     assert sheet.width == one.width > 2 * pictures.TILE
     assert sheet.height > one.height + 2 * pictures.TILE
+    no_tokens = pictures.sheet([replace(row, decoded={"rgb": None})], ["rgb", "caption"])
+    assert no_tokens.height < one.height - pictures.TILE

@@ -184,13 +184,13 @@ def test_a_worker_killed_by_chance_costs_no_row(plan: CorpusPlan) -> None:
     assert item.attempt.killers == {}
 
 
-def test_three_deaths_without_progress_fail_the_item(plan: CorpusPlan) -> None:
+def test_four_deaths_without_progress_fail_the_item(plan: CorpusPlan) -> None:
     strikes, item = Strikes({"": 8}), make_item(plan, 7)
-    for _ in range(2):
+    for _ in range(3):
         item = again(strikes.died(item, "died", "its process ended", None))
     lost = strikes.died(item, "died", "its process ended", None)
     assert isinstance(lost, ModmillError)
-    assert "photos/0000007: its worker died 3 times" in str(lost)
+    assert "photos/0000007: its worker died 4 times" in str(lost)
 
 
 def test_a_node_that_leaves_costs_no_strike_but_not_forever(plan: CorpusPlan) -> None:
