@@ -1,4 +1,4 @@
-"""How well one driver keeps many workers busy: `python -m benchmarks.engine_driver [--workers 64] [--items 2560]`.
+"""How well one driver keeps many workers busy: `python -m benchmarks.engine_driver [--workers 64] [--items 3840]`.
 
 A simulated cluster (`ray.cluster_utils.Cluster`) of fake nodes on this machine. Each work item sleeps 1 s ± 50 %, by a
 hash of its document, then writes a real small shard, which the driver commits: `engine.run` as it is. Prints one line of
@@ -83,7 +83,7 @@ def measure(folder: Path, *, quick: bool) -> dict[str, float]:
     """The three figures, each measured in a process of its own."""
     found: dict[str, float] = {}
     # Enough items that the last second, when workers run out of them, weighs little.
-    for part, items in (("cluster", 1920 if quick else 3840), ("memory", 100_000)):
+    for part, items in (("cluster", 3840 if quick else 7680), ("memory", 100_000)):
         (folder / part).mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "benchmarks.engine_driver", "--part", part, "--items", str(items)]
         done = subprocess.run(
@@ -258,7 +258,7 @@ def _used_mb() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--part", choices=("cluster", "memory"), default="cluster")
-    parser.add_argument("--items", type=int, default=1920)
+    parser.add_argument("--items", type=int, default=3840)
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--mean-s", type=float, default=1.0)
     parser.add_argument("--folder", type=Path)

@@ -1,5 +1,6 @@
 """The worker as an actor of Ray, and what the driver knows of each: nothing but items, results and signs of life pass."""
 
+import contextlib
 import os
 import socket
 import threading
@@ -25,7 +26,10 @@ _SHARED_WITHIN_S = 120.0
 
 
 class RayWorker:
-    """A worker in an actor: one thread works, in the order of the calls; others prefetch and answer beside it."""
+    """A worker in an actor: one item at work, a second one that fetches its bytes ahead and waits for its turn.
+
+    Other threads answer beside them.
+    """
 
     def __init__(self, workspace: str, settings: WorkerSettings) -> None:
         self._worker: Worker | None = None
@@ -35,6 +39,8 @@ class RayWorker:
         self._fit: FitStep | None = None
         self._shared: dict[int, Shared] = {}
         self._came = threading.Condition()
+        self._turn = threading.Condition()
+        self._tickets = self._serving = 0
         try:
             import modmill
 
@@ -58,17 +64,26 @@ class RayWorker:
     @ray.method(concurrency_group="work")
     def work(self, item: WorkItem, number: int) -> tuple[ItemResult, frozenset[str]] | None:
         """The result of an item and the models held after it; None where the run was stopped before it began."""
-        if self._stopped:
-            return None
-        worker = self._own()
+        with self._turn:
+            ticket, waits = self._tickets, self._tickets != self._serving
+            self._tickets += 1
         try:
-            return worker.work(self._whole(item, number), self._set_beat), worker.models.held
+            item = self._whole(item, number)
+            if waits:
+                # What cannot be fetched ahead is fetched again, and an error told, when its turn comes.
+                with contextlib.suppress(Exception):
+                    self._own().prefetch(item)
+            self._wait_for(ticket)
+            if self._stopped:
+                return None
+            worker = self._own()
+            return worker.work(item, self._set_beat), worker.models.held
         finally:
-            self._beat = None
-
-    @ray.method(concurrency_group="side")
-    def prefetch(self, item: WorkItem, number: int) -> None:
-        self._own().prefetch(self._whole(item, number))
+            self._wait_for(ticket)
+            with self._turn:
+                self._beat = None
+                self._serving += 1
+                self._turn.notify_all()
 
     @ray.method(concurrency_group="work")
     def fit(self, item: FitItem) -> TokenizerAdded:
@@ -90,6 +105,10 @@ class RayWorker:
         """What is at work is done to its end; what waits is not begun."""
         self._stopped = True
 
+    def _wait_for(self, ticket: int) -> None:
+        with self._turn:
+            self._turn.wait_for(lambda: self._serving == ticket)
+
     def _own(self) -> Worker:
         if self._worker is None:
             raise RuntimeError(f"the worker did not start: {self._reason}")
@@ -106,7 +125,7 @@ class RayWorker:
         self._beat = beat
 
 
-ACTOR_CLASS: Any = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"work": 1, "side": 2})(RayWorker)  # pyright: ignore[reportCallIssue] the stub knows no runtime type of actors
+ACTOR_CLASS: Any = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"work": 2, "side": 1})(RayWorker)  # pyright: ignore[reportCallIssue] the stub knows no runtime type of actors
 
 # What came of a call: its kind, the actor, the item if there is one, the result or the error.
 Answer = tuple[str, "Actor", Any, Any, BaseException | None]

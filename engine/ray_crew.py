@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -27,6 +29,8 @@ from manifests.errors import ConfigError, ModmillError
 
 _log = logging.getLogger(__name__)
 _TEND_S = 5.0
+# A head that is started again answers within it; after 60 s without one Ray would end this process without a word.
+_ANSWER_S = 40.0
 _MOST_FAILED_STARTS = 3
 _WAIT_S = 15.0
 _SAY_AGAIN_S = 60.0
@@ -39,6 +43,9 @@ class Crew:
     def __init__(self, workspace: str, known: Mapping[str, Pool]) -> None:
         self.pools = known
         self.actors: list[Actor] = []
+        # Whether the cluster is gone: then nothing can be asked of it any more.
+        self.lost = False
+        self._here = ray.get_runtime_context().get_node_id()
         self._workspace = workspace
         self._answers: SimpleQueue[Answer] = SimpleQueue()
         self._shared: dict[tuple[Any, ...], tuple[int, Any, Any]] = {}
@@ -60,14 +67,24 @@ class Crew:
                 )
 
     def nodes(self) -> list[dict[str, Any]]:
-        """What Ray knows of its nodes. Raises ModmillError where the cluster does not answer."""
+        """What Ray knows of its nodes. Raises ModmillError where the cluster is gone, before Ray ends this process for that."""
+        asked: Future[list[dict[str, Any]]] = Future()
+        threading.Thread(target=_ask_nodes, args=(asked,), name="nodes", daemon=True).start()
         try:
-            return ray.nodes()
+            found = asked.result(_ANSWER_S)
         except Exception as error:
+            self.lost = True
             raise ModmillError(
-                f"the Ray cluster does not answer any more ({str(error).splitlines()[0]}); what is done is committed: see to "
-                "its head node, and the same command goes on"
+                f"the Ray cluster does not answer any more ({_brief(error)}); what is done is committed: see to its head node, "
+                "and the same command goes on"
             ) from error
+        if not any(node["Alive"] and node["NodeID"] == self._here for node in found):
+            self.lost = True
+            raise ModmillError(
+                "the Ray node that this run was started on is dead; what is done is committed: start Ray there again, and the "
+                "same command goes on"
+            )
+        return found
 
     def tend(self, loads: Mapping[str, int], progress: Progress, *, now: bool = False) -> None:
         """Starts actors that are wanted and lets go of those that have nothing to do, every few seconds or at once.
@@ -113,8 +130,6 @@ class Crew:
             actor.knows.add(number)
             actor.call("learn", number, reference)
         light = _without_shared(item)
-        if actor.items:
-            actor.call("prefetch", light, number)
         actor.items.append(item)
         actor.call("work", light, number, item=item)
 
@@ -187,6 +202,13 @@ class Crew:
             f"{pool} waits for its first worker: each needs {_amounts(pool.needs)}{labels}; the cluster has "
             f"{_amounts(there)} in all, maybe in use by others"
         )
+
+
+def _ask_nodes(asked: "Future[list[dict[str, Any]]]") -> None:
+    try:
+        asked.set_result(ray.nodes())
+    except Exception as error:
+        asked.set_exception(error)
 
 
 def _without_shared(item: WorkItem) -> WorkItem:

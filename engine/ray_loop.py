@@ -18,8 +18,8 @@ from manifests.storage import Storage
 
 _log = logging.getLogger(__name__)
 # A worker is asked for a sign of life so often, and all of them together at most so often.
-_BEAT_S = 1.0
-_BEATS_A_SECOND = 100
+_BEAT_S = 2.0
+_BEATS_A_SECOND = 20
 _MOST_FIT_DEATHS = 3
 
 
@@ -100,9 +100,8 @@ class Loop:
                 self._show(actor, *result)
         elif kind == "doubt":
             self._died(actor, error or ActorUnavailableError("it could not be reached for a while", None))
-        elif kind in ("learn", "prefetch", "stop"):
-            # A prefetch that fails is no one's loss: the item itself will say what is wrong.
-            if kind == "learn" and isinstance(error, RayTaskError):
+        elif kind in ("learn", "stop"):
+            if isinstance(error, RayTaskError):
                 raise error
         elif error is None:
             self._finished(actor, item, result)

@@ -88,10 +88,12 @@ class RayRunner:
         """Ends the actors, and Ray where it was started here."""
         if self._open is not None:
             self._open.close()
-        for actor in list(self._crew.actors):
-            self._crew.remove(actor)
-        if self._started:
-            ray.shutdown()
+        # A cluster that is gone keeps whoever says goodbye waiting, or ends the process.
+        if not self._crew.lost:
+            for actor in list(self._crew.actors):
+                self._crew.remove(actor)
+            if self._started:
+                ray.shutdown()
         self._empty.cleanup()
 
     def _loop(self, method: Literal["fit", "work"], schedule: Schedule | FitSchedule, progress: Progress) -> Loop:
