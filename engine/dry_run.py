@@ -198,7 +198,8 @@ class _Dry:
             ]
             named.append(("the rest", job.rows, labelers[0][0].rest_s))
             for (name, count, seconds), cost in zip(named, of_job, strict=True):
-                rate = f"{1 / seconds:,.1f}" if seconds else "-"
+                # What only hands on has no rate worth a number.
+                rate = f"{1 / seconds:,.1f}" if seconds > 1e-5 else "-"
                 rows.append(
                     (
                         *(job.plan.corpus, job.group.name or "-", name, f"{count:,}", rate),
