@@ -194,12 +194,17 @@ class Progress:
     def strike(self, item: "WorkItem", worker: str, reason: str, strikes: int) -> None:
         """A worker was lost at an item, which has so many strikes now; a node that left the cluster costs none."""
         self.event("strike", item=item.name, worker=worker, reason=reason, strikes=strikes)
-        self._print(f"{item.name}: worker {worker} is lost ({reason}); {strikes} strikes so far")
+        self._print(f"{item.name}: worker {worker} is lost ({reason}); {strikes} strike{'s' * (strikes != 1)} so far")
 
     def alarm(self, text: str) -> None:
         """Something departs from what it was, and a person should look."""
         self.event("alarm", text=text)
         self._print(f"alarm: {text}")
+
+    @property
+    def cost(self) -> float | None:
+        """Price x hours that workers were ready; None where no price is given."""
+        return self._state.cost
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

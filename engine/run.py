@@ -193,9 +193,12 @@ class _Run:
 
             self.progress.say(f"{workers} worker{'s' * (workers > 1)} in this process")
             return LocalRunner(self.catalog.storage.uri, settings, engine)
-        from engine.run_ray import RayRunner
+        from engine.run_ray import RayRunner, address_of
 
-        self.progress.say(f"starting Ray with {workers} worker{'s' * (workers > 1)} (some seconds)")
+        if address := address_of(engine):
+            self.progress.say(f"joining the Ray cluster at {address}")
+        else:
+            self.progress.say(f"starting Ray with {workers} worker{'s' * (workers > 1)} (some seconds)")
         return RayRunner(self.catalog.storage.uri, settings, engine)
 
     def _fit(self, runner: Runner, items: Sequence[FitItem]) -> None:

@@ -164,7 +164,7 @@ def label(
         for name in dict.fromkeys(line.modality for line in of_corpus):
             parts[name] = parts.get(name, 0) + max(line.to_do for line in of_corpus if line.modality == name)
     working = runner(sum(job.parts for job in found))
-    made = _Labeled(execution, engine, workers, Alarms(catalog, plans))
+    made = _Labeled(execution, engine, Alarms(catalog, plans))
     progress.plan(parts, workers, engine.gpu_hour_price)
     try:
         for pairs in working.work(chain([first], stream), progress):
@@ -188,10 +188,9 @@ def _head(found: Sequence[Job], engine: EngineConfig, request: Request, workers:
 class _Labeled:
     """Counts what comes back, commits it, and stops the run where too much of it failed."""
 
-    def __init__(self, execution: Execution, engine: EngineConfig, workers: int, alarms: Alarms) -> None:
+    def __init__(self, execution: Execution, engine: EngineConfig, alarms: Alarms) -> None:
         self._execution = execution
         self._engine = engine
-        self._workers = workers
         self._alarms = alarms
         self._budget = FailureBudget(engine.max_failed_fraction)
         self._failed: list[tuple[str, Exception]] = []
@@ -237,8 +236,8 @@ class _Labeled:
         ]
         if self._failed_rows:
             said.append(f"{self._failed_rows:,} rows failed")
-        if self._engine.gpu_hour_price is not None:
-            said.append(f"{self._workers * seconds / 3600 * self._engine.gpu_hour_price:,.2f} dollars")
+        if (cost := self._execution.progress.cost) is not None:
+            said.append(f"{cost:,.2f} dollars")
         self._execution.progress.say(", ".join(said))
         if alarms := self._execution.done.counts.get("alarms"):
             self._execution.progress.say(f"alarms: {alarms:,} figures depart from their history; see the view `alarms`")

@@ -53,7 +53,7 @@ class RayRunner:
         self._open: Generator[Any, None, None] | None = None
         self._empty = tempfile.TemporaryDirectory(prefix="modmill-ray-")
         self._started = not ray.is_initialized()
-        address = engine.ray_address or os.environ.get("RAY_ADDRESS")
+        address = address_of(engine)
         if self._started:
             start_ray(address, engine, self._empty.name)
         has_gpus = ray.cluster_resources().get("GPU", 0) > 0
@@ -129,6 +129,11 @@ class RayRunner:
             yield loop.done
         if draining.asked:
             raise KeyboardInterrupt
+
+
+def address_of(engine: EngineConfig) -> str | None:
+    """The cluster to join: `engine.ray_address`, else RAY_ADDRESS; None for a Ray of this machine's own."""
+    return engine.ray_address or os.environ.get("RAY_ADDRESS")
 
 
 def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:
