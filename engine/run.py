@@ -139,6 +139,7 @@ class _Run:
             roots[corpus] = found.root
             self.done.add("new_samples", found.new)
             self.done.add("new_parts", found.new_parts)
+            self.done.add("dropped_samples", found.dropped)
             gone = (
                 f"; {found.vanished:,} gone, {found.changed:,} changed since" if found.vanished or found.changed else ""
             )
