@@ -19,7 +19,7 @@ from manifests.actions import CorpusAdded, PartAdded, SamplesDropped, SourcesCha
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.recipe import sha256_hex
-from manifests.shards import keys_digest, write_samples
+from manifests.shards import file_stem, keys_digest, write_samples
 from manifests.storage import put_same
 
 _PLACES = {"source_offset": pa.int64(), "source_pack": pa.string(), "source_error": pa.string()}
@@ -73,15 +73,7 @@ def ingest(
     dropped = set(catalog.sql("SELECT key FROM dropped WHERE corpus = ?", [corpus])["key"].to_pylist())
     fresh = [listed for listed in scan.samples if listed.key not in before and listed.key not in dropped]
     stats = SourceStats(catalog.workspace_id, corpus)
-    document = config.document(section)
-    added = CorpusAdded(
-        corpus=corpus,
-        kind=section.kind,
-        source=document["source"],
-        seed=section.seed,
-        part_rows=section.part_rows,
-        config=document,
-    )
+    added = corpus_added(corpus, section)
     if known is None or known["source"] != added.source:
         catalog.commit([added], run=run)
     first_part = parts[-1].part + 1 if parts else 0
@@ -126,6 +118,19 @@ def ingest(
         changed=len(changed),
         dropped=left_out.total(),
         notes=[*scan.notes, *_left_out_notes(left_out, refused)],
+    )
+
+
+def corpus_added(corpus: str, section: config.CorpusConfig) -> CorpusAdded:
+    """The record of a corpus, as its section of the pipeline file has it, without credentials."""
+    document = config.document(section)
+    return CorpusAdded(
+        corpus=corpus,
+        kind=section.kind,
+        source=document["source"],
+        seed=section.seed,
+        part_rows=section.part_rows,
+        config=document,
     )
 
 
@@ -220,7 +225,7 @@ def _write_part(
             row[name] = value
     data = write_samples(rows, pa.schema([*places, *((name, array.type) for name, array in arrays.items())]))
     sha256 = sha256_hex(data)
-    path = f"data/{corpus}/_samples/part-{part:07d}-{sha256[:8]}.parquet"
+    path = f"data/{corpus}/_samples/{file_stem(part, None, sha256)}.parquet"
     put_same(catalog.storage, path, data, sha256)
     return PartAdded(
         corpus=corpus,

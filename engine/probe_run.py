@@ -23,11 +23,11 @@ from engine.run_items import Job
 from engine.work import Target, WorkItem
 from engine.worker import Worker, WorkerSettings
 from manifests import log
-from manifests.actions import Action, CorpusAdded, PartAdded, RecipeAdded, RecipeCurrent, TokenizerAdded
+from manifests.actions import Action, PartAdded, RecipeAdded, RecipeCurrent, TokenizerAdded
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.recipe import sha256_hex
-from manifests.shards import encode_samples, keys_digest
+from manifests.shards import encode_samples, file_stem, keys_digest
 from manifests.storage import Storage, cache_folder, open_storage, put_same
 
 SAMPLES = 64
@@ -99,7 +99,7 @@ def write_part(storage: Storage, corpus: str, number: int, table: pa.Table) -> P
         table = table.set_column(table.column_names.index(name), name, column)
     data = encode_samples(table)
     sha256 = sha256_hex(data)
-    path = f"data/{corpus}/_samples/part-{number:07d}-{sha256[:8]}.parquet"
+    path = f"data/{corpus}/_samples/{file_stem(number, None, sha256)}.parquet"
     put_same(storage, path, data, sha256)
     return PartAdded(
         corpus=corpus,
@@ -212,15 +212,7 @@ def shown(bench: Bench, jobs: Sequence[Job], notes: list[str]) -> list[contact.S
 
 def _described(planned: CorpusPlan, part: PartAdded, targets: Sequence[Target]) -> Iterator[Action]:
     """What the log must know for the shards of a part to be found."""
-    section = planned.config
-    yield CorpusAdded(
-        corpus=planned.corpus,
-        kind=section.kind,
-        source=section.source,
-        seed=section.seed,
-        part_rows=section.part_rows,
-        config={},
-    )
+    yield ingest.corpus_added(planned.corpus, planned.config)
     yield part
     for target in targets:
         recipe = planned.modalities[target.modality].written()[target.form]

@@ -229,9 +229,8 @@ class ShardOutput:
 
     def _stem(self, sha256: str) -> str:
         """The shard's path without its extension."""
-        crop = "" if self.target.crop is None else f".c{self.target.crop:02d}"
         folder = f"data/{self._item.plan.corpus}/{self.target.modality}/{self.target.fingerprint[:12]}"
-        return f"{folder}/part-{self._item.part.part:07d}{crop}-{sha256[:8]}"
+        return f"{folder}/{shards.file_stem(self._item.part.part, self.target.crop, sha256)}"
 
     def _write_failures(self, path: str) -> tuple[str, str] | None:
         """Writes the failed file; its path and sha256, None where no row failed."""

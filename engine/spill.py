@@ -66,9 +66,9 @@ def path_of(item: WorkItem, target: Target) -> str:
         "base": None if base is None else base.sha256,
         "retry": sorted(item.retry),
     }
-    crop = "" if target.crop is None else f".c{target.crop:02d}"
     folder = f"data/{item.plan.corpus}/{target.modality}/{target.fingerprint[:12]}"
-    return f"{folder}/.spill-part-{item.part.part:07d}{crop}-{sha256_hex(canonical_json(identity))[:8]}"
+    name = shards.file_stem(item.part.part, target.crop, sha256_hex(canonical_json(identity)))
+    return f"{folder}/.spill-{name}"
 
 
 def write(storage: Storage, path: str, rows: int, data: bytes, *, is_tar: bool, failures: bytes) -> None:

@@ -59,7 +59,7 @@ def rewrite_part(
             table = table.set_column(at, table.schema.field(at), table[name].combine_chunks().take(places))
     data = shards.encode_samples(table)
     sha256 = sha256_hex(data)
-    path = f"data/{part.corpus}/_samples/part-{part.part:07d}-{sha256[:8]}.parquet"
+    path = f"data/{part.corpus}/_samples/{shards.file_stem(part.part, None, sha256)}.parquet"
     put_same(storage, path, data, sha256)
     made = replace(part, path=path, sha256=sha256, size_bytes=len(data), source_bytes=part.source_bytes - lost_bytes)
     storage.put(sidecars.path_of(made), sidecars.of_part(made, corpus, [*earlier, forgotten]))
@@ -115,8 +115,7 @@ def put_shard(storage: Storage, old_path: str, part: int, crop: int | None, blan
     """Puts a shard beside the one it is made from; its path and sha256."""
     sha256 = sha256_hex(blanked.data)
     folder, _, name = old_path.rpartition("/")
-    place = f"part-{part:07d}" + ("" if crop is None else f".c{crop:02d}")
-    path = f"{folder}/{place}-{sha256[:8]}.{name.rpartition('.')[2]}"
+    path = f"{folder}/{shards.file_stem(part, crop, sha256)}.{name.rpartition('.')[2]}"
     put_same(storage, path, blanked.data, sha256)
     return path, sha256
 
