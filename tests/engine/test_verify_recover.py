@@ -128,6 +128,7 @@ def test_a_shard_without_a_sidecar_is_made_again_by_the_next_run(
         "failed_rows": failed,
         "new_samples": 0,
         "new_parts": 0,
+        "dropped_samples": 0,
     }
     assert lonely.read_bytes() == data
     assert is_clean(work)
