@@ -26,8 +26,9 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
+# In two processes, which share the files out between them; `pytest` alone runs in one.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 bench: setup
 	for file in benchmarks/*.py; do case $$file in */scenes.py | */chaos.py | */engine_*.py) ;; *) $(BIN)/python $$file --quick || exit 1 ;; esac; done

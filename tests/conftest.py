@@ -14,6 +14,19 @@ from typing import Any
 import pytest
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Shares tests out to several processes: those of a file stay together, and all files that use Ray, so it starts once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if "ray_cluster" in (config.rootpath / file).read_text() else file
+
+    return ByFile(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
     """A shell that starts the tests in the background has Ctrl-C ignored, in them and in what they start."""
