@@ -36,10 +36,10 @@ class Bench:
         return self.folder / f"{name}-{self._made}"
 
     def pipeline(self, rows: int, modalities: dict[str, Any], *, part_rows: int, **engine: Any) -> dict[str, Any]:
-        """A pipeline over the first images, in a workspace of its own."""
+        """A pipeline over the first images, again and again where there are fewer, in a workspace of its own."""
         source = self.folder / f"first-{rows}"
         if not source.exists():
-            engine_images.folder_of(self.images[:rows], source)
+            engine_images.folder_of([self.images[row % len(self.images)] for row in range(rows)], source)
         options = {"device": "cpu", "queue_mb": 256, **engine}
         return engine_images.pipeline(source, self.new("workspace"), modalities, part_rows=part_rows, **options)
 

@@ -77,10 +77,10 @@ def pipeline(
 
 
 def folder_of(paths: Sequence[Path], folder: Path) -> Path:
-    """A folder with links to some of the images and their captions: a corpus of its own, without a copy."""
+    """A folder with links to some images, which may stand there several times, and to their captions: a corpus of its own."""
     folder.mkdir(parents=True)
-    for path in paths:
+    for number, path in enumerate(paths):
         for name in (path, path.with_suffix(".txt")):
             if name.exists():
-                (folder / name.name).hardlink_to(name)
+                (folder / f"{number:05d}{name.suffix}").hardlink_to(name)
     return folder

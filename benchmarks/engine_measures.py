@@ -16,7 +16,7 @@ TINY = "benchmarks.engine_weights:TINY_GLOBAL"
 
 def light(bench: Bench) -> None:
     """light_ms_per_image, light_over_loop, over_ray_data_light."""
-    rows = bench.rows(256, 16)
+    rows = bench.rows(384, 32)
     images = bench.images[:rows]
     cores = sorted(os.sched_getaffinity(0))[:2] if hasattr(os, "sched_getaffinity") else [0, 1]
     with process(cores[0]) as one, process(cores[-1]) as two:
@@ -26,7 +26,7 @@ def light(bench: Bench) -> None:
         bench.figures["light_ms_per_image"] = sum(functions[name] for name in ("palette", "metadata", "edges"))
 
         def alone() -> Figures:
-            pipeline = bench.pipeline(rows, LIGHT, part_rows=32, runner="local", workers=1)
+            pipeline = bench.pipeline(rows, LIGHT, part_rows=64, runner="local", workers=1)
             return one.submit(engine_runs.run, pipeline, workers=1).result()
 
         def loop() -> Figures:
@@ -34,30 +34,36 @@ def light(bench: Bench) -> None:
 
         of_one = bench.compare("light, one core", alone, loop, cpu=True)
 
+        # Enough parts that the last ones, beside which the other worker has nothing to do, weigh little.
+        many = bench.rows(768, 32)
+        twice = [bench.images[row % len(bench.images)] for row in range(many)]
+
         def loops() -> Figures:
             halves = [
-                pool.submit(engine_bare.light_loop, images[start::2], bench.new("loop"))
+                pool.submit(engine_bare.light_loop, twice[start::2], bench.new("loop"))
                 for start, pool in enumerate((one, two))
             ]
             both = [half.result() for half in halves]
-            return {"wall_s": max(half["wall_s"] for half in both), "rows": rows}
+            return {"wall_s": max(half["wall_s"] for half in both), "rows": many}
 
         with ray_of_two(bench):
-            of_two = bench.compare("light, two cores", lambda: on_ray(bench, rows, LIGHT), loops)
+            of_two = bench.compare("light, two cores", lambda: on_ray(bench, many, 32, LIGHT), loops)
             bench.figures["light_over_loop"] = min(of_one, of_two)
+            some = bench.rows(256, 16)
 
             def ray_data() -> Figures:
-                return engine_raydata.run(images, bench.new("ray-data"))
+                return engine_raydata.run(bench.images[:some], bench.new("ray-data"))
 
             bench.figures["over_ray_data_light"] = bench.compare(
-                "light, Ray Data", lambda: on_ray(bench, rows, LIGHT), ray_data
+                "light, Ray Data", lambda: on_ray(bench, some, 16, LIGHT), ray_data
             )
 
 
-def on_ray(bench: Bench, rows: int, modalities: dict[str, Any], **engine: Any) -> Figures:
+def on_ray(bench: Bench, rows: int, part_rows: int, modalities: dict[str, Any], **engine: Any) -> Figures:
     """A run of ours on the Ray that runs, with two workers."""
-    pipeline = bench.pipeline(rows, modalities, part_rows=16, runner="ray", workers=engine_raydata.WORKERS, **engine)
-    return engine_runs.run(pipeline, workers=engine_raydata.WORKERS)
+    workers = engine_raydata.WORKERS
+    pipeline = bench.pipeline(rows, modalities, part_rows=part_rows, runner="ray", workers=workers, **engine)
+    return engine_runs.run(pipeline, workers=workers)
 
 
 def tiny(bench: Bench) -> dict[str, Any]:
@@ -82,8 +88,8 @@ def _quietly(save: Callable[[Path], Path], checkpoint: Path) -> None:
 
 
 def neural(bench: Bench) -> None:
-    """engine_over_bare_tiny."""
-    rows = bench.rows(384, 32)
+    """engine_over_bare_tiny: one thread decodes, one computes, in parts of eight batches (a real part has 64 of them)."""
+    rows = bench.rows(1280, 256)
     options = tiny(bench)
     labeler, checkpoint = options["labeler"], options["parameters"]["checkpoint"]
     with process() as pool:
@@ -92,12 +98,12 @@ def neural(bench: Bench) -> None:
             pipeline = bench.pipeline(
                 rows,
                 {TINY: options},
-                part_rows=32,
+                part_rows=256,
                 runner="local",
                 workers=1,
                 threads=1,
                 batch=32,
-                decode_threads=2,
+                decode_threads=1,
             )
             pipeline["corpora"]["photos"]["decode_short"] = engine_bare.SIDE
             return pool.submit(engine_runs.run, pipeline, workers=1).result()
@@ -122,7 +128,7 @@ def neural_on_ray(bench: Bench) -> None:
     with ray_of_two(bench):
         bench.figures["over_ray_data_neural"] = bench.compare(
             "tiny DINOv2, Ray Data",
-            lambda: on_ray(bench, rows, {TINY: options}, batch=16),
+            lambda: on_ray(bench, rows, 16, {TINY: options}, batch=16),
             lambda: engine_raydata.run(bench.images[:rows], bench.new("ray-data"), given),
         )
 
@@ -163,13 +169,14 @@ def dinov2(bench: Bench) -> None:
 
 
 def fused(bench: Bench) -> None:
-    """fused_over_separate."""
-    rows = bench.rows(128, 16)
+    """fused_over_separate, on one core: on a machine whose cores all have work no decode comes free."""
+    rows = bench.rows(128, 32)
     every = {**SIX_LIGHT, TINY: tiny(bench), "depth": _neural(bench, engine_weights.depth_tiny, "dpt")}
-    with process() as pool:
+    core = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    with process(core) as pool:
 
         def seconds(modalities: dict[str, Any]) -> float:
-            pipeline = bench.pipeline(rows, modalities, part_rows=16, runner="local", workers=1, batch=16)
+            pipeline = bench.pipeline(rows, modalities, part_rows=32, runner="local", workers=1)
             figures = pool.submit(engine_runs.run, pipeline, workers=1).result()
             return figures["wall_s"] / figures["rows"]
 

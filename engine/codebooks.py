@@ -76,7 +76,7 @@ def _tokens(catalog: Catalog, path: str, form: str) -> np.ndarray:
     """All tokens of a shard, int64 (n,)."""
     with catalog.storage.open(path) as file:
         if form == "parquet":
-            column = pq.read_table(file, columns=["tokens"])["tokens"]
+            column = pq.ParquetFile(file).read(columns=["tokens"])["tokens"]
             flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
         else:
             values = shards.read_tar(file).values or []

@@ -123,7 +123,7 @@ def ingested(storage: Storage, corpus: str, section: CorpusConfig, scan: sources
             f"corpora.{corpus}: the filter leaves none of the {len(scan.samples)} samples that were probed"
         )
     return pa.concat_tables(
-        [pq.read_table(io.BytesIO(storage.read(part.path))) for part in parts], promote_options="permissive"
+        [pq.ParquetFile(io.BytesIO(storage.read(part.path))).read() for part in parts], promote_options="permissive"
     )
 
 

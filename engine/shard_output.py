@@ -272,7 +272,9 @@ class ShardOutput:
     def _read_back(self, data: bytes | IO[bytes]) -> None:
         """Reads the shard as a stranger would, before anyone is told of it."""
         found = (
-            shards.read_parquet(io.BytesIO(data)) if isinstance(data, bytes) else shards.read_tar(data, values=False)
+            shards.read_parquet(io.BytesIO(data), values=False, whole=True)
+            if isinstance(data, bytes)
+            else shards.read_tar(data, values=False)
         )
         if found.keys != list(self._keys) or found.statuses != self._statuses:
             raise ShardError(f"{self._item.name}: {self.target.modality} does not read back as it was written")

@@ -128,7 +128,7 @@ def _rows(data: bytes, is_tar: bool, failures: bytes, keys: Sequence[str]) -> li
         raise ShardError("the rows are not those of the part")
     reasons = {
         line["row"]: Failure(line["stage"], line["class"], line["message"])
-        for line in (pq.read_table(io.BytesIO(failures)).to_pylist() if failures else ())
+        for line in (pq.ParquetFile(io.BytesIO(failures)).read().to_pylist() if failures else ())
     }
     return [
         Row(Status(status), value, reasons.get(row))

@@ -35,7 +35,8 @@ class Metadata:
         scope="image",
         inputs=("image", "caption"),
         outputs=("metadata",),
-        batch=16,
+        # One by one in any case: the fewer lie decoded beside each other, the more of them the processor's cache holds.
+        batch=2,
         requires=("cv2", "numpy", "PIL"),
     )
 

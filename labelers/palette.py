@@ -24,7 +24,13 @@ class Palette:
     """
 
     spec = LabelerSpec(
-        name="palette", version=1, scope="image", outputs=("palette",), batch=16, requires=("cv2", "numpy", "PIL")
+        name="palette",
+        version=1,
+        scope="image",
+        outputs=("palette",),
+        # As in labelers/metadata.py.
+        batch=2,
+        requires=("cv2", "numpy", "PIL"),
     )
 
     def __init__(self, colors: int = 7, side: int = 64, seed: int = 0) -> None:

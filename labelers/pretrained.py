@@ -27,14 +27,17 @@ class Preprocessing:
     multiple: int
     resample: str
 
-    def normalize(self, pixels: Any) -> Any:
-        """uint8 (B, 3, h, w) of torch as the float32 that the model takes."""
+    def normalize(self, pixels: Any, out: Any = None) -> Any:
+        """uint8 (B, 3, h, w) of torch as the float32 that the model takes; in `out`, of that shape, if it is given."""
         import torch
 
         mean, std = (
             torch.tensor(values, device=pixels.device).mul(255).view(1, 3, 1, 1) for values in (self.mean, self.std)
         )
-        return (pixels.float() - mean) / std
+        # On a CPU in torch's own layout: in that of photographs this arithmetic takes three times as long.
+        layout = torch.contiguous_format if pixels.device.type == "cpu" else torch.preserve_format
+        floats = pixels.to(torch.float32, memory_format=layout) if out is None else out.copy_(pixels)
+        return floats.sub_(mean).div_(std)
 
 
 def preprocessing(folder: Path) -> Preprocessing:

@@ -193,12 +193,15 @@ def member_name(key: str) -> str:
     return encoded if len(encoded) <= 80 else "sha256-" + sha256_hex(key.encode())
 
 
-def read_parquet(file: IO[bytes] | str, *, values: bool = True) -> ShardRows:
-    """A Parquet shard of either form. Raises ShardError where it is none."""
+def read_parquet(file: IO[bytes] | str, *, values: bool = True, whole: bool = False) -> ShardRows:
+    """A Parquet shard of either form; `whole` decodes its values though they are not asked for.
+
+    Raises ShardError where it is none.
+    """
     try:
         parquet = pq.ParquetFile(file)
         column = "tokens" if "tokens" in parquet.schema_arrow.names else "label"
-        table = parquet.read(columns=["key", "status", column] if values else ["key", "status"])
+        table = parquet.read(["key", "status", column] if values or whole else ["key", "status"], use_threads=False)
         return ShardRows(
             keys=table["key"].to_pylist(),
             statuses=table["status"].to_pylist(),
@@ -315,6 +318,7 @@ def _leaves(name: str, kind: pa.DataType) -> list[str]:
 def read_samples(data: bytes) -> list[dict[str, Any]]:
     """The rows of a samples file, with their source columns. Raises ShardError where it is none."""
     try:
-        return pq.read_table(io.BytesIO(data)).to_pylist()
+        # Not read_table, which imports pandas where that is installed (a second of every worker's start).
+        return pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).to_pylist()
     except pa.ArrowException as error:
         raise ShardError(f"no samples file: {error}") from error

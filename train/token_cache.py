@@ -130,7 +130,7 @@ def _unpack(snapshot: Snapshot, shard: SnapshotShard) -> pa.RecordBatch:
             "altered or truncated; run `modmill verify`"
         )
     try:
-        table = pq.read_table(io.BytesIO(data), columns=["key", "status", "tokens"])
+        table = pq.ParquetFile(io.BytesIO(data)).read(columns=["key", "status", "tokens"])
         tokens = table["tokens"].combine_chunks()
     except (pa.ArrowException, KeyError) as error:
         raise ShardError(f"{where}: no shard of tokens ({error}); expected columns key, status, tokens") from error
