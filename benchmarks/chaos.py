@@ -200,7 +200,7 @@ def main() -> None:
         "folder", type=Path, nargs="?", help="where images and workspace go; default: a folder that is removed"
     )
     parser.add_argument("--images", type=int, default=30_000)
-    parser.add_argument("--part-rows", type=int, default=256)
+    parser.add_argument("--part-rows", type=int, default=64)
     parser.add_argument("--worker-every", type=float, default=20.0, metavar="SECONDS")
     parser.add_argument("--drivers", type=int, default=3, help="how often the driver is killed")
     parser.add_argument("--seed", type=int, default=0)
