@@ -2,18 +2,18 @@
 
 All on the same images (JPEGs of 500 to 1000 px), in one run. Prints a table, and last one line of JSON:
 
-    engine_over_bare_tiny      images/s of the engine over the bare model on tensors in memory: a DINOv2 of two layers, one
-                               thread for the model in both; the engine reads and decodes on what else the machine has
+    engine_over_bare_tiny      images/s of the engine over the bare model on tensors in memory: a DINOv2 of five layers, one
+                               thread for the model in both; the engine reads and decodes with another one
     engine_over_bare_dinov2    the same with DINOv2-B (random weights), whose model has all cores in both
     light_over_loop            rgb, edges, metadata, palette: the engine over a plain loop over the same functions, per
                                core; the lower of one core (in this process) and two (on Ray, against two loops)
     light_ms_per_image         palette + metadata + edges of a decoded photograph, milliseconds
-    fused_over_separate        six light and two small neural modalities: eight runs over one, seconds
+    fused_over_separate        six light and two small neural modalities: eight runs over one, seconds on one core
     over_ray_data_light        images/s of the engine on Ray over Ray Data: the light group
     over_ray_data_neural       the same: the tiny DINOv2
     driver_efficiency_64, driver_ms_per_item, driver_mb_growth      of benchmarks/engine_driver.py
     worker_rss_mb_max          resident megabytes of a worker with photographs of 100 megapixels in its part
-    worker_rss_slope_mb_per_100_parts                               how that grows over 200 parts
+    worker_rss_slope_mb_per_100_parts                               how that grows over 200 parts, after 200 others
 
 The two sides of a ratio take turns and the median of the ratios counts. Starting Ray and actors, importing and loading
 models lie outside, on both sides, and are printed apart; `benchmarks/engine_runs.py` says how.
