@@ -37,7 +37,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="three rounds and fewer images: under 10 minutes on two cores"
+        "--quick", action="store_true", help="two rounds and fewer images: under 10 minutes on two cores"
     )
     parser.add_argument("--json", action="store_true", help="the last line only")
     parser.add_argument("--only", help=f"some of: {','.join(MEASURES)}", metavar="A,B")
@@ -49,7 +49,7 @@ def main() -> None:
     scale = options.scale or (1.0 if options.quick else 3.0)
     with tempfile.TemporaryDirectory(prefix="modmill-bench-") as scratch:
         os.environ.setdefault("MODMILL_CACHE", str(Path(scratch, "cache")))
-        bench = Bench(Path(scratch), scale, rounds=1 if scale < 0.5 else 3 if scale <= 1 else 5)
+        bench = Bench(Path(scratch), scale, rounds=1 if scale < 0.5 else 2 if scale <= 1 else 5)
         if options.json:
             bench.say = lambda text: None
         for name in chosen:

@@ -19,7 +19,7 @@ BASE_MB = 500
 
 def light(bench: Bench) -> None:
     """light_ms_per_image, light_over_loop, over_ray_data_light."""
-    rows = bench.rows(384, 32)
+    rows = bench.rows(256, 64)
     images = bench.images[:rows]
     cores = sorted(os.sched_getaffinity(0))[:2] if hasattr(os, "sched_getaffinity") else [0, 1]
     with process(cores[0]) as one, process(cores[-1]) as two:
@@ -38,7 +38,7 @@ def light(bench: Bench) -> None:
         of_one = bench.compare("light, one core", alone, loop, cpu=True)
 
         # Enough parts that the last ones, beside which the other worker has nothing to do, weigh little.
-        many = bench.rows(768, 32)
+        many = bench.rows(512, 32)
         twice = [bench.images[row % len(bench.images)] for row in range(many)]
 
         def loops() -> Figures:
@@ -52,7 +52,7 @@ def light(bench: Bench) -> None:
         with ray_of_two(bench):
             of_two = bench.compare("light, two cores", lambda: on_ray(bench, many, 32, LIGHT), loops)
             bench.figures["light_over_loop"] = min(of_one, of_two)
-            some = bench.rows(256, 16)
+            some = bench.rows(128, 16)
 
             def ray_data() -> Figures:
                 return engine_raydata.run(bench.images[:some], bench.new("ray-data"))
@@ -92,7 +92,7 @@ def _quietly(save: Callable[[Path], Path], checkpoint: Path) -> None:
 
 def neural(bench: Bench) -> None:
     """engine_over_bare_tiny: one thread decodes, one computes, in parts of eight batches (a real part has 64 of them)."""
-    rows = bench.rows(1280, 256)
+    rows = bench.rows(1024, 256)
     options = tiny(bench)
     labeler, checkpoint = options["labeler"], options["parameters"]["checkpoint"]
     with process() as pool:
@@ -205,7 +205,8 @@ def memory(bench: Bench) -> None:
     engine_images.make_huge(huge, 4)
     queue_mb = 512
     options: dict[str, Any] = {"runner": "local", "workers": 1, "device": "cpu", "queue_mb": queue_mb}
-    warm = engine_images.pipeline(small, bench.new("workspace"), LIGHT, part_rows=parts * 2, **options)
+    few = engine_images.folder_of(some[:200], bench.folder / "few")
+    warm = engine_images.pipeline(few, bench.new("workspace"), LIGHT, part_rows=len(some[:200]) // 2, **options)
     big = engine_images.pipeline(huge, bench.new("workspace"), LIGHT, part_rows=16, **options)
     many = engine_images.pipeline(small, bench.new("workspace"), LIGHT, part_rows=4, **options)
     with process() as pool:
