@@ -203,11 +203,17 @@ class ShardOutput:
         data = self._bytes(facts)
         self._read_back(data)
         sha256 = _sha256_of(data)
-        stem = self._stem(sha256)
+        failures = shards.write_failures(self._failures) if self._failures else None
+        failed_sha256 = None if failures is None else sha256_hex(failures)
+        stem = self._stem(shards.named_by(sha256, failed_sha256))
         path = f"{stem}.{'parquet' if self._tar is None else 'tar'}"
         put_same(self._storage, path, data, sha256)
+        failed = None
+        if failures is not None and failed_sha256 is not None:
+            failed = f"{stem}.failed.parquet", failed_sha256
+            put_same(self._storage, failed[0], failures, failed_sha256)
         record = replace(
-            self._record(facts, path, sha256, self._write_failures(f"{stem}.failed.parquet")),
+            self._record(facts, path, sha256, failed),
             device=device,
             micro_batch=micro_batch,
             metrics={**self._quality.finish(), **metrics},
@@ -231,15 +237,6 @@ class ShardOutput:
         """The shard's path without its extension."""
         folder = f"data/{self._item.plan.corpus}/{self.target.modality}/{self.target.fingerprint[:12]}"
         return f"{folder}/{shards.file_stem(self._item.part.part, self.target.crop, sha256)}"
-
-    def _write_failures(self, path: str) -> tuple[str, str] | None:
-        """Writes the failed file; its path and sha256, None where no row failed."""
-        if not self._failures:
-            return None
-        data = shards.write_failures(self._failures)
-        sha256 = sha256_hex(data)
-        put_same(self._storage, path, data, sha256)
-        return path, sha256
 
     def _record(self, facts: Mapping[str, Any], path: str, sha256: str, failed: tuple[str, str] | None) -> ShardAdded:
         count = self._statuses.count

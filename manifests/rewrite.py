@@ -90,9 +90,14 @@ def rewrite_shard(storage: Storage, shard: ShardAdded, recipe: Mapping[str, Any]
     Raises ShardError where a file is not the one that was committed.
     """
     blanked = without_rows(read_same(storage, shard.path, shard.sha256), shard.format, rows)
-    path, sha256 = put_shard(storage, shard.path, shard.part, shard.crop, blanked)
+    failures = _failures_left(storage, shard, rows)
+    failed_sha256 = None if failures is None else sha256_hex(failures)
+    path, sha256 = put_shard(storage, shard.path, shard.part, shard.crop, blanked, failed_sha256)
     count = blanked.statuses.count
-    failed_path, failed_sha256 = _rewrite_failures(storage, shard, f"{_stem(path)}.failed.parquet", rows)
+    failed_path = None
+    if failures is not None and failed_sha256 is not None:
+        failed_path = f"{_stem(path)}.failed.parquet"
+        put_same(storage, failed_path, failures, failed_sha256)
     made = replace(
         shard,
         path=path,
@@ -111,11 +116,14 @@ def rewrite_shard(storage: Storage, shard: ShardAdded, recipe: Mapping[str, Any]
     return made
 
 
-def put_shard(storage: Storage, old_path: str, part: int, crop: int | None, blanked: Blanked) -> tuple[str, str]:
-    """Puts a shard beside the one it is made from; its path and sha256."""
+def put_shard(
+    storage: Storage, old_path: str, part: int, crop: int | None, blanked: Blanked, failed_sha256: str | None = None
+) -> tuple[str, str]:
+    """Puts a shard beside the one it is made from, with that failed file; its path and sha256."""
     sha256 = sha256_hex(blanked.data)
     folder, _, name = old_path.rpartition("/")
-    path = f"{folder}/{shards.file_stem(part, crop, sha256)}.{name.rpartition('.')[2]}"
+    stem = shards.file_stem(part, crop, shards.named_by(sha256, failed_sha256))
+    path = f"{folder}/{stem}.{name.rpartition('.')[2]}"
     put_same(storage, path, blanked.data, sha256)
     return path, sha256
 
@@ -129,20 +137,13 @@ def _stem(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def _rewrite_failures(
-    storage: Storage, shard: ShardAdded, path: str, rows: Collection[int]
-) -> tuple[str | None, str | None]:
+def _failures_left(storage: Storage, shard: ShardAdded, rows: Collection[int]) -> bytes | None:
     """The failed file without these rows; None where no row is left in it."""
     if shard.failed_path is None or shard.failed_sha256 is None:
-        return None, None
+        return None
     records = _table(read_same(storage, shard.failed_path, shard.failed_sha256)).to_pylist()
     left = [record for record in records if record["row"] not in rows]
-    if not left:
-        return None, None
-    data = shards.write_failures(left)
-    sha256 = sha256_hex(data)
-    put_same(storage, path, data, sha256)
-    return path, sha256
+    return shards.write_failures(left) if left else None
 
 
 def _parquet(data: bytes, rows: Collection[int]) -> Blanked:

@@ -76,6 +76,14 @@ class ShardRows:
     values: list[Any] | None
 
 
+def named_by(sha256: str, failed_sha256: str | None) -> str:
+    """The hash that a shard and its failed file are named by: the shard's own, or that of both.
+
+    Rows that are null again may have failed for another reason than before, which makes another failed file of equal shards.
+    """
+    return sha256 if failed_sha256 is None else sha256_hex(f"{sha256} {failed_sha256}".encode())
+
+
 def file_stem(part: int, crop: int | None, sha256: str) -> str:
     """The name of a file of a part without its suffix: `part-0000000-9a1b2c3d`, of a crop `part-0000000.c03-9a1b2c3d`."""
     return f"part-{part:07d}{'' if crop is None else f'.c{crop:02d}'}-{sha256[:8]}"

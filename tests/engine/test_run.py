@@ -311,6 +311,13 @@ def test_failed_rows_are_retried_when_asked(tmp_path: Path, undisturbed, make_ph
     run(file)
     with Catalog.open(tmp_path / "work") as catalog:
         assert {row["class"] for row in catalog.sql("SELECT class FROM failures").to_pylist()} == {"SourceError"}
+    # It fails again, for another reason: equal shards, another failed file.
+    whole.write_bytes(good[:100])
+    assert run(file, retry=()).counts["failed_rows"] > 0
+    with Catalog.open(tmp_path / "work") as catalog:
+        messages = {row["message"] for row in catalog.sql("SELECT message FROM failures").to_pylist()}
+        assert all("no longer the file that was ingested" in message for message in messages)
+        assert verifying.verify(catalog).findings == []
     whole.write_bytes(good)
     assert run(file).did_nothing
     done = run(file, retry=())
