@@ -237,8 +237,22 @@ def check_labelers(config: PipelineConfig) -> None:
                 _check_labeler(config.corpora[corpus].kind, name, options)
             except ConfigError as error:
                 problems.append(f"corpora.{corpus}.modalities.{name}: {error}")
+    problems += _unknown_in_pools(config)
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _unknown_in_pools(config: PipelineConfig) -> list[str]:
+    from labelers import protocol
+
+    problems = []
+    for pool, options in config.engine.pools.items():
+        for name in options.labelers:
+            try:
+                protocol.find(name)
+            except ConfigError as error:
+                problems.append(f"engine.pools.{pool}.labelers: {error}")
+    return problems
 
 
 def _check_labeler(kind: str, name: str, options: ModalityConfig) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine import pictures
@@ -150,7 +151,7 @@ def shard_rows(catalog: Catalog, path: str, form: str, keys: Mapping[str, Any]) 
             parquet = pq.ParquetFile(file)
             table = parquet.read()
             chosen = [place for place, key in enumerate(table["key"].to_pylist()) if key in keys]
-            found = {row.pop("key"): row for row in table.take(chosen).to_pylist()}
+            found = {row.pop("key"): row for row in table.take(pa.array(chosen, pa.int64())).to_pylist()}
             value_name = "tokens" if "tokens" in table.column_names else "label"
             return {key: row[value_name] for key, row in found.items() if row["status"] == shards.Status.OK}
         members = {shards.member_name(key): key for key in keys}

@@ -219,6 +219,7 @@ class _Dry:
             f"in all: {whole.words(price)}{'' if price is not None else ' (dollars: --price, or engine.gpu_hour_price)'}",
             f"wall time: {walls}",
             *_about_tokenizers(unfitted),
+            *bench.failed,
             *(f"not shown: {note}" for note in notes),
             f"look at it before you spend: {path}",
         ]

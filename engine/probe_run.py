@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from engine.run_items import Job
 from engine.work import Target, WorkItem
 from engine.worker import Worker, WorkerSettings
 from manifests import log
-from manifests.actions import Action, PartAdded, RecipeAdded, RecipeCurrent, TokenizerAdded
+from manifests.actions import Action, PartAdded, RecipeAdded, RecipeCurrent, ShardAdded, TokenizerAdded
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.recipe import sha256_hex
@@ -44,6 +45,7 @@ class Bench:
     pick      up to so many samples of a corpus, as rows of samples files
     settings  those of the workers of a pool
     unfitted  modalities whose tokenizer is not there yet: labels alone are probed
+    failed    what failed of the samples that were probed, in words
     """
 
     storage: Storage
@@ -55,6 +57,7 @@ class Bench:
     progress: Progress
     workers: dict[str, Worker] = field(default_factory=dict)
     samples: dict[str, pa.Table] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
     def worker(self, pool: str) -> Worker:
         """The worker of a pool."""
@@ -161,6 +164,7 @@ def measure(bench: Bench, job: Job) -> list[Measured]:
     item = _item(bench, planned, part, targets)
     result = worker.work(item, lambda beat: bench.progress.update(name, min(beat.rows, part.rows)))
     bench.progress.update(name, part.rows)
+    bench.failed.extend(_failed(bench.storage, part, result.records))
     own_s = [_own_seconds(use, uses, result.seconds_by_labeler) for use in uses]
     rest_s = max(0.0, result.seconds["total"] - sum(own_s)) / part.rows
     found = []
@@ -182,6 +186,21 @@ def measure(bench: Bench, job: Job) -> list[Measured]:
         probe.keep(job.plan, use, bench.engine, job.group.pool, measured)
         found.append(measured)
     return found
+
+
+def _failed(storage: Storage, part: PartAdded, records: Sequence[ShardAdded]) -> Iterator[str]:
+    """What failed, a line for each stage and class."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        if record.failed_path is not None:
+            for row in pq.ParquetFile(io.BytesIO(storage.read(record.failed_path))).read().to_pylist():
+                found.setdefault((row["stage"], row["class"]), []).append(row)
+    for (stage, name), rows in sorted(found.items()):
+        count, made = len({row["row"] for row in rows}), ", ".join(sorted({row["modality"] for row in rows}))
+        yield (
+            f"{part.corpus}: {count} of {part.rows} samples failed at {stage} with {name} ({made}), such as: "
+            f"{rows[0]['message']}"
+        )
 
 
 def _own_seconds(use: LabelerUse, uses: Sequence[LabelerUse], by_name: Mapping[str, float]) -> float:

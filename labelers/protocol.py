@@ -69,6 +69,8 @@ class Labeler(Protocol):
         or a list of dicts where it is `many`. A labeler of crops may give one torch tensor (B, ...) on its device in place
         of arrays: it is tokenized there, and copied only where labels are kept. None says that the source has no such
         label for the row (`absent`).
+        Crops come in batches of one fixed size: where a row failed or there is none, the crop is black (all 0), and its label
+        is thrown away; a labeler must not raise at it.
         Rows do not see each other: row i of the result depends on row i of the batch alone, and the same call gives the
         same result. An exception fails the batch; the engine then finds the row that caused it.
         """
@@ -97,7 +99,10 @@ def find(name: str) -> type[Labeler]:
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"labeler {name!r} cannot be imported: {error}") from error
+        raise ConfigError(
+            f"labeler {name!r} cannot be imported: {error}; the folder of a module of your own must be in PYTHONPATH (of "
+            "workers on a cluster: engine.runtime_env, see docs/cluster.md)"
+        ) from error
     if not isinstance(getattr(found, "spec", None), LabelerSpec):
         raise ConfigError(f"labeler {name!r} has no `spec` of type LabelerSpec")
     return found
