@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.corpus_plan import CorpusPlan
+from engine.failures import Outcome
 from engine.label import is_tensor
 from engine.plan import FitItem, FitRows, fit_order, is_held_out
 from engine.quality import host
@@ -106,6 +107,14 @@ def _labels(
     plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], modality: Modality, worker: Worker
 ) -> Iterator[Any]:
     """The labels of a modality that can be made of these samples, in order: every crop's, or every sample's."""
+    for found in _outcomes(plan, samples, modality, worker):
+        if found.status is Status.OK:
+            yield host([found.value])[0] if is_tensor(found.value) else found.value
+
+
+def _outcomes(
+    plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], modality: Modality, worker: Worker
+) -> Iterator[Outcome]:
     targets = [
         Target(modality=modality.name, form="token", fingerprint="", crop=crop)
         for crop in plan.grains(modality.name, "token")
@@ -113,10 +122,18 @@ def _labels(
     for batch in worker.labels(plan, samples, targets):
         for labels in batch:
             for target in targets:
-                found = labels.sample if target.crop is None else labels.crop[target.crop]
-                if found[modality.name].status is Status.OK:
-                    value = found[modality.name].value
-                    yield host([value])[0] if is_tensor(value) else value
+                yield (labels.sample if target.crop is None else labels.crop[target.crop])[modality.name]
+
+
+def _why_none(item: FitItem, chosen: Sequence[tuple[list[Any], list[Any]]], worker: Worker) -> str:
+    """What failed first, in brackets, where nothing came of the samples of a fit; "" where nothing failed."""
+    for rows, (samples, _) in zip(item.rows, chosen, strict=True):
+        for found in _outcomes(rows.plan, samples[: worker.settings.batch], item.modalities[0], worker):
+            if found.failure is not None:
+                return (
+                    f" (the first failed at {found.failure.stage}, {found.failure.class_name}: {found.failure.message})"
+                )
+    return ""
 
 
 def _fit_text(
@@ -152,7 +169,7 @@ def _fit_grid(
     if not len(fit_labels):
         raise ConfigError(
             f"tokenizers.{item.name}: no row of {', '.join(rows.plan.corpus for rows in item.rows)} has a label of "
-            f"{modality.name} to fit on; see `failures`, or set `tokens: false` for it"
+            f"{modality.name} to fit on{_why_none(item, chosen, worker)}; mend that, or set `tokens: false` for it"
         )
     options = fit_tokenizer.GridOptions(**item.options)
     folder = checkpoint_folder(item, chosen)
