@@ -98,7 +98,8 @@ def meanwhile(what: Callable[[], object]) -> threading.Thread:
 @pytest.mark.slow
 def test_rows_that_kill_their_worker_or_hang_fail_alone(place: Place) -> None:
     place.order({"photo001.jpg": "segv", "photo002.jpg": "exit", "photo009.jpg": "hang"})
-    place.run("engine.workers=2", "engine.batch_deadline_s=3")
+    # Long enough for a fresh worker on a busy machine to import what decodes its first row.
+    place.run("engine.workers=2", "engine.batch_deadline_s=10")
     deadly = {
         ("photo001.jpg", "label", "WorkerDied"),
         ("photo002.jpg", "label", "WorkerDied"),
