@@ -228,7 +228,7 @@ def test_a_worker_of_its_own_ends_and_leaves_a_mark(tmp_path: Path, source: Path
     workspace = tmp_path / "w"
     item = item_of(workspace, source, faulty(how=how))
     row = red_row(workspace, item)
-    deadline_s = 3.0 if how == "hang" else 60.0
+    deadline_s = 8.0 if how == "hang" else 60.0
     program = (
         "from dataclasses import replace\nfrom pathlib import Path\n"
         "from tests.engine.faulty import SETTINGS, attempt, item_of\nfrom engine.worker import Worker\n"
