@@ -279,6 +279,7 @@ workspace: work
 corpora:
   a: {source: a, modalities: {rgb: {labeler: palete}, edges: {labeler: palette}}}
   b: {source: b, modalities: {edges: {parameters: {no_such: 1}}}}
+engine: {pools: {heavy: {labelers: [palete]}}}
 """
     with pytest.raises(ConfigError) as caught:
         config.check_labelers(config.load(written(tmp_path, text)))
@@ -286,7 +287,8 @@ corpora:
     assert "corpora.a.modalities.rgb: unknown labeler 'palete'; did you mean 'palette'?" in lines[0]
     assert lines[1].startswith("corpora.a.modalities.edges: labeler 'palette' makes palette")
     assert lines[2].startswith("corpora.b.modalities.edges: labeler 'edges' has no parameter 'no_such'")
-    assert len(lines) == 3
+    assert lines[3] == f"engine.pools.heavy.labelers: {lines[0].partition(': ')[2]}"
+    assert len(lines) == 4
 
 
 def test_what_is_recorded_holds_no_credentials(tmp_path: Path) -> None:

@@ -40,6 +40,19 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
+def test_where_nothing_can_be_decoded_it_and_the_run_say_why(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("empty.jpg", "text.jpg"):
+        (tmp_path / "photos" / name).write_text(name.partition("empty")[0])
+    config = load(tmp_path)
+    sheet = tmp_path / "probe.png"
+    text = "\n".join(dry_run.dry_run(config, sheet=sheet, quiet=True))
+    assert "photos: 2 of 2 samples failed at decode with DecodeError (edges, palette), such as: " in text
+    assert sheet.exists()
+    with pytest.raises(ConfigError, match=r"to fit on \(the first failed at decode, DecodeError: .*\); mend that"):
+        running.run(config, quiet=True)
+
+
 def test_before_the_first_ingest_then_after_a_run_then_after_a_change(tmp_path: Path, photos: Path) -> None:
     config = load(tmp_path, "engine.gpu_hour_price=2")
     sheet = tmp_path / "sheets" / "probe.png"
