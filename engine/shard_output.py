@@ -208,12 +208,12 @@ class ShardOutput:
         stem = self._stem(shards.named_by(sha256, failed_sha256))
         path = f"{stem}.{'parquet' if self._tar is None else 'tar'}"
         put_same(self._storage, path, data, sha256)
-        failed = None
+        failed_file = None
         if failures is not None and failed_sha256 is not None:
-            failed = f"{stem}.failed.parquet", failed_sha256
-            put_same(self._storage, failed[0], failures, failed_sha256)
+            failed_file = f"{stem}.failed.parquet", failed_sha256
+            put_same(self._storage, failed_file[0], failures, failed_sha256)
         record = replace(
-            self._record(facts, path, sha256, failed),
+            self._record(facts, path, sha256, failed_file),
             device=device,
             micro_batch=micro_batch,
             metrics={**self._quality.finish(), **metrics},
