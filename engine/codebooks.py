@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from manifests import images, shards
+from manifests import images, parquet, shards
 from manifests.actions import TokenizerAdded
 from manifests.catalog import Catalog
 
@@ -76,7 +75,7 @@ def _tokens(catalog: Catalog, path: str, form: str) -> np.ndarray:
     """All tokens of a shard, int64 (n,)."""
     with catalog.storage.open(path) as file:
         if form == "parquet":
-            column = pq.ParquetFile(file).read(columns=["tokens"])["tokens"]
+            column = parquet.read(file, ["tokens"])["tokens"]
             flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
         else:
             values = shards.read_tar(file).values or []

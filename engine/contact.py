@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine import pictures
 from engine.plan import fit_order, is_held_out
 from engine.worker import fetch_tokenizer
-from manifests import crops, images, shards
+from manifests import crops, images, parquet, shards
 from manifests.actions import TokenizerAdded
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, DecodeError, ShardError, TokenizeError
@@ -148,8 +147,7 @@ def shard_rows(catalog: Catalog, path: str, form: str, keys: Mapping[str, Any]) 
     """
     with catalog.storage.open(path) as file:
         if form == "parquet":
-            parquet = pq.ParquetFile(file)
-            table = parquet.read()
+            table = parquet.read(file)
             chosen = [place for place, key in enumerate(table["key"].to_pylist()) if key in keys]
             found = {row.pop("key"): row for row in table.take(pa.array(chosen, pa.int64())).to_pylist()}
             value_name = "tokens" if "tokens" in table.column_names else "label"

@@ -109,7 +109,7 @@ class _ParquetRows:
         group = bisect.bisect_right(self._ends, number) - 1
         try:
             if self._group is None or self._group[0] != group:
-                self._group = (group, self._file.read_row_group(group))
+                self._group = (group, self._file.read_row_group(group, use_threads=False))
             fields: Mapping[str, Any] = self._group[1].slice(number - self._ends[group], 1).to_pylist()[0]
         except (pa.ArrowException, OSError, ValueError) as error:
             raise SourceError(f"{self._path}#{number} cannot be read: {error}") from error

@@ -176,7 +176,7 @@ def _scan_parquet(root: str, file: File, config: CorpusConfig) -> Iterator[tuple
             parquet = pq.ParquetFile(stream)
             _check_columns(file.path, parquet.schema_arrow, config)
             names = parquet.schema_arrow.names
-            for batch in parquet.iter_batches(_SCAN_ROWS, columns=wanted):
+            for batch in parquet.iter_batches(_SCAN_ROWS, columns=wanted, use_threads=False):
                 texts = batch[config.text].cast(pa.large_string())
                 sizes = pc.call_function("binary_length", [texts]).to_pylist()
                 keys = batch[config.key].to_pylist() if config.key else [None] * len(sizes)

@@ -243,13 +243,13 @@ class _Dry:
 
     def _rows_of(self, part: "planning.PartAdded", request: Request, most: int) -> "pa.Table":
         import numpy as np
-        import pyarrow.parquet as pq
 
         from engine import probe_run
         from engine.selection import unpacked
+        from manifests import parquet
 
         with self._workspace.open(part.path) as file:
-            table = pq.ParquetFile(file).read()
+            table = parquet.read(file)
         usable = table["sha256"].is_valid().to_numpy(zero_copy_only=False)
         bits = None if request.selection is None else request.selection.bits(part.corpus, part.part)
         if bits is not None:

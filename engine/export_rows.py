@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from manifests import modality as modality_table
-from manifests import recipe_choice, shards
+from manifests import parquet, recipe_choice, shards
 from manifests.catalog import Catalog
 from manifests.crops import CropRule
 from manifests.errors import ShardError
@@ -237,14 +236,13 @@ def _rule(text: str | None) -> CropRule | None:
 
 
 def _keys(storage: Storage, path: str, sha256: str) -> list[str]:
-    # Not read_table, which imports pandas where that is installed (seconds).
-    return pq.ParquetFile(io.BytesIO(read_same(storage, path, sha256))).read(columns=["key"])["key"].to_pylist()
+    return parquet.read(read_same(storage, path, sha256), ["key"])["key"].to_pylist()
 
 
 def _token_arrays(data: bytes) -> tuple[list[str], list[Any]]:
     """Keys and tokens of a Parquet shard, each row's as a view of one array."""
     try:
-        table = pq.ParquetFile(io.BytesIO(data)).read(columns=["key", "status", "tokens"]).combine_chunks()
+        table = parquet.read(data, ["key", "status", "tokens"]).combine_chunks()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ShardError(f"no Parquet shard of tokens: {error}") from error
     if not table.num_rows:

@@ -3,7 +3,6 @@
 It tells what the work to do will take, and shows on one contact sheet what will come of it. Nothing of it needs Ray.
 """
 
-import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine import contact, ingest, models, plan, probe, sources
 from engine.config import CorpusConfig, EngineConfig
@@ -23,7 +21,7 @@ from engine.progress import Progress
 from engine.run_items import Job
 from engine.work import Target, WorkItem
 from engine.worker import Worker, WorkerSettings
-from manifests import log
+from manifests import log, parquet
 from manifests.actions import Action, PartAdded, RecipeAdded, RecipeCurrent, ShardAdded, TokenizerAdded
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
@@ -125,9 +123,7 @@ def ingested(storage: Storage, corpus: str, section: CorpusConfig, scan: sources
         raise ConfigError(
             f"corpora.{corpus}: the filter leaves none of the {len(scan.samples)} samples that were probed"
         )
-    return pa.concat_tables(
-        [pq.ParquetFile(io.BytesIO(storage.read(part.path))).read() for part in parts], promote_options="permissive"
-    )
+    return pa.concat_tables([parquet.read(storage.read(part.path)) for part in parts], promote_options="permissive")
 
 
 def repacked(table: pa.Table, corpus: str, workspace: Storage, storage: Storage) -> pa.Table:
@@ -193,7 +189,7 @@ def _failed(storage: Storage, part: PartAdded, records: Sequence[ShardAdded]) ->
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in records:
         if record.failed_path is not None:
-            for row in pq.ParquetFile(io.BytesIO(storage.read(record.failed_path))).read().to_pylist():
+            for row in parquet.read(storage.read(record.failed_path)).to_pylist():
                 found.setdefault((row["stage"], row["class"]), []).append(row)
     for (stage, name), rows in sorted(found.items()):
         count, made = len({row["row"] for row in rows}), ", ".join(sorted({row["modality"] for row in rows}))

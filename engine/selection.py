@@ -5,9 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from manifests import planning, shards
+from manifests import parquet, planning, shards
 from manifests.actions import ShardAdded
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, ShardError
@@ -83,7 +82,7 @@ def statuses_of(storage: Storage, shard: ShardAdded) -> np.ndarray:
     try:
         if shard.format == "parquet":
             with storage.open(shard.path) as file:
-                return pq.ParquetFile(file).read(columns=["status"])["status"].to_numpy()
+                return parquet.read(file, ["status"])["status"].to_numpy()
         found = shards.read_tar(io.BytesIO(storage.read(shard.path)), values=False)
         return np.array(found.statuses, np.uint8)
     except (OSError, KeyError, pa.ArrowException, ShardError) as error:

@@ -1,7 +1,6 @@
 """One shard of a work item on its way: rows arrive in order, then it is written, read back and recorded."""
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Any
@@ -269,7 +268,7 @@ class ShardOutput:
     def _read_back(self, data: bytes | IO[bytes]) -> None:
         """Reads the shard as a stranger would, before anyone is told of it."""
         found = (
-            shards.read_parquet(io.BytesIO(data), values=False, whole=True)
+            shards.read_parquet(data, values=False, whole=True)
             if isinstance(data, bytes)
             else shards.read_tar(data, values=False)
         )

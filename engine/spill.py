@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.failures import Failure
 from engine.work import Target, WorkItem
-from manifests import shards
+from manifests import parquet, shards
 from manifests.actions import ShardAdded
 from manifests.errors import ShardError
 from manifests.recipe import canonical_json, sha256_hex
@@ -123,12 +122,12 @@ def _files(pointer: Mapping[str, Any] | None) -> set[str]:
 
 def _rows(data: bytes, is_tar: bool, failures: bytes, keys: Sequence[str]) -> list[Row]:
     """Raises ShardError where the rows are not the first ones of `keys`."""
-    found = shards.read_tar(io.BytesIO(data)) if is_tar else shards.read_parquet(io.BytesIO(data))
+    found = shards.read_tar(io.BytesIO(data)) if is_tar else shards.read_parquet(data)
     if found.keys != list(keys[: len(found.keys)]) or found.values is None:
         raise ShardError("the rows are not those of the part")
     reasons = {
         line["row"]: Failure(line["stage"], line["class"], line["message"])
-        for line in (pq.ParquetFile(io.BytesIO(failures)).read().to_pylist() if failures else ())
+        for line in (parquet.read(failures).to_pylist() if failures else ())
     }
     return [
         Row(Status(status), value, reasons.get(row))

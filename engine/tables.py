@@ -197,7 +197,7 @@ def _parquet_columns(root: str, name: str, notes: Notes) -> dict[str, list[Any]]
             binary = [
                 column for column, kind in kinds.items() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
             ]
-            table = parquet.read([column for column in kinds if column not in binary])
+            table = parquet.read([column for column in kinds if column not in binary], use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"table {name} is no valid Parquet file: {error}") from error
     for column in binary:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from manifests import shards, sidecars
+from manifests import parquet, shards, sidecars
 from manifests.actions import PartAdded, ShardAdded, TokenizerAdded
 from manifests.errors import ShardError
 from manifests.recipe import canonical_json, sha256_hex, sha256_of_stream
@@ -36,7 +35,7 @@ class ReadShard:
 def check_part(storage: Storage, part: PartAdded, forgotten: Collection[int]) -> PartRows:
     """The rows of a part. Raises ShardError with what is wrong first."""
     data = _read(storage, part.path, part.sha256, part.size_bytes)
-    table = pq.ParquetFile(io.BytesIO(data)).read(["corpus", "part", "row", "key", "sha256"])
+    table = parquet.read(data, ["corpus", "part", "row", "key", "sha256"])
     keys = table["key"].to_pylist()
     if len(keys) != part.rows or shards.keys_digest(keys) != part.keys_sha256:
         raise ShardError(f"{len(keys)} rows, the log says {part.rows}; or other keys than the log says")
@@ -114,7 +113,7 @@ def _check_failed_file(storage: Storage, shard: ShardAdded) -> None:
             data = _read(storage, shard.failed_path, shard.failed_sha256, None)
         except ShardError as error:
             raise ShardError(f"its failed file {shard.failed_path}: {error}") from error
-        failed = pq.ParquetFile(io.BytesIO(data)).metadata.num_rows
+        failed = parquet.read(data, []).num_rows
         if failed != shard.failed:
             raise ShardError(f"its failed file has {failed} rows, the log says {shard.failed}")
     elif shard.failed:
@@ -130,10 +129,10 @@ def _read_tar(data: bytes, shard: ShardAdded) -> ReadShard:
 
 def _read_table(data: bytes, shard: ShardAdded) -> ReadShard:
     """A Parquet shard, its tokens checked column-wise."""
-    found = shards.read_parquet(io.BytesIO(data), values=False)
+    found = shards.read_parquet(data, values=False)
     column = "tokens" if shard.form == "token" else "label"
     try:
-        values = pq.ParquetFile(io.BytesIO(data)).read([column])[column].combine_chunks()
+        values = parquet.read(data, [column])[column].combine_chunks()
     except (pa.ArrowException, KeyError) as error:
         raise ShardError(f"its column {column} cannot be read: {error}") from error
     if values.is_valid().to_pylist() != [status == Status.OK for status in found.statuses]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from manifests import sidecars, snapshot, snapshot_files
+from manifests import parquet, sidecars, snapshot, snapshot_files
 from manifests.actions import (
     Forgotten,
     PartAdded,
@@ -111,25 +111,21 @@ def read_part(storage: Storage, corpus: str, folder: Folder, file: StoredFile) -
 
 def read_changes(storage: Storage, corpus: str, folder: Folder) -> list[SourcesChanged]:
     """The newest list of sources that an ingest found gone or altered, if there is one."""
-    import pyarrow.parquet as pq
-
     files = sorted(folder.named("changes-", ".parquet"), key=lambda file: (file.modified, file.path))
     if not files:
         return []
     with storage.open(files[-1].path) as stream:
-        changes = pq.ParquetFile(stream).read(["change"])["change"].to_pylist()
+        changes = parquet.read(stream, ["change"])["change"].to_pylist()
     vanished, changed = changes.count("vanished"), changes.count("changed")
     return [SourcesChanged(corpus=corpus, path=files[-1].path, vanished=vanished, changed=changed)]
 
 
 def read_dropped(storage: Storage, corpus: str, folder: Folder) -> list[SamplesDropped]:
     """All lists of samples that ingests left out."""
-    import pyarrow.parquet as pq
-
     found = []
     for file in folder.named("dropped-", ".parquet"):
         with storage.open(file.path) as stream:
-            reasons = pq.ParquetFile(stream).read(["reason"])["reason"].to_pylist()
+            reasons = parquet.read(stream, ["reason"])["reason"].to_pylist()
         counts = dict(sorted(Counter(reasons).items()))
         found.append(SamplesDropped(corpus=corpus, path=file.path, rows=len(reasons), counts=counts))
     return found

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from manifests import shards, sidecars
+from manifests import parquet, shards, sidecars
 from manifests.actions import CorpusAdded, Forgotten, PartAdded, ShardAdded
 from manifests.errors import ShardError
 from manifests.recipe import sha256_hex
@@ -185,10 +184,9 @@ def _tar(data: bytes, rows: Collection[int]) -> Blanked:
 def _table(data: bytes) -> pa.Table:
     """A Parquet file with the very types that it was written from: read plainly, the items of lists have other names."""
     try:
-        # Not read_table, which imports pandas where that is installed (seconds).
-        file = pq.ParquetFile(io.BytesIO(data))
+        file = parquet.opened(data)
         written = (file.metadata.metadata or {}).get(b"ARROW:schema")
-        table = file.read()
+        table = file.read(use_threads=False)
         return table if written is None else table.cast(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(written))))
     except (pa.ArrowException, ValueError) as error:
         raise ShardError(f"no Parquet file: {error}") from error

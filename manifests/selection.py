@@ -4,7 +4,6 @@ Rows are numbered through all parts of a workspace in the order of (corpus, part
 of bools; `manifests/snapshot.py` writes the tables down and reads them.
 """
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from manifests import recipe_choice
+from manifests import parquet, recipe_choice
 from manifests.errors import ConfigError, ShardError
 from manifests.shards import Status
 from manifests.snapshot_files import MODALITIES, PARTS, SHARDS
@@ -134,8 +132,7 @@ def _is_ok(storage: Storage, shard: Mapping[str, Any]) -> np.ndarray:
     """bool (rows,): the rows of a shard that have tokens."""
     where = storage.location(shard["path"])
     try:
-        data = io.BytesIO(storage.read(shard["path"]))
-        statuses = pq.ParquetFile(data).read(columns=["status"])["status"].to_numpy()
+        statuses = parquet.read(storage.read(shard["path"]), ["status"])["status"].to_numpy()
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ShardError(f"{where} cannot be read ({error}); see `modmill verify {storage.uri}`") from error
     if len(statuses) != shard["rows"]:

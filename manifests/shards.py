@@ -22,6 +22,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests import parquet
 from manifests.errors import ShardError
 from manifests.modality import Modality
 from manifests.recipe import canonical_json, sha256_hex
@@ -201,15 +202,15 @@ def member_name(key: str) -> str:
     return encoded if len(encoded) <= 80 else "sha256-" + sha256_hex(key.encode())
 
 
-def read_parquet(file: IO[bytes] | str, *, values: bool = True, whole: bool = False) -> ShardRows:
+def read_parquet(file: bytes | IO[bytes] | str, *, values: bool = True, whole: bool = False) -> ShardRows:
     """A Parquet shard of either form; `whole` decodes its values though they are not asked for.
 
     Raises ShardError where it is none.
     """
     try:
-        parquet = pq.ParquetFile(file)
-        column = "tokens" if "tokens" in parquet.schema_arrow.names else "label"
-        table = parquet.read(["key", "status", column] if values or whole else ["key", "status"], use_threads=False)
+        opened = parquet.opened(file)
+        column = "tokens" if "tokens" in opened.schema_arrow.names else "label"
+        table = opened.read(["key", "status", column] if values or whole else ["key", "status"], use_threads=False)
         return ShardRows(
             keys=table["key"].to_pylist(),
             statuses=table["status"].to_pylist(),
@@ -326,7 +327,6 @@ def _leaves(name: str, kind: pa.DataType) -> list[str]:
 def read_samples(data: bytes) -> list[dict[str, Any]]:
     """The rows of a samples file, with their source columns. Raises ShardError where it is none."""
     try:
-        # Not read_table, which imports pandas where that is installed (a second of every worker's start).
-        return pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).to_pylist()
+        return parquet.read(data).to_pylist()
     except pa.ArrowException as error:
         raise ShardError(f"no samples file: {error}") from error

@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests import parquet
 from manifests.errors import ConfigError, ShardError, WorkspaceError, nearest
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.storage import Storage
@@ -255,8 +256,7 @@ def _document(where: str, data: bytes) -> dict[str, Any]:
 
 def _table(where: str, data: bytes, schema: pa.Schema) -> pa.Table:
     try:
-        # Not read_table, which imports pandas where that is installed (seconds).
-        table = pq.ParquetFile(io.BytesIO(data)).read()
+        table = parquet.read(data)
     except pa.ArrowException as error:
         raise ShardError(f"{where} is no Parquet ({error}); {_RESTORE}") from error
     if not table.schema.equals(schema):

@@ -10,7 +10,6 @@ A file there holds the columns `tokens` (a large list, empty where there is none
 digest of the rows' keys in the metadata of its schema.
 """
 
-import io
 import os
 import secrets
 from bisect import bisect_left
@@ -20,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64
 
+from manifests import parquet
 from manifests.errors import ConfigError, ShardError
 from manifests.recipe import sha256_hex
 from manifests.shards import Status, keys_digest
@@ -130,7 +129,7 @@ def _unpack(snapshot: Snapshot, shard: SnapshotShard) -> pa.RecordBatch:
             "altered or truncated; run `modmill verify`"
         )
     try:
-        table = pq.ParquetFile(io.BytesIO(data)).read(columns=["key", "status", "tokens"])
+        table = parquet.read(data, ["key", "status", "tokens"])
         tokens = table["tokens"].combine_chunks()
     except (pa.ArrowException, KeyError) as error:
         raise ShardError(f"{where}: no shard of tokens ({error}); expected columns key, status, tokens") from error
