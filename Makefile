@@ -8,13 +8,15 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-# uv takes the registry's own torch build, whose torchvision operators work without a GPU too. Where Python is told to write
-# no bytecode, as in many containers, `modmill sql` would compile what it imports each time.
+# uv takes the registry's own torch build, whose torchvision operators work without a GPU too. It compiles no bytecode unless
+# told to; where Python is told to write none, as in many containers, each process would compile what it imports: seconds of
+# every test and of every worker's start.
+unexport PYTHONDONTWRITEBYTECODE
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m compileall -q modmill.py engine manifests $(VENV)/lib/python3*/site-packages/click $(VENV)/lib/python3*/site-packages/duckdb
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -q modmill.py engine labelers manifests tokenize_jobs train
 	touch $(STAMP)
 
 demo: setup

@@ -89,7 +89,7 @@ def measure(folder: Path, *, quick: bool) -> dict[str, float]:
         done = subprocess.run(
             [*command, "--folder", str(folder / part)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""},
             capture_output=True,
             text=True,
             check=False,

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import ray
 
 from engine.corpus_plan import CorpusPlan
@@ -45,6 +47,8 @@ class RayWorker:
             import modmill
 
             modmill.check_packages()
+            # The first array makes pyarrow import pandas, where that is installed: here, not within the first item.
+            pa.array(np.zeros(1))
             self._worker = Worker(workspace, settings, own_process=True)
         except Exception as error:
             # Told by `ready`, so that a run ends with the reason and not with a dead actor.
