@@ -50,7 +50,7 @@ def lines(
     places = places_of([target for target in wanted_targets(plan) if target.form in request.forms])
     known = next((row for row in catalog.corpora() if row["corpus"] == plan.corpus), None)
     parts = len(among) if among is not None else known["parts"] if known else 0
-    counts = planning.counts(catalog, plan.corpus, places, among=among)
+    counts = planning.counts(catalog, plan.corpus, places, classes=request.retry or (), among=among)
     documents = planning.recipe_documents(catalog)
     forms: dict[tuple[str, Form], None] = dict.fromkeys((place[0], place[1]) for place in places)
     coming = new.parts if new is not None else 0
@@ -115,8 +115,8 @@ def _why(plan: CorpusPlan, count: Count, parts: int, request: Request, documents
         told = "not selected before" if request.selection is None else "not selected before, perhaps now"
         reasons.append(f"{count.partial:,} with rows {told}")
     to_do = lacking + count.partial
-    if request.retry is not None and count.failed:
-        classes = f" ({', '.join(sorted(request.retry))} among them)" if request.retry else ""
+    if request.retry is not None and count.with_failures:
+        classes = f" of {', '.join(sorted(request.retry))}" if request.retry else ""
         reasons.append(f"{count.with_failures:,} with failed rows{classes}")
         to_do = min(parts, to_do + count.with_failures)
     elif count.failed:

@@ -103,8 +103,7 @@ def _count(
     if not targets:
         return {"parts": 0, "rows": 0, "shards": 0}
     among = None if request.selection is None else request.selection.parts(planned.corpus)
-    and_failed = request.retry is not None
-    counts = planning.to_do(catalog, planned.corpus, plan.places_of(targets), and_failed=and_failed, among=among)
+    counts = planning.to_do(catalog, planned.corpus, plan.places_of(targets), retry=request.retry, among=among)
     if new is None:
         return counts
     coming = {"parts": new.parts, "rows": new.rows, "shards": new.parts * len(targets)}

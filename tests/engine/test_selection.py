@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine import config as pipeline
-from engine import forget, selection
+from engine import dry_run, forget, selection
 from engine import run as running
 from engine import verify as verifying
 from manifests.catalog import Catalog
@@ -29,6 +29,15 @@ def run(folder: Path, workspace: str = "work", **options) -> running.Done:
     file = folder / "pipeline.yaml"
     file.write_text(PIPELINE.format(workspace=folder / workspace, photos=folder / "photos"))
     return running.run(pipeline.load(file), quiet=True, **options)
+
+
+def planned(folder: Path, retry: list[str]) -> set[tuple[str, int, str]]:
+    """What a dry run plans for the failures of some classes: modality, parts to do, why."""
+    lines = dry_run.dry_run(
+        pipeline.load(folder / "pipeline.yaml"), retry=retry, sheet=folder / "probe.png", quiet=True
+    )
+    table = [line.split(maxsplit=5) for line in lines if line.startswith("photos  ") and "failed" in line]
+    return {(row[1], int(row[4]), row[5]) for row in table}
 
 
 def statuses(folder: Path, modality: str) -> dict[str, int]:
@@ -98,6 +107,13 @@ def test_failed_rows_of_a_class_are_made_again(tmp_path: Path, photos: Path, mak
         run(tmp_path, retry=["DecodeErr"])
     assert run(tmp_path).did_nothing
     before = data(tmp_path / "work")
+    with Catalog.open(tmp_path / "work") as catalog:
+        failing = {row["part"] for row in catalog.sql("SELECT part FROM failures").to_pylist()}
+    assert planned(tmp_path, ["SourceError"]) == {
+        (modality, 1, "1 with failed rows of SourceError") for modality in ("rgb", "palette")
+    }
+    assert len(failing) == 2
+    assert planned(tmp_path, []) == {(modality, 2, "2 with failed rows") for modality in ("rgb", "palette")}
     assert run(tmp_path, retry=["SourceError"], where="source <> 'photo002.jpg'").did_nothing
     run(tmp_path, retry=["SourceError"])
     assert {source for source, status in statuses(tmp_path, "rgb").items() if status == 1} == {"photo001.jpg"}
