@@ -2,7 +2,7 @@
 
 All on the same images (JPEGs of 500 to 1000 px), in one run. Prints a table, and last one line of JSON:
 
-    engine_over_bare_tiny      images/s of the engine over the bare model on tensors in memory: a DINOv2 of five layers, one
+    engine_over_bare_tiny      images/s of the engine over the bare model on tensors in memory: a DINOv2 of six layers, one
                                thread for the model in both; the engine reads and decodes with another one
     engine_over_bare_dinov2    the same with DINOv2-B (random weights), whose model has all cores in both
     light_over_loop            rgb, edges, metadata, palette: the engine over a plain loop over the same functions, per

@@ -121,7 +121,7 @@ def bare_model(
         crop = crops.plan_crop(crops.CropRule(), path.stem, 0, image.shape[1], image.shape[0])
         cut[place] = crops.crop_pixels(image, crop, SIDE)
     with torch.inference_mode():
-        pixels = loaded.preprocessing.normalize(torch.from_numpy(cut).permute(0, 3, 1, 2)).contiguous()
+        pixels = loaded.preprocessing.normalize(torch.from_numpy(cut))
         loaded.model(pixel_values=pixels)
         started, cpu = time.perf_counter(), time.process_time()
         for _ in range(batches):

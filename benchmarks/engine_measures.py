@@ -19,17 +19,18 @@ BASE_MB = 500
 
 def light(bench: Bench) -> None:
     """light_ms_per_image, light_over_loop, over_ray_data_light."""
-    rows = bench.rows(256, 64)
-    images = bench.images[:rows]
+    # By default a part has 2,048 rows. The first part is the start.
+    part_rows = max(32, round(256 * bench.scale))
+    images = bench.images[:part_rows]
     cores = sorted(os.sched_getaffinity(0))[:2] if hasattr(os, "sched_getaffinity") else [0, 1]
     with process(cores[0]) as one, process(cores[-1]) as two:
-        functions = one.submit(engine_bare.light_functions_ms, images[:: max(1, rows // 64)]).result()
+        functions = one.submit(engine_bare.light_functions_ms, images[:: max(1, part_rows // 64)]).result()
         spent = ", ".join(f"{name} {ms:.2f}" for name, ms in functions.items())
         bench.say(f"{'milliseconds an image':<26} {spent}")
         bench.figures["light_ms_per_image"] = sum(functions[name] for name in ("palette", "metadata", "edges"))
 
         def alone() -> Figures:
-            pipeline = bench.pipeline(rows, LIGHT, part_rows=64, runner="local", workers=1)
+            pipeline = bench.pipeline(2 * part_rows, LIGHT, part_rows=part_rows, runner="local", workers=1)
             return one.submit(engine_runs.run, pipeline, workers=1).result()
 
         def loop() -> Figures:
@@ -91,8 +92,10 @@ def _quietly(save: Callable[[Path], Path], checkpoint: Path) -> None:
 
 
 def neural(bench: Bench) -> None:
-    """engine_over_bare_tiny: one thread decodes, one computes, in parts of eight batches (a real part has 64 of them)."""
-    rows = bench.rows(1024, 256)
+    """engine_over_bare_tiny: one thread decodes, one computes, in parts of 32 batches (by default a part has 64)."""
+    part_rows = 32 * max(2, round(32 * bench.scale))
+    # The first part is the start.
+    rows = 2 * part_rows
     options = tiny(bench)
     labeler, checkpoint = options["labeler"], options["parameters"]["checkpoint"]
     with process() as pool:
@@ -101,7 +104,7 @@ def neural(bench: Bench) -> None:
             pipeline = bench.pipeline(
                 rows,
                 {TINY: options},
-                part_rows=256,
+                part_rows=part_rows,
                 runner="local",
                 workers=1,
                 threads=1,
@@ -112,7 +115,7 @@ def neural(bench: Bench) -> None:
             return pool.submit(engine_runs.run, pipeline, workers=1).result()
 
         def bare() -> Figures:
-            given = {"batch": 32, "threads": 1, "batches": max(1, rows // 32)}
+            given = {"batch": 32, "threads": 1, "batches": part_rows // 32}
             return pool.submit(engine_bare.bare_model, labeler, checkpoint, bench.images, **given).result()
 
         bench.figures["engine_over_bare_tiny"] = bench.compare("tiny DINOv2, bare model", ours, bare, cpu=True)

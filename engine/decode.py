@@ -19,6 +19,9 @@ from manifests.errors import SourceError
 from manifests.recipe import sha256_hex
 from manifests.shards import RESERVED_COLUMNS
 
+# So many rows are read at once, however few are decoded at once: an object store answers late.
+_READERS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
@@ -121,10 +124,10 @@ def load_chunks(
 ) -> Generator[list[LoadedRow], None, None]:
     """The samples at the places that `units` name, in order, in chunks of at most `most` rows of one unit.
 
-    Whatever is wrong with a row is its `problem`, never an exception. What is decoded and not yet taken, plus the chunk
-    at hand, plus what decoding itself takes, stays under `queue_bytes`; one photograph alone may exceed it. How rows fall
-    into chunks depends on the sizes of photographs alone, never on time: a chunk ends before a row with which it would
-    take more than half of the bytes.
+    Whatever is wrong with a row is its `problem`, never an exception. `threads` decode at once. What is decoded and not yet
+    taken, plus the chunk at hand, plus what decoding itself takes, stays under `queue_bytes`; one photograph alone may
+    exceed it. How rows fall into chunks depends on the sizes of photographs alone, never on time: a chunk ends before a row
+    with which it would take more than half of the bytes.
     """
     if plan.config.kind == "text":
         yield from _documents(plan, samples, units, most)
@@ -134,12 +137,12 @@ def load_chunks(
             for first in range(0, len(unit), most):
                 yield [_row(plan, samples[place]) for place in unit[first : first + most]]
         return
-    loader = _Loader(plan, samples, source, needs, budget or ByteBudget(queue_bytes))
-    yield from loader.run(units, threads, queue_bytes, most)
+    loader = _Loader(plan, samples, source, needs, budget or ByteBudget(queue_bytes), threads)
+    yield from loader.run(units, queue_bytes, most)
 
 
 class _Loader:
-    """The threads that decode, and the rows on their way."""
+    """The threads that read and decode, and the rows on their way."""
 
     def __init__(
         self,
@@ -148,23 +151,27 @@ class _Loader:
         source: SourceBytes,
         needs: Needs,
         budget: ByteBudget,
+        threads: int,
     ) -> None:
         self._plan = plan
         self._samples = samples
         self._source = source
         self._needs = needs
         self._budget = budget
+        self._threads = threads
+        # On a processor that all share, decoding by turns takes less than by several at once: caches stay warm.
+        self._decoding = threading.BoundedSemaphore(threads)
 
     def run(
-        self, units: Sequence[Sequence[int]], threads: int, queue_bytes: int, most: int
+        self, units: Sequence[Sequence[int]], queue_bytes: int, most: int
     ) -> Generator[list[LoadedRow], None, None]:
         places = [place for unit in units for place in unit]
         # Enough rows ahead for a whole unit to be ready when the one before is done; bytes bound them.
-        ahead = max(4 * threads, 2 * max(map(len, units), default=0))
+        ahead = max(4 * self._threads, 2 * max(map(len, units), default=0))
         waiting: deque[_Job] = deque()
         held = taken = 0
         chunk: list[LoadedRow] = []
-        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        with ThreadPoolExecutor(max(_READERS, self._threads), thread_name_prefix="decode") as pool:
             try:
                 for unit in units:
                     for number in range(len(unit)):
@@ -229,7 +236,9 @@ class _Loader:
             entered = header.decode_bytes + crop_bytes
             job.sized.set_result(entered)
             self._budget.enter(ticket, entered)
-            row = self._decoded(row, images.decode_photo(data, short=short))
+            # Only once it is let in, so that what waits for room keeps nobody from decoding.
+            with self._decoding:
+                row = self._decoded(row, images.decode_photo(data, short=short))
             kept = crop_bytes + (header.pixel_bytes if row.image is not None else 0)
             self._budget.leave(entered - kept)
             return row, kept

@@ -329,8 +329,11 @@ class EngineConfig(Section):
     )
     threads: int = Field(default=1, ge=1, le=1024, description="torch threads of a worker, and of a fit")
     batch: int = Field(default=32, ge=1, le=65_536, description="rows a call of a labeler or tokenizer")
-    decode_threads: int = Field(
-        default=4, ge=1, le=1024, description="threads that read and decode images, in each worker"
+    decode_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="threads that decode images, in each worker; default: 4 with a GPU, else as many as `threads`",
     )
     queue_mb: int = Field(default=512, ge=1, description="megabytes of decoded images that may wait in a worker")
     models_mb: int = Field(

@@ -35,6 +35,7 @@ from tokenize_jobs import protocol as tokenizers
 __all__ = ["Worker", "WorkerSettings", "fetch_tokenizer"]
 
 _BEAT_S = 0.5
+_GPU_DECODE_THREADS = 4
 _PREFETCH_BYTES = 64 << 20
 
 
@@ -42,12 +43,12 @@ _PREFETCH_BYTES = 64 << 20
 class WorkerSettings:
     """How a worker works; of it only `batch`, `threads` and `dtype` can show in its output, and those are in the run.
 
-    `run` is the run's name, for marks.
+    `decode_threads` None: as many as `threads` on a CPU, with a GPU more. `run` is the run's name, for marks.
     """
 
     threads: int
     batch: int
-    decode_threads: int
+    decode_threads: int | None
     queue_bytes: int
     device: str
     run: str = ""
@@ -64,6 +65,8 @@ class Worker:
     def __init__(self, workspace: str, settings: WorkerSettings, *, own_process: bool = False) -> None:
         self.storage = open_storage(workspace)
         self.settings = replace(settings, device=device_of(settings.device))
+        on_gpu = self.settings.device != "cpu"
+        self._decode_threads = settings.decode_threads or (_GPU_DECODE_THREADS if on_gpu else settings.threads)
         self.models = Models(self.settings.device, settings.models_bytes, settings.dtype, settings.compile)
         self._own_process = own_process
         # By model: the rows a call, once memory ran out with more.
@@ -88,7 +91,7 @@ class Worker:
             self.storage,
             at_hand,
             spill_after_s=self.settings.spill_after_s,
-            decode_threads=self.settings.decode_threads,
+            decode_threads=self._decode_threads,
             queue_bytes=self.settings.queue_bytes,
         )
         found: list[ItemResult | BaseException] = []
@@ -140,7 +143,7 @@ class Worker:
                 [[row for row, _ in batch.units[0]] for batch in batches],
                 source,
                 needs=labeling.needs,
-                threads=self.settings.decode_threads,
+                threads=self._decode_threads,
                 queue_bytes=self.settings.queue_bytes,
                 most=labeling.chunk,
             )

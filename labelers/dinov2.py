@@ -51,12 +51,12 @@ class Dinov2:
         import torch
 
         with torch.inference_mode():
-            pixels = pretrained.to_device(batch["image"], self.device).permute(0, 3, 1, 2)
+            pixels = pretrained.to_device(batch["image"], self.device)
             if not pixels.is_cuda and (self.floats is None or self.floats.shape != pixels.shape):
                 self.floats = torch.empty(pixels.shape)
             normalized = self.preprocessing.normalize(pixels, None if pixels.is_cuda else self.floats)
             tokens = self.model(pixel_values=normalized).last_hidden_state
-            side = pixels.shape[-1] // self.patch
+            side = pixels.shape[1] // self.patch
             found = {}
             for output in self.spec.outputs or ():
                 if output.endswith("_global"):

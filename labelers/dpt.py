@@ -74,13 +74,17 @@ class Dpt:
         return list(shapes.values())
 
     def _resized(self, photo: Any) -> Any:
-        """A photograph, uint8 (h, w, 3), at the model's size, uint8 (3, h, w)."""
+        """A photograph, uint8 (h, w, 3), at the model's size, uint8 (h, w, 3)."""
         from torch.nn.functional import interpolate
 
         height, width = photo.shape[:2]
         size = input_size(height, width, self.preprocessing)
         pixels = photo.permute(2, 0, 1)[None]
-        return interpolate(pixels, size=size, mode=self.preprocessing.resample, antialias=True)[0]
+        return (
+            interpolate(pixels, size=size, mode=self.preprocessing.resample, antialias=True)[0]
+            .permute(1, 2, 0)
+            .contiguous()
+        )
 
 
 def _finite(depth: "np.ndarray") -> "np.ndarray":

@@ -50,7 +50,7 @@ def test_mean_and_deviation_are_the_checkpoints_own(checkpoint: Checkpoint, tmp_
     copy = Path(shutil.copytree(checkpoint("dinov2"), tmp_path / "copy"))
     (copy / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
     facts = pretrained.preprocessing(copy)
-    assert facts.normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten().tolist() == [1.0] * 3
+    assert facts.normalize(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)).flatten().tolist() == [1.0] * 3
     (copy / "preprocessor_config.json").unlink()
     assert pretrained.preprocessing(copy).mean == (0.485, 0.456, 0.406)
 
