@@ -2,6 +2,7 @@
 committed as they come, and the summary at its end.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Job:
     """What a group of a corpus has to do: parts that lack something, their rows, the shards they lack.
 
     `rows_by_labeler` are the rows of the parts that each labeler has work in, of those that have any. With a selection
-    the figures are the most it can be: which shards lack a selected row is seen when they are looked at.
+    those that it picks, and the figures are the most it can be: which shards lack one is seen when they are looked at.
     """
 
     plan: CorpusPlan
@@ -104,6 +105,8 @@ def _count(
         return {"parts": 0, "rows": 0, "shards": 0}
     among = None if request.selection is None else request.selection.parts(planned.corpus)
     counts = planning.to_do(catalog, planned.corpus, plan.places_of(targets), retry=request.retry, among=among)
+    if request.selection is not None:
+        counts["rows"] = math.ceil(counts["rows"] * request.selection.share(planned.corpus))
     if new is None:
         return counts
     coming = {"parts": new.parts, "rows": new.rows, "shards": new.parts * len(targets)}

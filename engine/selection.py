@@ -1,6 +1,7 @@
 """Which rows a run is to label: those that a condition over `samples` picks (`modmill run --where`)."""
 
 import io
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -19,13 +20,18 @@ class Selection:
     Parts without a picked row are not in it. Forgotten rows are never picked, and do not count.
     """
 
-    def __init__(self, where: str, rows: Mapping[str, Mapping[int, bytes | None]]) -> None:
+    def __init__(self, where: str, rows: Mapping[str, Mapping[int, bytes | None]], shares: Mapping[str, float]) -> None:
         self.where = where
         self._rows = rows
+        self._shares = shares
 
     def parts(self, corpus: str) -> Collection[int]:
         """The parts of a corpus that have a picked row."""
         return self._rows.get(corpus, {}).keys()
+
+    def share(self, corpus: str) -> float:
+        """How much of the rows of those parts is picked, from 0 to 1."""
+        return self._shares.get(corpus, 0.0)
 
     def has(self, corpus: str, part: int) -> bool:
         return part in self._rows.get(corpus, {})
@@ -51,17 +57,21 @@ def pick(catalog: Catalog, where: str, corpora: Collection[str]) -> Selection:
             there[firsts[place[corpus, part]] + row] = False
     chosen &= there
     rows: dict[str, dict[int, bytes | None]] = {}
+    picked: Counter[str] = Counter()
+    among: Counter[str] = Counter()
     for (corpus, part), index in place.items():
         span = slice(int(firsts[index]), int(firsts[index] + counts[index]))
         if corpus in corpora and chosen[span].any():
             is_all = bool((chosen[span] == there[span]).all())
+            picked[corpus] += int(chosen[span].sum())
+            among[corpus] += int(counts[index])
             rows.setdefault(corpus, {})[part] = None if is_all else np.packbits(chosen[span]).tobytes()
     if not rows:
         raise ConfigError(
             f"--where {where!r} picks no row of {', '.join(sorted(corpora))}; the workspace has {total:,} samples, see "
             f'`modmill sql {catalog.storage.uri} "FROM samples"`'
         )
-    return Selection(where, rows)
+    return Selection(where, rows, {corpus: picked[corpus] / among[corpus] for corpus in rows})
 
 
 def unpacked(bits: bytes, rows: int) -> np.ndarray:

@@ -112,6 +112,8 @@ def test_a_selection_is_probed_and_packed_rows_are_read(tmp_path: Path, photos: 
     where = "source IN ('photo000.jpg', 'photo001.jpg')"
     text = dry_run.dry_run(config, steps=("label",), where=where, sheet=sheet, quiet=True)
     assert any("palette" in line and " missing" in line for line in text)
+    # Only the rows picked are labeled, so only these cost.
+    assert [line.split()[3] for line in text if " palette " in line and "missing" not in line] == ["2"]
     assert text[-1].startswith("what of it has the rows picked already")
     assert tree(tmp_path / "work") == left
     with Catalog.open(tmp_path / "work") as catalog:
