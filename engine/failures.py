@@ -4,11 +4,11 @@ Memory that runs out is no row's fault: the rows a call are halved first, and st
 """
 
 import gc
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.machine import loaded_torch
 from manifests.errors import TooManyFailures
 from manifests.shards import Status
 
@@ -66,7 +66,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_memory() -> None:
     """Gives back what a failed call left behind."""
     gc.collect()
-    torch = sys.modules.get("torch")
+    torch = loaded_torch()
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

@@ -125,10 +125,12 @@ def _outcomes(
                 yield (labels.sample if target.crop is None else labels.crop[target.crop])[modality.name]
 
 
-def _why_none(item: FitItem, chosen: Sequence[tuple[list[Any], list[Any]]], worker: Worker) -> str:
+def _why_none(item: FitItem, modality: Modality, chosen: Sequence[tuple[list[Any], list[Any]]], worker: Worker) -> str:
     """What failed first, in brackets, where nothing came of the samples of a fit; "" where nothing failed."""
     for rows, (samples, _) in zip(item.rows, chosen, strict=True):
-        for found in _outcomes(rows.plan, samples[: worker.settings.batch], item.modalities[0], worker):
+        if modality.name not in rows.plan.modalities:
+            continue
+        for found in _outcomes(rows.plan, samples[: worker.settings.batch], modality, worker):
             if found.failure is not None:
                 return (
                     f" (the first failed at {found.failure.stage}, {found.failure.class_name}: {found.failure.message})"
@@ -151,6 +153,13 @@ def _fit_text(
         for modality in item.modalities:
             if modality.kind == "text" and modality.name in rows.plan.modalities:
                 texts.extend(_labels(rows.plan, samples, modality, worker))
+    if not texts:
+        # Corpora without a caption are all right, captions of which none can be read are not.
+        for modality in item.modalities:
+            if modality.kind == "text" and (why := _why_none(item, modality, chosen, worker)):
+                raise ConfigError(
+                    f"tokenizers.{item.name}: no row has a label of {modality.name} to fit on{why}; mend that"
+                )
     return len(texts), text.fit_text(texts, out, options=text.TextOptions(**options))
 
 
@@ -169,7 +178,7 @@ def _fit_grid(
     if not len(fit_labels):
         raise ConfigError(
             f"tokenizers.{item.name}: no row of {', '.join(rows.plan.corpus for rows in item.rows)} has a label of "
-            f"{modality.name} to fit on{_why_none(item, chosen, worker)}; mend that, or set `tokens: false` for it"
+            f"{modality.name} to fit on{_why_none(item, modality, chosen, worker)}; mend that, or set `tokens: false` for it"
         )
     options = fit_tokenizer.GridOptions(**item.options)
     folder = checkpoint_folder(item, chosen)

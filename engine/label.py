@@ -4,7 +4,6 @@ Labelers of crops are given batches of one fixed size; rows that failed, and the
 place, so that a row's labels never depend on what became of its neighbors.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from engine.corpus_plan import CorpusPlan, LabelerUse
 from engine.decode import LoadedRow, Needs
 from engine.failures import ABSENT, MicroBatch, Outcome, failed, isolate
 from engine.figures import host
+from engine.machine import loaded_torch
 from labelers.protocol import Labeler, check_label
 from manifests import crops
 from manifests.errors import LabelError
@@ -230,7 +230,7 @@ def _labels_of(
 
 def is_tensor(value: Any) -> bool:
     """Whether a label is a torch tensor; torch is not imported to know."""
-    torch = sys.modules.get("torch")
+    torch = loaded_torch()
     return torch is not None and isinstance(value, torch.Tensor)
 
 
@@ -260,7 +260,7 @@ def _in_place(made: Any, kind: Modality, count: int) -> Sequence[Any]:
         return made
     if np.dtype(kind.dtype).kind == "f":
         # Models under autocast answer in what they compute in.
-        made = made.to(getattr(sys.modules["torch"], kind.dtype))
+        made = made.to(getattr(loaded_torch(), kind.dtype))
     if kind.null != kind.null:
         return made
     wrong = (~made.isfinite()).flatten(1).sum(1).tolist()

@@ -5,6 +5,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # Options of glibc's mallopt.
 _M_ARENA_MAX = -8
@@ -36,9 +37,21 @@ def limit_threads(threads: int) -> None:
     limit_torch(threads)
 
 
+def loaded_torch() -> Any:
+    """The module torch where something has loaded it, else None: it takes seconds, and many runs need none of it.
+
+    Where another thread is loading it, this one waits: until then the module is there, and most of what is in it is not.
+    """
+    if sys.modules.get("torch") is None:
+        return None
+    import torch
+
+    return torch
+
+
 def limit_torch(threads: int) -> None:
     """The same for torch, which is loaded only where something needs it."""
-    torch = sys.modules.get("torch")
+    torch = loaded_torch()
     if torch is not None:
         torch.set_num_threads(threads)
 
