@@ -103,7 +103,12 @@ class Alarms:
             and mean < limits.equal_share
         ):
             alarm = "all equal"
-        elif metric == "null_share" and before >= limits.jump_shards and value - mean > limits.null_jump:
+        elif (
+            metric == "null_share"
+            and before >= limits.jump_shards
+            and is_comparable
+            and value - mean > limits.null_jump
+        ):
             alarm = "nulls"
         elif (
             metric == "codebook_use"

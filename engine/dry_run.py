@@ -146,7 +146,10 @@ class _Dry:
         scan = sources.scan(section)
         known: set[str] = set()
         if planning.last_part(self._catalog, corpus) >= 0:
-            keys = self._catalog.sql("SELECT key FROM samples WHERE corpus = ?", [corpus])
+            keys = self._catalog.sql(
+                "SELECT key FROM samples WHERE corpus = $1 UNION ALL SELECT key FROM dropped WHERE corpus = $1",
+                [corpus],
+            )
             known = set(keys["key"].to_pylist())
         rows = sum(listed.key not in known for listed in scan.samples)
         return _Corpus(root=scan.root, scan=scan, new=NewSamples(parts=-(-rows // section.part_rows), rows=rows))
@@ -154,9 +157,15 @@ class _Dry:
     def _listed(self) -> list[str]:
         return [
             f"{name}: {len(corpus.scan.samples):,} samples in the source, {corpus.new.rows:,} to be ingested"
+            f"{self._filtered(name) if corpus.new.rows else ''}"
             for name, corpus in self._corpora.items()
             if corpus.scan is not None
         ]
+
+    def _filtered(self, corpus: str) -> str:
+        """What is said of new samples that a filter will look at: it knows of each only when its bytes are read."""
+        set_here = self._config.corpora[corpus].filter.model_fields_set
+        return f", before the filter ({', '.join(sorted(set_here))}), which is not in these figures" if set_here else ""
 
     # -- the probe ----------------------------------------------------------------------------------------------------
 
@@ -210,7 +219,13 @@ class _Dry:
         workers = run.workers_of(engine)
         walls = ", ".join(whole.wall(count) for count in dict.fromkeys((workers, *_WALLS)))
         notes: list[str] = []
-        contact_sheet.write_picture(probe_run.shown(bench, found, notes), path)
+        try:
+            contact_sheet.write_picture(probe_run.shown(bench, found, notes), path)
+            looked = f"look at it before you spend: {path}"
+        except OSError as error:
+            looked = (
+                f"the contact sheet cannot be written to {path} ({error.strerror}); name another file by --probe-sheet"
+            )
         price = engine.gpu_hour_price
         return [
             f"by a probe of up to {probe_run.SAMPLES} samples on this machine ({probe.machine_words()}); the rest is decoding, "
@@ -221,7 +236,7 @@ class _Dry:
             *_about_tokenizers(unfitted),
             *bench.failed,
             *(f"not shown: {note}" for note in notes),
-            f"look at it before you spend: {path}",
+            looked,
         ]
 
     def _pick(self, corpus: str, most: int, request: Request) -> "pa.Table":

@@ -14,6 +14,7 @@ format 1 stays readable for ever; a workspace of a higher format is refused.
 
 import datetime
 import json
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,8 +62,11 @@ def run_name(kind: str) -> str:
 def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
     """Makes the storage a workspace where it is none yet, of a new id unless one is given; its id either way.
 
-    Raises WorkspaceError for a store that replaces what stands although it is asked not to: nothing would be safe there.
+    Raises WorkspaceError where a file stands there, and for a store that replaces what stands although it is asked not to:
+    nothing would be safe there.
     """
+    if storage.is_local and os.path.isfile(storage.root):
+        raise WorkspaceError(f"{storage.uri} is a file, and a workspace is a folder; name another path")
     if not storage.exists(FORMAT_PATH):
         from importlib.metadata import version
 

@@ -121,7 +121,7 @@ SELECT corpus, part, crop, modality, form, left(fingerprint, 12) AS recipe, metr
 -- same rules to shards as they come.
 CREATE VIEW state.alarm_limit AS
 SELECT 20 AS drift_shards, 4.0::DOUBLE AS drift_deviations, 0.005::DOUBLE AS least_deviation,
-  0.01::DOUBLE AS least_relative_deviation, 0.5::DOUBLE AS least_relative_rows, 3 AS jump_shards,
+  0.01::DOUBLE AS least_relative_deviation, 0.8::DOUBLE AS least_relative_rows, 3 AS jump_shards,
   0.25::DOUBLE AS null_jump, 0.5::DOUBLE AS collapse, 20 AS equal_rows, 0.9::DOUBLE AS equal_share;
 
 -- The metrics that have a history: extremes and histograms have none. `weight` is of how many rows a value tells.
@@ -153,7 +153,8 @@ ruled AS (
     CASE
       WHEN metric IN ('not_finite', 'label_not_finite') AND value > 0 AND coalesce(mean, 0) = 0 THEN 'not finite'
       WHEN is_all_equal AND coalesce(mean, 0) < equal_share THEN 'all equal'
-      WHEN metric = 'null_share' AND shards_before >= jump_shards AND value - mean > null_jump THEN 'nulls'
+      WHEN metric = 'null_share' AND shards_before >= jump_shards AND is_comparable AND value - mean > null_jump
+        THEN 'nulls'
       WHEN metric = 'codebook_use' AND shards_before >= jump_shards AND is_comparable AND value < collapse * mean
         THEN 'collapse'
       WHEN shards_before >= drift_shards AND is_comparable AND abs(deviations) > drift_deviations THEN 'drift'

@@ -126,3 +126,23 @@ def test_spans_and_sizes_are_readable() -> None:
     cost = probe.Cost(hours=12.345, size_bytes=1e9, on_gpu=True)
     assert cost.words(2.0) == "12.35 GPU-hours, 1 GB written, 24.69 dollars"
     assert cost.wall(10) == "1:14:04 at 10 workers"
+
+
+def test_what_a_filter_left_out_is_not_new_again(tmp_path: Path, photos: Path) -> None:
+    sheet = tmp_path / "probe.png"
+    config = load(
+        tmp_path, "corpora.photos.filter.min_side=220", "corpora.photos.modalities={palette: {tokens: false}}"
+    )
+    text = dry_run.dry_run(config, sheet=sheet, quiet=True)
+    assert "before the filter (min_side)" in text[0]
+    assert running.run(config, steps=("ingest",), quiet=True).counts["dropped_samples"] > 0
+    text = dry_run.dry_run(config, sheet=sheet, quiet=True)
+    assert text[0].endswith("samples in the source, 0 to be ingested")
+
+
+def test_a_sheet_that_cannot_be_written_costs_no_plan(tmp_path: Path, photos: Path) -> None:
+    config = load(tmp_path, "corpora.photos.modalities={palette: {tokens: false}}")
+    (tmp_path / "file").write_text("no folder")
+    text = dry_run.dry_run(config, sheet=tmp_path / "file" / "probe.png", quiet=True)
+    assert any(line.startswith("in all: ") for line in text)
+    assert "name another file by --probe-sheet" in "\n".join(text)

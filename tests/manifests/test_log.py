@@ -460,3 +460,9 @@ def test_an_entry_whose_first_answer_got_lost_is_ours(make) -> None:
     entry = append(storage, make.part())
     assert entry is not None
     assert [found.txn for found in log.entries(storage)] == [entry.txn]
+
+
+def test_a_file_is_no_place_for_a_workspace(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("notes")
+    with pytest.raises(WorkspaceError, match="is a file, and a workspace is a folder"):
+        log.create_workspace(open_storage(tmp_path / "notes.md"))
