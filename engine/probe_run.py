@@ -161,6 +161,12 @@ def measure(bench: Bench, job: Job) -> list[Measured]:
     result = worker.work(item, lambda beat: bench.progress.update(name, min(beat.rows, part.rows)))
     bench.progress.update(name, part.rows)
     bench.failed.extend(_failed(bench.storage, part, result.records))
+    share = sum(record.failed for record in result.records) / max(1, sum(record.rows for record in result.records))
+    if share > bench.engine.max_failed_fraction:
+        bench.failed.append(
+            f"{part.corpus}: {share:.0%} of the rows failed, and engine.max_failed_fraction is "
+            f"{bench.engine.max_failed_fraction:g}: a run would stop with exit code 3; mend this first"
+        )
     own_s = [_own_seconds(use, uses, result.seconds_by_labeler) for use in uses]
     rest_s = max(0.0, result.seconds["total"] - sum(own_s)) / part.rows
     found = []

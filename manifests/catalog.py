@@ -40,7 +40,7 @@ _NUMBERED = (
 # What `modmill status` shows.
 STATUS = (
     "SELECT corpus, modality, form, recipe, crops, parts, parts_done AS done, parts_missing AS missing, "
-    "rows, ok, failed, absent, tokens, round(size_bytes / 1e6, 2) AS mb FROM coverage"
+    "rows, ok, failed, absent, not_selected_or_forgotten AS left_out, tokens, round(size_bytes / 1e6, 2) AS mb FROM coverage"
 )
 # Values of these types are other ones in Python's rows than in Arrow, or need a package more.
 _BY_ARROW = re.compile(r"TIME ZONE|TIMESTAMP_|TIME_NS|INTERVAL|MAP|UUID|UNION|VARIANT|BIT|TUPLE|\[\d")

@@ -48,6 +48,7 @@ def test_where_nothing_can_be_decoded_it_and_the_run_say_why(tmp_path: Path) -> 
     sheet = tmp_path / "probe.png"
     text = "\n".join(dry_run.dry_run(config, sheet=sheet, quiet=True))
     assert "photos: 2 of 2 samples failed at decode with DecodeError (edges, palette), such as: " in text
+    assert "of the rows failed, and engine.max_failed_fraction is 0.25: a run would stop with exit code 3" in text
     assert sheet.exists()
     with pytest.raises(ConfigError, match=r"to fit on \(the first failed at decode, DecodeError: .*\); mend that"):
         running.run(config, quiet=True)
