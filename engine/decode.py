@@ -19,7 +19,7 @@ from manifests.errors import SourceError
 from manifests.recipe import sha256_hex
 from manifests.shards import RESERVED_COLUMNS
 
-# So many rows are read at once, however few are decoded at once: an object store answers late.
+# So many rows of an object store, which answers late, are read at once, however few are decoded at once.
 _READERS = 4
 
 
@@ -171,7 +171,9 @@ class _Loader:
         waiting: deque[_Job] = deque()
         held = taken = 0
         chunk: list[LoadedRow] = []
-        with ThreadPoolExecutor(max(_READERS, self._threads), thread_name_prefix="decode") as pool:
+        # Files of this machine come at once: more threads would only take the interpreter from the labelers.
+        readers = max(_READERS, self._threads) if "://" in self._plan.root else self._threads
+        with ThreadPoolExecutor(readers, thread_name_prefix="decode") as pool:
             try:
                 for unit in units:
                     for number in range(len(unit)):
