@@ -122,16 +122,15 @@ def to_do(
     Shards with failed rows of a class of `retry` are none either (empty: of any class; None: they are whole). `among` are
     the parts that count; None: all.
     """
-    of_class = "" if not retry else f" OR {_is_not_among_failed(4)}"
     return _ask(
         catalog,
         f"WITH {_WANTED} SELECT count(*) AS parts, coalesce(sum(p.rows), 0)::BIGINT AS rows, "
         "coalesce(sum(len(($2).modality) - coalesce(d.done, 0)), 0)::BIGINT AS shards FROM (SELECT part, rows FROM "
         "state.part WHERE corpus = $1 AND ($3::INTEGER[] IS NULL OR part IN (SELECT unnest($3::INTEGER[])))) p "
-        f"LEFT JOIN (SELECT s.part, count(*) AS done FROM {_MATCHED} WHERE s.corpus = $1 AND s.not_selected = 0 AND "
-        f"({'s.failed = 0' if retry is not None else 'true'}{of_class}) GROUP BY s.part) d USING (part) "
+        f"LEFT JOIN (SELECT s.part, count(*) AS done FROM {_MATCHED} WHERE s.corpus = $1 AND s.not_selected = 0 "
+        f"AND {'true' if retry is None else f'NOT {_is_failing(retry)}'} GROUP BY s.part) d USING (part) "
         "WHERE coalesce(d.done, 0) < len(($2).modality)",
-        [corpus, _columns(places), None if among is None else list(among), *([sorted(retry)] if retry else [])],
+        [corpus, _columns(places), None if among is None else list(among), *_classes(retry)],
     )[0]
 
 
@@ -147,7 +146,6 @@ def counts(
 
     `classes` are those of the failures that count in `with_failures`, none: all. `among` are the parts that count, None: all.
     """
-    counted = "failed > 0" if not classes else f"failed > 0 AND NOT {_is_not_among_failed(4)}"
     rows = _ask(
         catalog,
         f"WITH {_WANTED}, asked AS (SELECT modality, form, fingerprint, count(*) AS needed FROM wanted GROUP BY ALL), "
@@ -156,7 +154,7 @@ def counts(
         "count(*) FILTER (WHERE is_wanted) AS there, "
         "count(*) FILTER (WHERE is_wanted AND not_selected > 0) AS partial, "
         "coalesce(sum(failed) FILTER (WHERE is_wanted), 0) AS failed, "
-        f"count(*) FILTER (WHERE is_wanted AND {counted}) AS failing, "
+        f"count(*) FILTER (WHERE is_wanted AND {_is_failing(classes)}) AS failing, "
         "arg_max(s.fingerprint, s.version) FILTER (WHERE s.fingerprint <> a.fingerprint) AS before, "
         "max(s.version) FILTER (WHERE s.fingerprint <> a.fingerprint) AS before_version "
         "FROM (SELECT s.*, w.place IS NOT NULL AS is_wanted FROM state.shard s LEFT JOIN wanted w "
@@ -170,7 +168,7 @@ def counts(
         "count(*) FILTER (WHERE there > 0 AND there < needed) AS begun, "
         "count(*) FILTER (WHERE there < needed AND there = 0 AND before IS NOT NULL) AS stale, "
         "arg_max(before, before_version) FILTER (WHERE there = 0) AS before FROM by_part GROUP BY modality, form",
-        [corpus, _columns(places), None if among is None else list(among), *([sorted(classes)] if classes else [])],
+        [corpus, _columns(places), None if among is None else list(among), *_classes(classes)],
     )
     return {(row["modality"], row["form"]): Count(**row) for row in rows}
 
@@ -210,12 +208,18 @@ def _is_done(and_failed: bool) -> str:
     return "s.not_selected = 0 AND s.failed = 0" if and_failed else "s.not_selected = 0"
 
 
-def _is_not_among_failed(parameter: int) -> str:
-    """Whether a shard `s` has no failed row of the classes of a parameter."""
-    return (
-        "(s.part, s.modality, s.form, coalesce(s.crop, -1)) NOT IN (SELECT (part, modality, form, coalesce(crop, -1)) "
-        f"FROM failures WHERE corpus = $1 AND class IN (SELECT unnest(${parameter}::VARCHAR[])))"
+def _is_failing(classes: Collection[str]) -> str:
+    """Whether a shard `s` has a failed row of these classes, which are parameter 4; of any, where there are none."""
+    of_class = (
+        " AND (s.part, s.modality, s.form, coalesce(s.crop, -1)) IN (SELECT (part, modality, form, coalesce(crop, -1)) "
+        "FROM failures WHERE corpus = $1 AND class IN (SELECT unnest($4::VARCHAR[])))"
     )
+    return f"(s.failed > 0{of_class if classes else ''})"
+
+
+def _classes(classes: Collection[str] | None) -> list[list[str]]:
+    """The parameter of `_is_failing`, where it has one."""
+    return [sorted(classes)] if classes else []
 
 
 def _ask(catalog: Catalog, query: str, parameters: Sequence[Any]) -> list[dict[str, Any]]:
