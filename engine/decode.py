@@ -12,6 +12,7 @@ import numpy as np
 from engine import sources
 from engine.corpus_plan import CorpusPlan
 from engine.failures import ABSENT, FORGOTTEN, Outcome, failed
+from engine.pipeline_file import is_uri
 from engine.source_bytes import SourceBytes
 from manifests import crops, images
 from manifests.crops import Crop
@@ -172,7 +173,7 @@ class _Loader:
         held = taken = 0
         chunk: list[LoadedRow] = []
         # Files of this machine come at once: more threads would only take the interpreter from the labelers.
-        readers = max(_READERS, self._threads) if "://" in self._plan.root else self._threads
+        readers = max(_READERS, self._threads) if is_uri(self._plan.root) else self._threads
         with ThreadPoolExecutor(readers, thread_name_prefix="decode") as pool:
             try:
                 for unit in units:
