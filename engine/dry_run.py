@@ -164,8 +164,8 @@ class _Dry:
 
     def _filtered(self, corpus: str) -> str:
         """What is said of new samples that a filter will look at: it knows of each only when its bytes are read."""
-        set_here = self._config.corpora[corpus].filter.model_fields_set
-        return f", before the filter ({', '.join(sorted(set_here))}), which is not in these figures" if set_here else ""
+        rules = self._config.corpora[corpus].filter.model_dump(exclude_defaults=True)
+        return f", before the filter ({', '.join(rules)}), which is not in these figures" if rules else ""
 
     # -- the probe ----------------------------------------------------------------------------------------------------
 

@@ -165,7 +165,7 @@ def measure(bench: Bench, job: Job) -> list[Measured]:
     if share > bench.engine.max_failed_fraction:
         bench.failed.append(
             f"{part.corpus}: {share:.0%} of the rows failed, and engine.max_failed_fraction is "
-            f"{bench.engine.max_failed_fraction:g}: a run would stop with exit code 3; mend this first"
+            f"{bench.engine.max_failed_fraction:g}: a run would stop with exit code 3 from its hundredth row on; mend it"
         )
     own_s = [_own_seconds(use, uses, result.seconds_by_labeler) for use in uses]
     rest_s = max(0.0, result.seconds["total"] - sum(own_s)) / part.rows
