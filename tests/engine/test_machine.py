@@ -19,8 +19,9 @@ thread = threading.Thread(target=load)
 thread.start()
 while "torch" not in sys.modules:
     pass
-assert not is_tensor("a caption")
-limit_torch(1)
+found = is_tensor("a caption")
+limit_torch(3)
+print(found, loaded_torch().get_num_threads())
 thread.join()
 """
 
@@ -42,14 +43,15 @@ fit_rows: 4
 """
 
 
-def of_its_own(code: str, *arguments: str) -> None:
-    """Runs code in a process that has not loaded torch."""
+def of_its_own(code: str, *arguments: str) -> str:
+    """What code says at its end, in a process that has not loaded torch."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_torch_is_whole_though_another_thread_loads_it() -> None:
-    of_its_own(WHILE_TORCH_IS_LOADED)
+    assert of_its_own(WHILE_TORCH_IS_LOADED).split() == ["False", "3"]
 
 
 def test_captions_are_fitted_on_while_another_fit_loads_torch(tmp_path: Path, photos: Path) -> None:
