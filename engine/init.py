@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine import config, listing, sources
+from engine import config, listing, source_parquet, source_tars, sources
 from engine.config import CorpusConfig
 from engine.listing import Notes
 from engine.pipeline_file import absolute, is_uri, yaml_value
@@ -22,8 +22,8 @@ _RGB_STEPS, _EDGES_STEPS, _FIT_ROWS = 400, 200, 2000
 def write_pipeline(folder: str, out: Path) -> str:
     """Writes a commented pipeline file for a folder (or glob, file, URI) of images or documents.
 
-    Returns what was found and, as its last line, the next command. Raises ConfigError where the file exists already or
-    the folder holds neither images nor documents.
+    Images may lie in tars or Parquet files. Returns what was found and, as its last line, the next command. Raises
+    ConfigError where the file exists already or the folder holds neither images nor documents.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already; name another file with --out, or remove it")
@@ -50,13 +50,7 @@ def _look(source: str) -> tuple[CorpusConfig, list[str], list[str]]:
     listed = listing.list_source(source, notes)
     images = [file for file in listed.chosen if listing.suffix(file.path) in sources.IMAGE_SUFFIXES]
     if not images:
-        try:
-            section = CorpusConfig(source=source, kind="text")
-            count = len(sources.scan(section).samples)
-        except ConfigError as error:
-            accepted = ", ".join(sources.IMAGE_SUFFIXES)
-            raise ConfigError(f"{error}; for images, expected {accepted}") from error
-        return section, [f"{count} documents"], notes.lines()
+        return _look_inside(source, [file.path for file in listed.chosen])
     found = [f"{len(images)} images ({_suffix_counts(images)})"]
     stems = {listing.stem(image.path) for image in images}
     for kind, what in ((".txt", "captions (.txt beside the image)"), (".json", "sidecars (.json beside the image)")):
@@ -75,6 +69,31 @@ def _look(source: str) -> tuple[CorpusConfig, list[str], list[str]]:
             continue
         return with_table, [*found, f"a table, {_scalar(table.path)}"], notes.lines()
     return section, found, notes.lines()
+
+
+def _look_inside(source: str, paths: Sequence[str]) -> tuple[CorpusConfig, list[str], list[str]]:
+    """As `_look`, of a source without image files: images in tars or Parquet files, else documents."""
+    tars = [path for path in paths if path.lower().endswith((*source_tars.SUFFIXES, *source_tars.COMPRESSED))]
+    tables = [path for path in paths if path.lower().endswith(source_parquet.SUFFIXES)]
+    count = len(tars or tables)
+    files = f"{count} {'tar' if tars else 'Parquet file'}{'s' * (count != 1)}"
+    no_images = f"for images, expected {', '.join(sources.IMAGE_SUFFIXES)}, or tars or Parquet files that hold them"
+    if tars or tables:
+        section = CorpusConfig(source=source)
+        try:
+            scan = sources.scan(section)
+            return section, [f"{len(scan.samples)} images in {files}"], scan.notes
+        except ConfigError as error:
+            if tars:
+                raise
+            # Parquet files may hold documents; if they do not, what is said of both kinds helps.
+            no_images = f"for images, {error}"
+    section = CorpusConfig(source=source, kind="text")
+    try:
+        scan = sources.scan(section)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {no_images}") from error
+    return section, [f"{len(scan.samples)} documents"], scan.notes
 
 
 def _suffix_counts(images: Sequence[listing.File]) -> str:

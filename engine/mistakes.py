@@ -10,6 +10,8 @@ from manifests.errors import nearest
 
 Sections = Mapping[KeyPath, type[BaseModel]]
 _VALUE_LENGTH = 80
+# Of an option that many sections have none can be guessed.
+_MOST_PLACES = 2
 
 
 def explain(
@@ -46,8 +48,7 @@ def _about(location: KeyPath, message: str, model: type[BaseModel] | None) -> tu
 def _sentence(location: KeyPath, kind: str, message: str, value: Any, is_name: bool, sections: Sections) -> str:
     name = dotted(location)
     if kind == "extra_forbidden":
-        model = _section(location[:-1], sections)
-        return f"{name} is no option; {nearest(location[-1], model.model_fields) if model else ''}"
+        return f"{name} is no option; {_meant(location, sections)}"
     described = _described(location[:-1] if is_name else location, sections)
     if kind == "missing":
         return f"{name} is missing{described}"
@@ -56,6 +57,20 @@ def _sentence(location: KeyPath, kind: str, message: str, value: Any, is_name: b
         shown = f"{shown[: _VALUE_LENGTH - 3]}..."
     subject = f"{dotted(location[:-1])} has the name {shown}" if is_name else f"{name} is {shown}"
     return f"{subject}; {_expected(kind, message)}{described}"
+
+
+def _meant(location: KeyPath, sections: Sections) -> str:
+    """What an unknown option may be: one of another section that was put into the wrong one, else the nearest here."""
+    *above, option = location
+    elsewhere = [
+        dotted(["NAME" if name == "*" else name for name in (*pattern, option)])
+        for pattern, model in sections.items()
+        if option in model.model_fields
+    ]
+    if 0 < len(elsewhere) <= _MOST_PLACES:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    model = _section(tuple(above), sections)
+    return nearest(option, model.model_fields) if model else ""
 
 
 def _expected(kind: str, message: str) -> str:

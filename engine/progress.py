@@ -191,10 +191,10 @@ class Progress:
         )
         self._print(f"{item.name} failed, and stays to be done: {error}")
 
-    def strike(self, item: "WorkItem", worker: str, reason: str, strikes: int) -> None:
-        """A worker was lost at an item, which has so many strikes now; a node that left the cluster costs none."""
+    def strike(self, item: "WorkItem", worker: str, reason: str, strikes: int, then: str) -> None:
+        """A worker was lost at an item, which has so many strikes now (a node that left costs none); `then` is what follows."""
         self.event("strike", item=item.name, worker=worker, reason=reason, strikes=strikes)
-        self._print(f"{item.name}: worker {worker} is lost ({reason}); {strikes} strike{'s' * (strikes != 1)} so far")
+        self._print(f"{item.name}: worker {worker} is lost ({reason}); {then}")
 
     def alarm(self, text: str) -> None:
         """Something departs from what it was, and a person should look."""

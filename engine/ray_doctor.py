@@ -47,7 +47,7 @@ class Node:
 def report(address: str, target: str | None = None) -> list[Node]:
     """The nodes of the cluster at `address`, which is looked at with the environment that a run would have there.
 
-    `target` is a pipeline file, a workspace, or None. Raises ModmillError where the cluster is out of reach, ConfigError
+    `target` is a pipeline file, a workspace, or None. Raises UserError where the cluster is out of reach, ConfigError
     where the pipeline file is not right.
     """
     engine, workspace, checkpoints = _of_target(target)

@@ -12,7 +12,7 @@ from engine.progress import Progress
 from engine.ray_actor import Actor, Answer
 from engine.ray_crew import Crew
 from engine.schedule import FitSchedule, Schedule
-from engine.strikes import WHY, Strikes, stops_the_run
+from engine.strikes import WHY, Strikes, stops_the_run, then_words
 from manifests.errors import ModmillError
 from manifests.storage import Storage
 
@@ -213,7 +213,7 @@ class Loop:
             why = "a batch took longer than engine.batch_deadline_s"
         outcome = self._strikes.died(at_work, cause, why, mark)
         strikes = at_work.attempt.strikes if isinstance(outcome, Exception) else outcome.attempt.strikes
-        self._progress.strike(at_work, actor.name, why, strikes)
+        self._progress.strike(at_work, actor.name, why, strikes, then_words(at_work, outcome))
         self._again(at_work, outcome)
 
     def _give_back(self, actor: Actor) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine import config as pipeline
-from engine import corpus_plan, ingest, plan, run_items, selection, snapshot
+from engine import corpus_plan, ingest, plan, ray_address, run_items, selection, snapshot
 from engine.corpus_plan import CorpusPlan
 from engine.plan import FitItem, Request
 from engine.run_items import Runner
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Step = Literal["ingest", "fit", "label", "tokenize", "snapshot", "train"]
 STEPS: tuple[Step, ...] = ("ingest", "fit", "label", "tokenize", "snapshot", "train")
 _FORMS: Mapping[Step, Form] = {"label": "label", "tokenize": "token"}
+_ON_WORKERS: frozenset[Step] = frozenset(("fit", *_FORMS))
 
 
 def run(
@@ -50,8 +51,11 @@ def run(
     where   SQL over `samples`: only these rows are labeled; the others of their parts stay as they are, or null
     """
     pipeline.check_labelers(config)
-    # A mistake in the trainer file is told before hours of work, not after.
+    # A mistake in the trainer file, or a cluster that is not there, is told before hours of work, not after.
     train = _trainer(config.train, quiet=quiet) if config.train and "train" in steps else None
+    address = ray_address.address_of(config.engine)
+    if address is not None and not _ON_WORKERS.isdisjoint(steps):
+        ray_address.check_listens(address)
     storage = open_storage(config.workspace)
     log.create_workspace(storage)
     with recorded(storage, kind, pipeline.document(config), quiet=quiet) as execution:
@@ -194,9 +198,9 @@ class _Run:
 
             self.progress.say(f"{workers} worker{'s' * (workers > 1)} in this process")
             return LocalRunner(self.catalog.storage.uri, settings, engine)
-        from engine.run_ray import RayRunner, address_of
+        from engine.run_ray import RayRunner
 
-        if address := address_of(engine):
+        if address := ray_address.address_of(engine):
             self.progress.say(f"joining the Ray cluster at {address}")
         else:
             self.progress.say(f"starting Ray with {workers} worker{'s' * (workers > 1)} (some seconds)")

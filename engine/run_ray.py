@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -20,6 +19,7 @@ import ray
 from engine.plan import FitItem
 from engine.pools import pool_of_fit, pools
 from engine.progress import Progress
+from engine.ray_address import address_of, check_listens, out_of_reach
 from engine.ray_crew import Crew
 from engine.ray_loop import Loop
 from engine.schedule import Draining, FitSchedule, Schedule, needed_models
@@ -36,7 +36,6 @@ _TICK_S = 0.1
 # Results are given to be committed so often, many in one log entry; workers go on meanwhile.
 _GATHER_S = 0.25
 _MOST_STARTS = 3
-_CONNECT_S = 15.0
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -131,20 +130,16 @@ class RayRunner:
             raise KeyboardInterrupt
 
 
-def address_of(engine: EngineConfig) -> str | None:
-    """The cluster to join: `engine.ray_address`, else RAY_ADDRESS; None for a Ray of this machine's own."""
-    return engine.ray_address or os.environ.get("RAY_ADDRESS")
-
-
 def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:
-    """Starts Ray, or connects to it. Raises ModmillError where that fails."""
+    """Starts Ray, or connects to it. Raises UserError where a cluster is out of reach, ModmillError where no Ray starts."""
+    if address:
+        check_listens(address)
     # Ray would take SIGTERM for itself and abort; ours ends a run as Ctrl-C does.
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if is_main else None
     own = {} if address else {"num_cpus": _processors(engine), "include_dashboard": False}
     for attempt in range(1, _MOST_STARTS + 1):
         try:
-            _check_listens(address)
             ray.init(
                 address=address or "local",
                 runtime_env=_runtime_env(engine, empty),
@@ -158,10 +153,7 @@ def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:
             ray.shutdown()
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             if address:
-                raise ModmillError(
-                    f"the Ray cluster at {address} is out of reach: {first}; see that it runs (`ray status`), that --ray or "
-                    "engine.ray_address is its head's, and that RAY_AUTH_MODE and its token are set here as there"
-                ) from error
+                raise out_of_reach(address, first) from error
             if attempt == _MOST_STARTS:
                 raise ModmillError(
                     f"Ray did not start on this machine ({attempt} tries): {first}; run with --runner local, or see that the "
@@ -170,13 +162,6 @@ def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:
             _log.warning("Ray did not start (%s), trying again", first)
     if is_main:
         signal.signal(signal.SIGTERM, handler)
-
-
-def _check_listens(address: str | None) -> None:
-    """Raises OSError where nothing listens at host:port; Ray itself would try for minutes."""
-    host, _, port = (address or "").rpartition(":")
-    if host and port.isdigit() and "://" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 def _runtime_env(engine: EngineConfig, empty: str) -> dict[str, Any]:

@@ -114,6 +114,20 @@ class Strikes:
         return _again(item, attempt, strikes=1, suspects=suspects, killers={**attempt.killers, row: failure})
 
 
+def then_words(before: WorkItem, outcome: WorkItem | Exception) -> str:
+    """How an item goes on after its worker died, as `Strikes.died` decided: what is said of it to people."""
+    if isinstance(outcome, Exception):
+        return "it fails as a whole"
+    old, new = before.attempt, outcome.attempt
+    if len(new.killers) > len(old.killers):
+        return f"done again without row {next(row for row in new.killers if row not in old.killers)}, at which it died alone"
+    if new.batch is not None and new.batch != old.batch:
+        return f"done again, {new.batch} rows a call at most"
+    if new.suspects:
+        return f"done again, {len(new.suspects)} row{'s' * (len(new.suspects) > 1)} of it one by one"
+    return "done again" if new.strikes == old.strikes else "done again, noting each batch it begins"
+
+
 def stops_the_run(error: BaseException) -> bool:
     """Whether an error of an item is one that a person must see to first: a mistake, a missing package, a full disk, a hang."""
     full = isinstance(error, OSError) and error.errno in _SPACE

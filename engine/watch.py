@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _RUN = re.compile(r".+-(\d{8}T\d{6})-[0-9a-f]{6}")
 # Silent so long, a run is looked for by the lease of its workspace; so long, it is said even where that is held.
-_ASK_S = 15.0
+_ASK_S = 5.0
+_ASK_STORE_S = 15.0
 _SILENT_S = 60.0
 _GO_ON = "The same command again goes on from there"
 _LINE_EVERY_S = 10.0
@@ -70,7 +71,7 @@ class Watched:
 
     def word(self) -> str:
         """How it stands, where that is more than running: how it ended, or that nothing is heard of it; else empty."""
-        if self.silent_s >= _ASK_S and self.killed:
+        if self.silent_s >= (_ASK_S if self._storage.is_local else _ASK_STORE_S) and self.killed:
             silent = progress_table.clock(self.silent_s)
             return f"{self.run} was killed: no sign of life for {silent}, and it holds the workspace no more. {_GO_ON}"
         if self.state.status is not None:

@@ -157,7 +157,7 @@ def _epoch(storage: Storage, run: str) -> Iterator[Lease]:
         if newest > epoch:
             winner = _named(_parsed(_bytes(storage, newest)))
             return (
-                f"{storage.uri} is written by {winner} now, which took over from run {run} when that gave no sign of life; "
+                f"{storage.uri} is written by {winner} now, which took over from {run} when that gave no sign of life; "
                 "what run committed stays: wait for the other, then give the same command again"
             )
         storage.replace(_path(epoch), canonical_json({**document, "renewed_at": now(), "released": released}))
@@ -276,7 +276,8 @@ def _parsed(data: bytes | None) -> dict[str, Any]:
 def _named(holder: dict[str, Any]) -> str:
     """The holder of a lease in words, with its age, or on an object store that of its last sign of life."""
     try:
-        name = f"run {holder['run']} on {holder['host']} (pid {holder['pid']}, since {holder['since']}"
+        since = f"{str(holder['since'])[:19]}Z"
+        name = f"{holder['run']} on {holder['host']} (pid {holder['pid']}, since {since}"
     except KeyError:
         return "another process"
     age_s = _age_s(holder.get("renewed_at", holder["since"]))

@@ -210,6 +210,7 @@ def test_status_and_verify(folder: Path) -> None:
         (["run", "pipeline.yaml", "--set", "corpora.photos.crop=3"], "corpora.photos.crop"),
         (["run", "pipeline.yaml", "--set", "corpora.photos.cropss=3"], "crops"),
         (["run", "pipeline.yaml", "--only", "tokenise"], "tokenize"),
+        (["run", "pipeline.yaml", "--ray", "127.0.0.1:1", "--set", "workspace=new"], "127.0.0.1:1 is out of reach"),
         (["run", "pipeline.yaml", "--set", "corpora.photos.source=empty"], "empty"),
         (["runn"], "run"),
     ],
@@ -220,6 +221,7 @@ def test_the_users_mistakes_are_one_message_and_exit_2(folder: Path, arguments: 
     assert answer.returncode == 2, answer
     assert message in answer.stderr
     assert "Traceback" not in answer.stderr
+    assert not (folder / "new").exists(), "a cluster that is not there is told before anything is ingested"
 
 
 def test_verify_exits_1_where_something_is_wrong(folder: Path, tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ tokenizers:
   rgb: {rate: fast}
 engine: {device: gpu}
 enigne: {}
+runner: local
 """
     lines = mistakes_of(tmp_path, text)
     for said in (
@@ -182,9 +183,19 @@ enigne: {}
         "pipeline.yaml:13: tokenizers.rgb.rate is 'fast'; it should be a valid number",
         "pipeline.yaml:14: engine.device is 'gpu'",
         "pipeline.yaml:15: enigne is no option; did you mean 'engine'?",
+        "pipeline.yaml:16: runner is no option; did you mean engine.runner?",
     ):
         assert any(line.startswith(said) for line in lines), (said, lines)
-    assert len(lines) == 11
+    assert len(lines) == 12
+
+
+def test_an_option_in_the_wrong_section_is_told_where_it_belongs(tmp_path: Path) -> None:
+    text = "workspace: w\ncorpora: {photos: {source: x, min_side: 3, labeler: dpt, filter: {min_sid: 3}}}\n"
+    assert {line.partition(": ")[2] for line in mistakes_of(tmp_path, text)} == {
+        "corpora.photos.min_side is no option; did you mean corpora.NAME.filter.min_side?",
+        "corpora.photos.labeler is no option; did you mean corpora.NAME.modalities.NAME.labeler or modalities.NAME.labeler?",
+        "corpora.photos.filter.min_sid is no option; did you mean 'min_side'?",
+    }
 
 
 @pytest.mark.parametrize(

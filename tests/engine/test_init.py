@@ -1,8 +1,12 @@
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import fsspec
 import jsonschema
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -83,6 +87,30 @@ def test_a_folder_of_documents(tmp_path: Path) -> None:
     loaded = config.load(out)
     assert loaded.workspace == str(tmp_path / "books-workspace")
     assert loaded.corpora["books"].kind == "text"
+
+
+def test_images_in_tars_and_in_parquet_files(tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
+        for name in ("0.jpg", "0.txt", "1.jpg"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    (tmp_path / "hub").mkdir()
+    pq.write_table(pa.table({"image": [{"bytes": b"x", "path": None}]}), tmp_path / "hub" / "train.parquet")
+    for name, found in (("tars", "2 images in 1 tar"), ("hub", "1 images in 1 Parquet file")):
+        out = tmp_path / f"{name}.yaml"
+        assert write_pipeline(str(tmp_path / name), out).splitlines()[0] == f"wrote {out}: {found}"
+        (corpus,) = config.load(out).corpora.values()
+        assert (corpus.kind, "rgb" in corpus.modalities) == ("image", True)
+
+
+def test_parquet_files_of_documents_and_of_neither(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "books" / "a.parquet")
+    assert "2 documents" in write_pipeline(str(tmp_path / "books"), tmp_path / "books.yaml")
+    (tmp_path / "laion").mkdir()
+    pq.write_table(pa.table({"url": ["http://a/b.jpg"]}), tmp_path / "laion" / "a.parquet")
+    with pytest.raises(ConfigError, match=r"'text'.*for images, .*name it with `url:`"):
+        write_pipeline(str(tmp_path / "laion"), tmp_path / "laion.yaml")
 
 
 def test_a_store(tmp_path: Path) -> None:

@@ -82,5 +82,5 @@ def test_a_store_that_all_reach_and_weights_that_lack(looks: tuple[Path, dict]) 
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("modmill")), "doctor", "--ray", "127.0.0.1:1"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "RAY_AUTH_MODE": "disabled"})
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "127.0.0.1:1 is out of reach" in done.stderr

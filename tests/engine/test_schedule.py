@@ -12,7 +12,7 @@ from engine.corpus_plan import CorpusPlan, corpus_plan
 from engine.marks import Mark
 from engine.pools import has_room, pools, wanted_workers
 from engine.schedule import Draining, Schedule, in_turn
-from engine.strikes import Strikes, stops_the_run
+from engine.strikes import Strikes, stops_the_run, then_words
 from engine.work import Target, WorkItem
 from engine.worker import WorkerSettings
 from manifests.actions import PartAdded
@@ -182,6 +182,31 @@ def test_a_worker_killed_by_chance_costs_no_row(plan: CorpusPlan) -> None:
     for row in (3, 5):
         item = again(strikes.died(item, "died", "", Mark(rows=(row,), doing="palette")))
     assert item.attempt.killers == {}
+
+
+def test_what_follows_a_death_is_told(plan: CorpusPlan) -> None:
+    strikes, item = Strikes({"": 8}), make_item(plan, 7)
+    mark = Mark(rows=tuple(range(8)), doing="palette")
+    said = []
+    for cause, at_hand in (
+        ("left", None),
+        ("memory", None),
+        ("died", None),
+        ("died", mark),
+        *(("died", Mark(rows=(5,), doing="palette")),) * 2,
+    ):
+        after = again(strikes.died(item, cause, "", at_hand))
+        said.append(then_words(item, after))
+        item = after
+    assert said == [
+        "done again",
+        "done again, 4 rows a call at most",
+        "done again, noting each batch it begins",
+        "done again, 8 rows of it one by one",
+        "done again, 8 rows of it one by one",
+        "done again without row 5, at which it died alone",
+    ]
+    assert then_words(item, ModmillError("lost")) == "it fails as a whole"
 
 
 def test_four_deaths_without_progress_fail_the_item(plan: CorpusPlan) -> None:

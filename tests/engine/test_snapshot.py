@@ -224,7 +224,7 @@ def test_no_workspace_is_made_by_a_snapshot(tmp_path: Path, capsys: pytest.Captu
 def test_one_writer_at_a_time(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with writer_lease(open_storage(work), "another"):
         assert command("snapshot", work, "mine") == 2
-        assert "is being written by run another" in capsys.readouterr().err
+        assert "is being written by another" in capsys.readouterr().err
         assert command("snapshot", work) == 0
 
 

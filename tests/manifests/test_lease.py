@@ -67,7 +67,7 @@ def test_a_second_writer_is_refused_and_told_who_writes(workspace: Storage, hold
         pass
     for part in (
         workspace.uri,
-        "run r-holder",
+        "by r-holder",
         f"on {socket.gethostname()}",
         f"pid {holder.pid}",
         "since 20",
@@ -137,7 +137,7 @@ def test_the_lease_is_free_after_an_exception(storage: Storage) -> None:
 
 def test_two_writers_in_one_process_exclude_each_other(storage: Storage) -> None:
     with writer_lease(storage, "r-one") as held:
-        with pytest.raises(WorkspaceError, match=r"run r-one on .*pid \d+.* s ago.*wait for it or stop it"):
+        with pytest.raises(WorkspaceError, match=r"by r-one on .*pid \d+.* s ago.*wait for it or stop it"):
             with writer_lease(storage, "r-two"):
                 pass
         held.check()
@@ -175,7 +175,7 @@ def test_of_takers_that_race_exactly_one_holds(
     for thread in threads:
         thread.join()
     assert ends.count("held") == 1
-    assert sum("is being written by run r-" in end for end in ends) == 2
+    assert sum("is being written by r-" in end for end in ends) == 2
 
 
 # -- on an object store: epochs ---------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_a_writer_of_another_machine_that_lives_is_never_replaced(bucket: Storag
     day = 86_400.0
     for epoch, age_s in enumerate((0.0, 0.5, day, -day), 1):
         renewing(bucket, epoch, age_s)
-        with pytest.raises(WorkspaceError, match=r"run r-far on far \(pid 7, since 2026"):
+        with pytest.raises(WorkspaceError, match=r"by r-far on far \(pid 7, since 2026"):
             with writer_lease(bucket, "r-here"):
                 pass
         assert epochs(bucket)[-1] == epoch
@@ -341,8 +341,8 @@ def test_a_holder_that_is_replaced_is_told_by_whom(bucket: Storage) -> None:
             threading.Event().wait(0.05)
         else:
             pytest.fail("the holder did not notice")
-        assert "is written by run r-far on far (pid 7" in refusal
-        assert "took over from run r-old" in refusal
+        assert "is written by r-far on far (pid 7" in refusal
+        assert "took over from r-old" in refusal
     # What ends then does not touch the lease of the other.
     assert json.loads(bucket.read(lease._path(2)))["run"] == "r-far"
     assert json.loads(bucket.read(lease._path(2)))["released"] is False
@@ -362,7 +362,7 @@ def test_a_holder_that_stood_still_is_replaced_and_its_next_commit_refused(bucke
                 tell(process, "commit")
                 refusal = said(process)
                 assert refusal.startswith("refused: ")
-                assert f"is written by run r-next on {socket.gethostname()} (pid {os.getpid()}" in refusal
+                assert f"is written by r-next on {socket.gethostname()} (pid {os.getpid()}" in refusal
             held.check()
             assert catalog.commit([make.run_started()], run="r-next") == 3
         assert [entry.run for entry in log.entries(bucket)] == ["r-paused", "r-next", "r-next"]

@@ -141,7 +141,7 @@ def test_of_takers_over_a_bad_network_exactly_one_holds(store: Storage, spoiled:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted("is being written by run r-" in end for end in ends) == [False, True]
+    assert sorted("is being written by r-" in end for end in ends) == [False, True]
     assert "held" in ends
 
 
