@@ -140,12 +140,13 @@ def neural_on_ray(bench: Bench) -> None:
 
 
 def dinov2(bench: Bench) -> None:
-    """engine_over_bare_dinov2: the true size, about one image a second on two cores; a round of either half the images."""
+    """engine_over_bare_dinov2: the true size, in parts of three batches (by default a part has 256 of this size)."""
     options = _neural(bench, engine_weights.dinov2, "dinov2")
     checkpoint = options["parameters"]["checkpoint"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     batch = 8
-    rows = batch * max(2, round(48 * bench.scale / batch))
+    part_rows = 3 * batch
+    rows = part_rows * max(2, round(48 * bench.scale / part_rows))
     with process() as pool:
 
         def bare() -> Figures:
@@ -155,9 +156,9 @@ def dinov2(bench: Bench) -> None:
         def ours() -> Figures:
             # One part more, which is the start.
             pipeline = bench.pipeline(
-                rows + batch,
+                rows + part_rows,
                 {"dinov2_global": options},
-                part_rows=batch,
+                part_rows=part_rows,
                 runner="local",
                 workers=1,
                 threads=cores,

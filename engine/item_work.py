@@ -4,6 +4,7 @@ Three things go on at once: threads decode the rows ahead, this thread labels an
 write what came of the batches before.
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -151,6 +152,9 @@ class ItemWork:
         self.clock = Clock()
         self.rows_done = 0
         self.stopped = False
+        # The most memory that was seen in use, and when another item was begun in the worker, while this one was written.
+        self.rss_bytes = 0
+        self.followed_at: float | None = None
         self._source = source
         self._storage = storage
         self._spill_after_s = spill_after_s
@@ -176,8 +180,12 @@ class ItemWork:
         outputs: Sequence[ShardOutput],
         batches: Sequence[Batch],
         facts: Callable[[], Mapping[str, Any]],
+        labeled: threading.Event,
     ) -> tuple[ShardAdded, ...]:
-        """The records of the item's shards. `facts` tells, when all is done, how they were made."""
+        """The records of the item's shards. `labeled` is set when all that is left is to encode and write them.
+
+        `facts` tells then how they were made.
+        """
         with ExitStack() as stack:
             encoders = stack.enter_context(ThreadPoolExecutor(max(1, self._decode_threads // 2), "encode"))
             writer = stack.enter_context(ThreadPoolExecutor(1, "write"))
@@ -205,10 +213,11 @@ class ItemWork:
                     with self.clock.on("write"):
                         list(encoders.map(ShardOutput.spill, outputs))
                     spilled = time.monotonic()
+            made = facts()
+            labeled.set()
             if not batches:
                 self._write(encoders, outputs, [{} for _ in outputs], len(self.samples))
             self._wait(0)
-            made = facts()
             agreement = self._agreement.finish()
             with self.clock.on("write"):
                 records = encoders.map(

@@ -17,6 +17,7 @@ from engine.corpus_plan import CorpusPlan
 from engine.fit import fit
 from engine.plan import FitItem
 from engine.pools import Pool
+from engine.turns import Turns
 from engine.work import Beat, ItemResult, WorkItem
 from engine.worker import Worker, WorkerSettings
 from manifests.actions import TokenizerAdded
@@ -28,7 +29,7 @@ _SHARED_WITHIN_S = 120.0
 
 
 class RayWorker:
-    """A worker in an actor: one item at work, a second one that fetches its bytes ahead and waits for its turn.
+    """A worker in an actor: one item at work, a second one that fetches its bytes ahead until the first is only written.
 
     Other threads answer beside them.
     """
@@ -41,8 +42,7 @@ class RayWorker:
         self._fit: FitStep | None = None
         self._shared: dict[int, Shared] = {}
         self._came = threading.Condition()
-        self._turn = threading.Condition()
-        self._tickets = self._serving = 0
+        self._turns = Turns()
         try:
             import modmill
 
@@ -68,26 +68,24 @@ class RayWorker:
     @ray.method(concurrency_group="work")
     def work(self, item: WorkItem, number: int) -> tuple[ItemResult, frozenset[str]] | None:
         """The result of an item and the models held after it; None where the run was stopped before it began."""
-        with self._turn:
-            ticket, waits = self._tickets, self._tickets != self._serving
-            self._tickets += 1
+        ticket, waits = self._turns.take()
         try:
-            item = self._whole(item, number)
-            if waits:
-                # What cannot be fetched ahead is fetched again, and an error told, when its turn comes.
-                with contextlib.suppress(Exception):
-                    self._own().prefetch(item)
-            self._wait_for(ticket)
-            if self._stopped:
-                return None
-            worker = self._own()
-            return worker.work(item, self._set_beat), worker.models.held
+            with self._turns.place(ticket):
+                item = self._whole(item, number)
+                if waits:
+                    # What cannot be fetched ahead is fetched again, and an error told, when its turn comes.
+                    with contextlib.suppress(Exception):
+                        self._own().prefetch(item)
+                self._turns.wait(ticket)
+                if self._stopped:
+                    return None
+                worker = self._own()
+                written = worker.label(item, self._set_beat)
+            # The next item has its turn while this one is written.
+            return written(), worker.models.held
         finally:
-            self._wait_for(ticket)
-            with self._turn:
+            if self._beat is not None and self._beat.item == item.name:
                 self._beat = None
-                self._serving += 1
-                self._turn.notify_all()
 
     @ray.method(concurrency_group="work")
     def fit(self, item: FitItem) -> TokenizerAdded:
@@ -108,10 +106,6 @@ class RayWorker:
     def stop(self) -> None:
         """What is at work is done to its end; what waits is not begun."""
         self._stopped = True
-
-    def _wait_for(self, ticket: int) -> None:
-        with self._turn:
-            self._turn.wait_for(lambda: self._serving == ticket)
 
     def _own(self) -> Worker:
         if self._worker is None:
@@ -137,7 +131,11 @@ Answer = tuple[str, "Actor", Any, Any, BaseException | None]
 
 @dataclass(eq=False)
 class Actor:
-    """The driver's side of one actor. `items` are those it was given, the first is at work; `node` is known once ready."""
+    """The driver's side of one actor. `node` is known once ready.
+
+    `items` are those it was given: the first is at work, or only written by now; `seen_at` is the one that its last sign of
+    life was about.
+    """
 
     pool: Pool
     name: str
@@ -150,6 +148,7 @@ class Actor:
     items: deque[Any] = field(default_factory=deque)
     held: frozenset[str] = frozenset()
     knows: set[int] = field(default_factory=set)
+    seen_at: str = ""
     asking: bool = False
     asked_at: float = 0.0
 

@@ -12,7 +12,7 @@ from engine.progress import Progress
 from engine.ray_actor import Actor, Answer
 from engine.ray_crew import Crew
 from engine.schedule import FitSchedule, Schedule
-from engine.strikes import WHY, Strikes, stops_the_run, then_words
+from engine.strikes import WHY, Cause, Strikes, stops_the_run, then_words
 from manifests.errors import ModmillError
 from manifests.storage import Storage
 
@@ -74,7 +74,7 @@ class Loop:
             # Towards the end an item is kept for whoever is free first.
             if self._method == "work" and self._schedule.waiting(pool) > len(actors):
                 for actor in actors:
-                    if len(actor.items) == 1 and not actor.items[0].attempt.marks:
+                    if len(actor.items) == 1 and not actor.items[0].attempt.alone:
                         self._give(actor, pool)
 
     def ask(self) -> None:
@@ -189,7 +189,7 @@ class Loop:
         """An actor is dead: the item at work pays for it, those that waited behind it do not."""
         cause = self._crew.cause(actor, error)
         _log.debug("worker %s: %s", actor.name, error)
-        at_work = actor.items.popleft() if actor.items else None
+        at_work, mark = self._to_blame(actor, cause)
         self._give_back(actor)
         self._crew.remove(actor)
         self._crew.hurry()
@@ -205,16 +205,31 @@ class Loop:
                 ) from error
             self._schedule.put_back(at_work)
             return
-        mark = None
-        if cause != "left":
-            mark = marks.read(self._storage, self._run, at_work.name)
-            marks.clear(self._storage, self._run, at_work.name)
         if mark is not None and mark.reason == "deadline":
             why = "a batch took longer than engine.batch_deadline_s"
         outcome = self._strikes.died(at_work, cause, why, mark)
         strikes = at_work.attempt.strikes if isinstance(outcome, Exception) else outcome.attempt.strikes
         self._progress.strike(at_work, actor.name, why, strikes, then_words(at_work, outcome))
         self._again(at_work, outcome)
+
+    def _to_blame(self, actor: Actor, cause: Cause) -> tuple[Any, marks.Mark | None]:
+        """The item that was at work in an actor that died, taken from it, and the mark that it left; None for neither.
+
+        While the first of two items is written the second may be labeled: a mark tells, else the last sign of life.
+        """
+        if not actor.items:
+            return None, None
+        if self._method == "fit":
+            return actor.items.popleft(), None
+        found: dict[str, marks.Mark | None] = {}
+        for item in actor.items if cause != "left" else ():
+            found[item.name] = marks.read(self._storage, self._run, item.name)
+            marks.clear(self._storage, self._run, item.name)
+        marked = [item for item in actor.items if found.get(item.name) is not None]
+        seen = [item for item in actor.items if item.name == actor.seen_at]
+        at_work = (*marked, *seen, actor.items[0])[0]
+        actor.items.remove(at_work)
+        return at_work, found.get(at_work.name)
 
     def _give_back(self, actor: Actor) -> None:
         while actor.items:
@@ -229,6 +244,7 @@ class Loop:
 
     def _show(self, actor: Actor, beat: Any, fit: Any) -> None:
         if beat is not None:
+            actor.seen_at = beat.item
             self._progress.beat(actor.name, beat)
         if fit is not None:
             self._progress.fit_step(*fit)

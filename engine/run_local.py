@@ -17,6 +17,7 @@ from engine.progress import Progress
 from engine.schedule import Draining, Schedule, needed_models
 from engine.sections import EngineConfig
 from engine.strikes import Strikes, stops_the_run
+from engine.turns import Turns
 from engine.work import ItemResult, WorkItem
 from engine.worker import Worker, WorkerSettings
 from manifests.actions import TokenizerAdded
@@ -33,6 +34,7 @@ class _Seat:
         self.name = name
         self.items: deque[WorkItem] = deque()
         self.workers: dict[str, Worker] = {}
+        self.turns = Turns()
         self._workspace = workspace
         self._settings = settings
 
@@ -55,8 +57,8 @@ class LocalRunner:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         count = engine.workers or max(1, cores // engine.threads)
         self._seats = [_Seat(f"worker-{number + 1}", workspace, of_pools) for number in range(count)]
-        # A thread a seat, so that what waits in one is done in order.
-        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=seat.name) for seat in self._seats]
+        # Two threads a seat: an item is labeled while the one before is written.
+        self._threads = [ThreadPoolExecutor(2, thread_name_prefix=seat.name) for seat in self._seats]
         self._ahead = ThreadPoolExecutor(count, thread_name_prefix="prefetch")
         self._stopped = False
         self._waits = True
@@ -161,15 +163,18 @@ class LocalRunner:
                 if seat.items and item.pool in seat.workers:
                     self._ahead.submit(seat.workers[item.pool].prefetch, item)
                 seat.items.append(item)
-                future = threads.submit(self._do, seat, item, progress)
+                future = threads.submit(self._do, seat, seat.turns.take()[0], item, progress)
                 future.add_done_callback(lambda future, seat=seat, item=item: answers.put((seat, item, future)))
 
-    def _do(self, seat: _Seat, item: WorkItem, progress: Progress) -> ItemResult | None:
+    def _do(self, seat: _Seat, ticket: int, item: WorkItem, progress: Progress) -> ItemResult | None:
         """The item's result; None where the run was stopped before it began."""
-        if self._stopped:
-            return None
-        progress.started(item, seat.name)
-        return seat.worker(item.pool).work(item, lambda beat: progress.beat(seat.name, beat))
+        with seat.turns.place(ticket):
+            seat.turns.wait(ticket)
+            if self._stopped:
+                return None
+            progress.started(item, seat.name)
+            written = seat.worker(item.pool).label(item, lambda beat: progress.beat(seat.name, beat))
+        return written()
 
 
 def _outcome(

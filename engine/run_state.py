@@ -213,6 +213,9 @@ class RunState:
         self.pools[event["pool"]] = PoolState(event["ready"], event["wanted"])
 
     def _on_started(self, t: float, event: Event) -> None:
+        one = self.at_work.get(event["worker"])
+        if one is not None and one.item == event["item"]:
+            return  # A beat told it before: it was begun while the one before it was written.
         self._take_up(t, event["worker"], event["item"], event["pool"], event["modalities"])
 
     def _on_beat(self, t: float, event: Event) -> None:
@@ -259,6 +262,7 @@ class RunState:
 
     def _on_strike(self, t: float, event: Event) -> None:
         self._put_down(event["item"])
+        self.at_work.pop(event["worker"], None)
         self.strikes += 1
 
     def _put_down(self, item: str) -> None:

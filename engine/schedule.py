@@ -53,7 +53,7 @@ class Schedule:
         self._pull(pool)
         best: tuple[int, _Group] | None = None
         for group in self._groups.values():
-            if group.pool != pool or not group.items or not (alone or not group.items[0].attempt.marks):
+            if group.pool != pool or not group.items or not (alone or not group.items[0].attempt.alone):
                 continue
             lacking = len(group.needs - held)
             if best is None or lacking < best[0]:

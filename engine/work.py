@@ -39,6 +39,11 @@ class Attempt:
         """Whether the worker must say in `runs/<run>/marks/` which rows it has at hand: from the first strike on."""
         return self.strikes > 0
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other item may be under way in the worker, so that it is plain whose doing another death is."""
+        return self.marks or self.batch is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkItem:
@@ -84,7 +89,8 @@ class Beat:
 class ItemResult:
     """What a worker made of an item: the records to be committed, and what it took.
 
-    `seconds` is wall time by stage (`wait` for decoded rows, `label`, `tokenize`, `write`) and `total`;
+    `seconds` is wall time by stage (`wait` for decoded rows, `label`, `tokenize`, `write`) and `total`, which ends where
+    another item was begun in the worker while this one was written;
     `seconds_by_labeler` that of the calls of each labeler. `busy` is the share of the total in which the device worked
     (on a CPU: labelers and tokenizers).
     """

@@ -60,7 +60,10 @@ class WorkerSettings:
 
 
 class Worker:
-    """Does work items and fits, one at a time. `own_process` says that it may end its process where a batch hangs."""
+    """Does work items and fits, one at a time, but that an item may be labeled while the one before it is written.
+
+    `own_process` says that it may end its process where a batch hangs.
+    """
 
     def __init__(self, workspace: str, settings: WorkerSettings, *, own_process: bool = False) -> None:
         self.storage = open_storage(workspace)
@@ -72,15 +75,23 @@ class Worker:
         # By model: the rows a call, once memory ran out with more.
         self._micro: dict[str, int] = {}
         self._prefetched: tuple[str, list[dict[str, Any]], SourceBytes] | None = None
+        # The item that was begun last.
+        self._last: ItemWork | None = None
         self._lock = threading.Lock()
         return_memory()
         limit_threads(settings.threads)
 
     def work(self, item: WorkItem, on_beat: Callable[[Beat], None] = lambda beat: None) -> ItemResult:
-        """Makes the item's shards; their records, in the order of its targets, and what it took.
+        """Makes the item's shards; their records, in the order of its targets, and what it took. See `label`."""
+        return self.label(item, on_beat)()
 
-        `on_beat` is told of signs of life, on this thread, about twice a second. Raises DeadlineExceeded where a batch
-        takes longer than it may, or ends the process if that is its own.
+    def label(self, item: WorkItem, on_beat: Callable[[Beat], None] = lambda beat: None) -> Callable[[], ItemResult]:
+        """Labels and tokenizes an item. What it gives back waits for its shards to be written, and then tells of them.
+
+        As soon as it gives that back another item may be labeled, so that no device waits for files to be written or
+        uploaded; two items may be under way at once. `on_beat` is told of signs of life, on the caller's thread, about
+        twice a second: of the item that was begun last. Both raise what went wrong: DeadlineExceeded where a batch takes
+        longer than it may, unless the process is the worker's own, which then ends.
         """
         at_hand = AtHand(self.storage, self.settings.run, item.name, writes=item.attempt.marks)
         samples, source = self._taken(item)
@@ -94,29 +105,41 @@ class Worker:
             decode_threads=self._decode_threads,
             queue_bytes=self.settings.queue_bytes,
         )
+        before, self._last = self._last, work
+        if before is not None:
+            before.followed_at = work.clock.began
         found: list[ItemResult | BaseException] = []
-        done = threading.Event()
+        labeled, done = threading.Event(), threading.Event()
 
         def make() -> None:
             try:
-                found.append(self._make(work))
+                found.append(self._make(work, labeled))
             except BaseException as error:
                 found.append(error)
             finally:
                 source.close()
+                labeled.set()
                 done.set()
+
+        def finish() -> ItemResult:
+            try:
+                self._watch(work, done, on_beat)
+            finally:
+                work.stop()
+            result = found[0]
+            if isinstance(result, BaseException):
+                raise result
+            at_hand.finish()
+            return replace(result, rss_bytes=max(work.rss_bytes, result.rss_bytes))
 
         # Of a daemon, so that a call that hangs keeps no process alive.
         threading.Thread(target=make, name="item", daemon=True).start()
         try:
-            most_bytes = self._watch(work, done, on_beat)
-        finally:
+            self._watch(work, labeled, on_beat)
+        except BaseException:
             work.stop()
-        result = found[0]
-        if isinstance(result, BaseException):
-            raise result
-        at_hand.finish()
-        return replace(result, rss_bytes=max(most_bytes, result.rss_bytes))
+            raise
+        return finish
 
     def prefetch(self, item: WorkItem) -> None:
         """Reads the first source bytes of the item that comes next; safe to call while another is at work."""
@@ -173,7 +196,7 @@ class Worker:
             raise ShardError(f"{item.part.path} holds {len(samples)} rows, the log says {item.part.rows}")
         return samples, SourceBytes(item.plan.root, item.plan.config, samples, self.storage)
 
-    def _make(self, work: ItemWork) -> ItemResult:
+    def _make(self, work: ItemWork, labeled: threading.Event) -> ItemResult:
         item, clock, batch = work.item, work.clock, self.settings.batch
         keys = [sample["key"] for sample in work.samples]
         known = {target: known_rows(item, target, work.samples, self.storage) for target in item.targets}
@@ -218,11 +241,12 @@ class Worker:
             smallest = min((micro.size for micro in used.values()), default=batch)
             return {"device": self.settings.device if computes else "cpu", "micro_batch": min(smallest, batch)}
 
-        records = work.do(labeling, outputs, batches, facts)
+        records = work.do(labeling, outputs, batches, facts, labeled)
         # A spill may stand though this attempt wrote none.
         for target in item.targets:
             spill.remove(self.storage, spill.path_of(item, target))
-        total = time.monotonic() - clock.began
+        # The time from which another item had the worker is that one's.
+        total = (work.followed_at or time.monotonic()) - clock.began
         return ItemResult(
             records=records,
             rows=len(keys),
@@ -232,15 +256,14 @@ class Worker:
             rss_bytes=rss_bytes(),
         )
 
-    def _watch(self, work: ItemWork, done: threading.Event, on_beat: Callable[[Beat], None]) -> int:
-        """Waits for the item, with signs of life; the most memory that was seen in use, bytes."""
+    def _watch(self, work: ItemWork, until: threading.Event, on_beat: Callable[[Beat], None]) -> None:
+        """Waits for what is to become of an item, with signs of life."""
         deadline_s = self.settings.batch_deadline_s
-        most_bytes = 0
         clock = work.clock
-        before, busy_before = clock.began, 0.0
-        while not done.wait(min(_BEAT_S, deadline_s)):
+        before, busy_before = time.monotonic(), clock.busy_s
+        while not until.wait(min(_BEAT_S, deadline_s)):
             overdue = work.at_hand.overdue(deadline_s)
-            if overdue is not None and not done.is_set():
+            if overdue is not None and not until.is_set():
                 write(self.storage, self.settings.run, work.item.name, overdue)
                 if self._own_process:
                     os._exit(DEADLINE_EXIT)
@@ -250,7 +273,9 @@ class Worker:
                 )
             now, busy = time.monotonic(), clock.busy_s
             in_use = rss_bytes()
-            most_bytes = max(most_bytes, in_use)
+            work.rss_bytes = max(work.rss_bytes, in_use)
+            if work.followed_at is not None:
+                continue
             on_beat(
                 Beat(
                     item=work.item.name,
@@ -263,7 +288,6 @@ class Worker:
                 )
             )
             before, busy_before = now, busy
-        return most_bytes
 
     def _labeling(
         self,
