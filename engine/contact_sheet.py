@@ -138,5 +138,5 @@ def _sheet(shown: Sequence[contact.Sample]) -> np.ndarray:
 
 def _sheet_cell(shown: contact.Cell) -> np.ndarray | str | None:
     if isinstance(shown, Mapping):
-        return "\n".join(f"{name}  {cell(value, 20)}" for name, value in shown.items())
+        return "\n".join(f"{name}  {cell(value, 20) or '-'}" for name, value in shown.items())
     return shown

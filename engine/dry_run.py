@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import config as pipeline
-from engine import corpus_plan, ingest, probe, reasons, run, run_items, sources
+from engine import corpus_plan, ingest, probe, progress_table, reasons, run, run_items, sources
 from engine.plan import Request
 from engine.progress import Progress
 from engine.reasons import NewSamples
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _WALLS = (1, 10, 100)
 _PARTS_PROBED = 8
+_NOTHING_S = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +209,7 @@ class _Dry:
             named.append(("the rest", job.rows, labelers[0][0].rest_s))
             for (name, count, seconds), cost in zip(named, of_job, strict=True):
                 # What only hands on has no rate worth a number.
-                rate = f"{1 / seconds:,.1f}" if seconds > 1e-5 else "-"
+                rate = progress_table.rate_words(1 / seconds if seconds > _NOTHING_S else None) or "-"
                 rows.append(
                     (
                         *(job.plan.corpus, job.group.name or "-", name, f"{count:,}", rate),

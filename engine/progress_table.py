@@ -82,8 +82,8 @@ def _modality_table(state: RunState) -> "Table":
             _short(name),
             f"{modality.parts:,}/{modality.total:,}",
             percent,
-            _rate(recent),
-            _rate(overall),
+            rate_words(recent),
+            rate_words(overall),
             f"{modality.failed:,}" if modality.failed else "",
             "done" if modality.finished else "" if eta is None else clock(eta),
         )
@@ -128,9 +128,9 @@ def _totals(state: RunState) -> list[str]:
     rates = [state.rates_of(name) for name in state.modalities]
     recent, overall = sum(one[0] or 0.0 for one in rates), sum(one[1] or 0.0 for one in rates)
     if recent:
-        facts.append(f"{_rate(recent)} rows/s ({_rate(overall)} overall)")
+        facts.append(f"{rate_words(recent)} rows/s ({rate_words(overall)} overall)")
     elif overall:
-        facts.append(f"{_rate(overall)} rows/s overall")
+        facts.append(f"{rate_words(overall)} rows/s overall")
     eta = state.eta()
     if eta is not None and state.status is None:
         # Of a modality that no worker has come to yet nobody knows how long it takes.
@@ -184,7 +184,8 @@ def _stage_facts(stage: StageState, t: float) -> str:
     return "  ".join(facts)
 
 
-def _rate(rate: float | None) -> str:
+def rate_words(rate: float | None) -> str:
+    """A rate of things a second, with as many digits as it is worth; empty where it is not known."""
     if rate is None:
         return ""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.3f}"

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -134,6 +135,9 @@ def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:
     """Starts Ray, or connects to it. Raises UserError where a cluster is out of reach, ModmillError where no Ray starts."""
     if address:
         check_listens(address)
+    if not sys.stdout.isatty():
+        # Ray prints what became of processes, in color even into files.
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     # Ray would take SIGTERM for itself and abort; ours ends a run as Ctrl-C does.
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if is_main else None
