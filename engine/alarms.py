@@ -64,10 +64,8 @@ class Alarms:
         """As `add`, and says so: an event for each alarm, a line for the first of a kind; how many there are."""
         found = self.add(records)
         for alarm in found:
-            progress.event("alarm", text=str(alarm), **asdict(alarm))
-            if alarm.kind not in self._told:
-                self._told.add(alarm.kind)
-                progress.say(str(alarm))
+            progress.alarm(str(alarm), is_new=alarm.kind not in self._told, **asdict(alarm))
+            self._told.add(alarm.kind)
         return len(found)
 
     def add(self, records: Iterable[ShardAdded]) -> list[Alarm]:

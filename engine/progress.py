@@ -196,10 +196,11 @@ class Progress:
         self.event("strike", item=item.name, worker=worker, reason=reason, strikes=strikes)
         self._print(f"{item.name}: worker {worker} is lost ({reason}); {then}")
 
-    def alarm(self, text: str) -> None:
-        """Something departs from what it was, and a person should look."""
-        self.event("alarm", text=text)
-        self._print(f"alarm: {text}")
+    def alarm(self, text: str, *, is_new: bool = True, **facts: Any) -> None:
+        """Something departs from what it was, and a person should look; said where it is new."""
+        self.event("alarm", text=text, **facts)
+        if is_new:
+            self._print(text)
 
     @property
     def cost(self) -> float | None:

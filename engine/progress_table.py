@@ -53,7 +53,7 @@ def table(state: RunState) -> "Group":
             pieces.append(_worker_table(state))
         pieces.append(Text(clock(state.t) + "  " + "  ".join(_totals(state))))
         if state.last_alarm:
-            pieces.append(Text(f"alarm: {state.last_alarm}", style="yellow"))
+            pieces.append(Text(state.last_alarm, style="yellow"))
         if stuck := _stuck(state):
             pieces.append(Text(stuck, style="yellow"))
     return Group(*pieces)

@@ -84,7 +84,8 @@ class RayWorker:
             # The next item has its turn while this one is written.
             return written(), worker.models.held
         finally:
-            if self._beat is not None and self._beat.item == item.name:
+            beat = self._beat
+            if beat is not None and beat.item == item.name:
                 self._beat = None
 
     @ray.method(concurrency_group="work")

@@ -38,7 +38,7 @@ try:
         told.started(item(2), "w0")
         told.beat("w0", beat(item(2).name, 42))
         told.workers("", 1, 2)  # What follows a beat is written by the next flush with it.
-        told.alarm("look")
+        told.alarm("alarm (drift): look")
         print("going", flush=True)
         for line in sys.stdin:
             if line == "raise\\n":
@@ -143,7 +143,7 @@ def test_three_watch_one_run_by_lines_on_a_terminal_and_until_ctrl_c(tmp_path: P
     table = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode()).replace("\r", "\n")
     table = table[table.rindex("modality") :]
     assert re.search(r"depth +3/4 +75 %", table)
-    assert "alarm: look" in table
+    assert "\nalarm (drift): look" in table
     lines = by_lines.stdout.read().splitlines()
     assert by_lines.wait() == 0
     assert "6/8 parts 75 %" in lines[-2]
