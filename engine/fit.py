@@ -7,6 +7,7 @@ crash; checkpoints lie in `runs/fit-<name>-<id12>/` until the tokenizer is commi
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def fit(item: FitItem, worker: Worker, on_step: Callable[[int, int, Mapping[str,
 
     `on_step` is told (step, of steps, losses). Raises ConfigError where no row can be fitted on.
     """
-    chosen = [_choose(rows, worker) for rows in item.rows]
+    chosen = _chosen(item, worker)
     with tempfile.TemporaryDirectory(prefix="modmill-fit-") as scratch:
         out = Path(scratch) / "tokenizer"
         out.mkdir()
@@ -67,9 +68,22 @@ def fit(item: FitItem, worker: Worker, on_step: Callable[[int, int, Mapping[str,
     return fitted
 
 
-def checkpoint_folder(item: FitItem, chosen: Sequence[tuple[list[Any], list[Any]]]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Samples of one corpus, in the order of their parts; their numbers in the item's `attempt` begin at `first`."""
+
+    plan: CorpusPlan
+    samples: list[dict[str, Any]]
+    first: int
+
+
+# Of each corpus the samples to fit on, and those to judge by.
+Chosen = Sequence[tuple[Samples, Samples]]
+
+
+def checkpoint_folder(item: FitItem, chosen: Chosen) -> str:
     """The folder of a fit's checkpoints: another for every other fit, so that none is resumed from a stranger's."""
-    identity = {
+    identity: dict[str, Any] = {
         "version": FIT_VERSION,
         "name": item.name,
         "options": dict(item.options),
@@ -80,11 +94,26 @@ def checkpoint_folder(item: FitItem, chosen: Sequence[tuple[list[Any], list[Any]
             if modality.name in rows.plan.modalities
         ],
         "keys": [
-            [shards.keys_digest([sample["key"] for sample in part]) for part in selection] for selection in chosen
+            [shards.keys_digest([sample["key"] for sample in part.samples]) for part in selection]
+            for selection in chosen
         ],
         "crops": [rows.plan.crops for rows in item.rows],
     }
+    if item.attempt.killers:
+        identity["left_out"] = sorted(item.attempt.killers)
     return f"runs/fit-{item.name}-{sha256_hex(canonical_json(identity))[:12]}"
+
+
+def _chosen(item: FitItem, worker: Worker) -> Chosen:
+    found: list[tuple[Samples, Samples]] = []
+    first = 0
+    for rows in item.rows:
+        pair = []
+        for samples in _choose(rows, worker):
+            pair.append(Samples(plan=rows.plan, samples=samples, first=first))
+            first += len(samples)
+        found.append((pair[0], pair[1]))
+    return found
 
 
 def _choose(rows: FitRows, worker: Worker) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -103,34 +132,33 @@ def _first(samples: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return [sample for sample in samples if sample["key"] in wanted]
 
 
-def _labels(
-    plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], modality: Modality, worker: Worker
-) -> Iterator[Any]:
+def _labels(item: FitItem, chosen: Samples, modality: Modality, worker: Worker) -> Iterator[Any]:
     """The labels of a modality that can be made of these samples, in order: every crop's, or every sample's."""
-    for found in _outcomes(plan, samples, modality, worker):
+    for found in _outcomes(item, chosen, modality, worker):
         if found.status is Status.OK:
             yield host([found.value])[0] if is_tensor(found.value) else found.value
 
 
-def _outcomes(
-    plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], modality: Modality, worker: Worker
-) -> Iterator[Outcome]:
+def _outcomes(item: FitItem, chosen: Samples, modality: Modality, worker: Worker) -> Iterator[Outcome]:
+    plan = chosen.plan
     targets = [
         Target(modality=modality.name, form="token", fingerprint="", crop=crop)
         for crop in plan.grains(modality.name, "token")
     ]
-    for batch in worker.labels(plan, samples, targets):
+    known = {"name": item.name, "first": chosen.first, "attempt": item.attempt}
+    for batch in worker.labels(plan, chosen.samples, targets, **known):
         for labels in batch:
             for target in targets:
                 yield (labels.sample if target.crop is None else labels.crop[target.crop])[modality.name]
 
 
-def _why_none(item: FitItem, modality: Modality, chosen: Sequence[tuple[list[Any], list[Any]]], worker: Worker) -> str:
+def _why_none(item: FitItem, modality: Modality, chosen: Chosen, worker: Worker) -> str:
     """What failed first, in brackets, where nothing came of the samples of a fit; "" where nothing failed."""
-    for rows, (samples, _) in zip(item.rows, chosen, strict=True):
-        if modality.name not in rows.plan.modalities:
+    for samples, _ in chosen:
+        if modality.name not in samples.plan.modalities:
             continue
-        for found in _outcomes(rows.plan, samples[: worker.settings.batch], modality, worker):
+        some = replace(samples, samples=samples.samples[: worker.settings.batch])
+        for found in _outcomes(item, some, modality, worker):
             if found.failure is not None:
                 return (
                     f" (the first failed at {found.failure.stage}, {found.failure.class_name}: {found.failure.message})"
@@ -138,9 +166,7 @@ def _why_none(item: FitItem, modality: Modality, chosen: Sequence[tuple[list[Any
     return ""
 
 
-def _fit_text(
-    item: FitItem, chosen: Sequence[tuple[list[Any], list[Any]]], worker: Worker, out: Path
-) -> tuple[int, dict[str, float]]:
+def _fit_text(item: FitItem, chosen: Chosen, worker: Worker, out: Path) -> tuple[int, dict[str, float]]:
     from tokenize_jobs import text
 
     options = dict(item.options)
@@ -149,10 +175,10 @@ def _fit_text(
         text.from_file(Path(file), out)
         return 0, {}
     texts: list[str] = []
-    for rows, (samples, _) in zip(item.rows, chosen, strict=True):
+    for samples, _ in chosen:
         for modality in item.modalities:
-            if modality.kind == "text" and modality.name in rows.plan.modalities:
-                texts.extend(_labels(rows.plan, samples, modality, worker))
+            if modality.kind == "text" and modality.name in samples.plan.modalities:
+                texts.extend(_labels(item, samples, modality, worker))
     if not texts:
         # Corpora without a caption are all right, captions of which none can be read are not.
         for modality in item.modalities:
@@ -165,7 +191,7 @@ def _fit_text(
 
 def _fit_grid(
     item: FitItem,
-    chosen: Sequence[tuple[list[Any], list[Any]]],
+    chosen: Chosen,
     worker: Worker,
     scratch: Path,
     on_step: Callable[[int, int, Mapping[str, float]], None],
@@ -209,13 +235,13 @@ def _newest_checkpoint(worker: Worker, folder: str) -> tuple[int, bytes] | None:
     return steps[-1], worker.storage.read(f"{folder}/checkpoint-{steps[-1]:08d}.safetensors")
 
 
-def _array(item: FitItem, samples: Sequence[list[Any]], modality: Modality, worker: Worker, path: Path) -> np.ndarray:
+def _array(item: FitItem, chosen: Sequence[Samples], modality: Modality, worker: Worker, path: Path) -> np.ndarray:
     """Labels of these samples as one array on disk, (n, *shape)."""
-    most = sum(len(part) * rows.plan.crops for rows, part in zip(item.rows, samples, strict=True))
+    most = sum(len(part.samples) * part.plan.crops for part in chosen)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=modality.dtype, shape=(max(most, 1), *modality.shape()))
     count = 0
-    for rows, part in zip(item.rows, samples, strict=True):
-        for label in _labels(rows.plan, part, modality, worker):
+    for part in chosen:
+        for label in _labels(item, part, modality, worker):
             array[count] = label
             count += 1
     return array[:count]

@@ -7,7 +7,7 @@ becomes of a corpus as a whole is in `engine/corpus_plan.py`, which labelers for
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine import selection
@@ -15,7 +15,7 @@ from engine.config import PipelineConfig
 from engine.corpus_plan import CorpusPlan
 from engine.groups import Group
 from engine.selection import Selection
-from engine.work import Target, WorkItem
+from engine.work import Attempt, Target, WorkItem
 from manifests import planning
 from manifests.actions import PartAdded, ShardAdded, TokenizerAdded
 from manifests.catalog import Catalog
@@ -56,13 +56,19 @@ class FitRows:
 
 @dataclass(frozen=True, kw_only=True)
 class FitItem:
-    """A tokenizer to be fitted, for the stated number of steps. `modalities` are those it serves."""
+    """A tokenizer to be fitted, for the stated number of steps. `modalities` are those it serves.
+
+    `pool` names the workers that can label what it is fitted on; rows of its `attempt` are numbers of samples, as
+    `engine/fit.py` counts them.
+    """
 
     name: str
     family: str
     modalities: tuple[Modality, ...]
     options: Mapping[str, Any]
     rows: tuple[FitRows, ...]
+    pool: str = ""
+    attempt: Attempt = field(default_factory=Attempt)
 
 
 def wanted_targets(plan: CorpusPlan) -> list[Target]:

@@ -15,6 +15,7 @@ from manifests.log import now
 
 if TYPE_CHECKING:
     from engine.events import EventSink
+    from engine.plan import FitItem
     from engine.work import Beat, ItemResult, WorkItem
 
 _LINE_EVERY_S = 10.0
@@ -191,7 +192,7 @@ class Progress:
         )
         self._print(f"{item.name} failed, and stays to be done: {error}")
 
-    def strike(self, item: "WorkItem", worker: str, reason: str, strikes: int, then: str) -> None:
+    def strike(self, item: "WorkItem | FitItem", worker: str, reason: str, strikes: int, then: str) -> None:
         """A worker was lost at an item, which has so many strikes now (a node that left costs none); `then` is what follows."""
         self.event("strike", item=item.name, worker=worker, reason=reason, strikes=strikes)
         self._print(f"{item.name}: worker {worker} is lost ({reason}); {then}")

@@ -2,12 +2,12 @@
 
 import logging
 import time
-from collections import Counter
 from typing import Any, Literal
 
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError, RuntimeEnvSetupError
 
 from engine import marks
+from engine.plan import FitItem
 from engine.progress import Progress
 from engine.ray_actor import Actor, Answer
 from engine.ray_crew import Crew
@@ -20,7 +20,6 @@ _log = logging.getLogger(__name__)
 # A worker is asked for a sign of life so often, and all of them together at most so often.
 _BEAT_S = 2.0
 _BEATS_A_SECOND = 20
-_MOST_FIT_DEATHS = 3
 
 
 class Loop:
@@ -44,7 +43,6 @@ class Loop:
         self._strikes = strikes
         self._storage = storage
         self._run = run
-        self._fit_deaths: Counter[str] = Counter()
         self._draining = False
 
     @property
@@ -126,7 +124,7 @@ class Loop:
         item = self._schedule.next(pool, actor.held, alone=not actor.items)
         if item is None:
             return
-        if self._method == "fit":
+        if isinstance(item, FitItem):
             actor.items.append(item)
             actor.call("fit", item, item=item)
             return
@@ -136,6 +134,8 @@ class Loop:
 
     def _finished(self, actor: Actor, item: Any, result: Any) -> None:
         actor.items.remove(item)
+        if self._strikes.done(item):
+            marks.clear(self._storage, self._run, item.name)
         if self._method == "fit":
             self.done.append((item, result))
             return
@@ -144,8 +144,6 @@ class Loop:
             self._schedule.put_back(item)
             return
         outcome, actor.held = result
-        if self._strikes.done(item):
-            marks.clear(self._storage, self._run, item.name)
         self.done.append((item, outcome))
         if actor.items:
             self._progress.started(actor.items[0], actor.name)
@@ -196,20 +194,13 @@ class Loop:
         if at_work is None:
             return
         why = WHY[cause]
-        if self._method == "fit":
-            self._fit_deaths[at_work.name] += cause != "left"
-            if self._fit_deaths[at_work.name] >= _MOST_FIT_DEATHS:
-                raise ModmillError(
-                    f"fit of {at_work.name}: its worker died {_MOST_FIT_DEATHS} times ({why}); too little memory, or a source "
-                    "that kills the process: lower engine.batch, engine.queue_mb or engine.workers and run again"
-                ) from error
-            self._schedule.put_back(at_work)
-            return
         if mark is not None and mark.reason == "deadline":
             why = "a batch took longer than engine.batch_deadline_s"
         outcome = self._strikes.died(at_work, cause, why, mark)
         strikes = at_work.attempt.strikes if isinstance(outcome, Exception) else outcome.attempt.strikes
         self._progress.strike(at_work, actor.name, why, strikes, then_words(at_work, outcome))
+        if self._method == "fit" and isinstance(outcome, Exception):
+            raise ModmillError(f"fit of {outcome}") from error
         self._again(at_work, outcome)
 
     def _to_blame(self, actor: Actor, cause: Cause) -> tuple[Any, marks.Mark | None]:
@@ -219,8 +210,6 @@ class Loop:
         """
         if not actor.items:
             return None, None
-        if self._method == "fit":
-            return actor.items.popleft(), None
         found: dict[str, marks.Mark | None] = {}
         for item in actor.items if cause != "left" else ():
             found[item.name] = marks.read(self._storage, self._run, item.name)

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import ray
@@ -65,7 +66,7 @@ class RayRunner:
 
     def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
         """Fits tokenizers, one a worker; each with its item as soon as it is ready."""
-        schedule = FitSchedule(items, lambda item: pool_of_fit(item, self._engine))
+        schedule = FitSchedule(replace(item, pool=pool_of_fit(item, self._engine)) for item in items)
         for done in self._each(self._loop("fit", schedule, progress), Draining()):
             yield from done
 

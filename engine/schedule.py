@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.plan import FitItem
 from engine.work import WorkItem
 
 # Items held for choosing among. More are pulled, up to the second number, only where a pool would stand still.
@@ -100,23 +101,22 @@ class Schedule:
 
 
 class FitSchedule:
-    """Items of another kind, in their order: `pool_of` tells whose workers do one. Otherwise as a `Schedule`."""
+    """Items of another kind, in their order. Otherwise as a `Schedule`."""
 
-    def __init__(self, items: Iterable[Any], pool_of: Callable[[Any], str]) -> None:
+    def __init__(self, items: Iterable[FitItem]) -> None:
         self._items = list(items)
-        self._pool_of = pool_of
 
-    def next(self, pool: str, held: frozenset[str] = frozenset(), *, alone: bool = True) -> Any | None:
-        found = next((item for item in self._items if self._pool_of(item) == pool), None) if alone else None
+    def next(self, pool: str, held: frozenset[str] = frozenset(), *, alone: bool = True) -> FitItem | None:
+        found = next((item for item in self._items if item.pool == pool), None) if alone else None
         if found is not None:
             self._items.remove(found)
         return found
 
-    def put_back(self, item: Any) -> None:
+    def put_back(self, item: FitItem) -> None:
         self._items.insert(0, item)
 
     def waiting(self, pool: str) -> int:
-        return sum(self._pool_of(item) == pool for item in self._items)
+        return sum(item.pool == pool for item in self._items)
 
     @property
     def exhausted(self) -> bool:

@@ -6,9 +6,10 @@ A policy: the driver tells what happened, and gets the item as it is to be done 
 import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from engine.failures import Failure
+from engine.plan import FitItem
 from engine.work import Attempt, WorkItem
 from manifests.errors import DeadlineExceeded, ModmillError, UserError
 
@@ -20,6 +21,8 @@ WHY: Mapping[Cause, str] = {
     "memory": "Ray ended it, its node was low on memory",
     "left": "its node left the cluster",
 }
+# A fit goes on as a work item does: a row that kills is found, and left out.
+Item = TypeVar("Item", WorkItem, FitItem)
 _MOST_LEFT = 20
 _MOST_STUCK = 4
 _MOST_KILLERS = 16
@@ -61,17 +64,17 @@ class Strikes:
         self._batches = batches
         self._known: dict[str, _History] = {}
 
-    def done(self, item: WorkItem) -> bool:
+    def done(self, item: Item) -> bool:
         """Forgets an item that is done; whether there was anything to forget, such as a mark of it."""
         return self._known.pop(item.name, None) is not None
 
-    def raised(self, item: WorkItem, error: Exception) -> WorkItem | Exception:
+    def raised(self, item: Item, error: Exception) -> Item | Exception:
         """The item again, or the error: what a worker raised once may have been the worker, or the store."""
         history = self._known.setdefault(item.name, _History())
         history.raised += 1
         return item if history.raised == 1 else error
 
-    def died(self, item: WorkItem, cause: Cause, why: str, mark: MarkLike | None) -> WorkItem | Exception:
+    def died(self, item: Item, cause: Cause, why: str, mark: MarkLike | None) -> Item | Exception:
         """The item as it is to be done again after its worker died, or the error it fails with for good."""
         history = self._known.setdefault(item.name, _History())
         if cause == "left":
@@ -97,7 +100,7 @@ class Strikes:
         suspects = {*attempt.suspects, *(mark.rows if mark is not None else ())}
         return _again(item, attempt, strikes=attempt.strikes + 1, suspects=tuple(sorted(suspects)))
 
-    def _without(self, item: WorkItem, row: int, mark: MarkLike, cause: Cause, why: str) -> WorkItem | Exception:
+    def _without(self, item: Item, row: int, mark: MarkLike, cause: Cause, why: str) -> Item | Exception:
         attempt = item.attempt
         if len(attempt.killers) >= _MOST_KILLERS:
             return _lost(item, self._known[item.name].deaths, f"at more than {_MOST_KILLERS} of its rows", why)
@@ -114,7 +117,7 @@ class Strikes:
         return _again(item, attempt, strikes=1, suspects=suspects, killers={**attempt.killers, row: failure})
 
 
-def then_words(before: WorkItem, outcome: WorkItem | Exception) -> str:
+def then_words(before: Item, outcome: Item | Exception) -> str:
     """How an item goes on after its worker died, as `Strikes.died` decided: what is said of it to people."""
     if isinstance(outcome, Exception):
         return "it fails as a whole"
@@ -134,11 +137,11 @@ def stops_the_run(error: BaseException) -> bool:
     return full or isinstance(error, UserError | ImportError | DeadlineExceeded)
 
 
-def _again(item: WorkItem, attempt: Attempt, **changed: object) -> WorkItem:
+def _again(item: Item, attempt: Attempt, **changed: object) -> Item:
     return replace(item, attempt=replace(attempt, **changed))  # pyright: ignore[reportArgumentType]
 
 
-def _lost(item: WorkItem, times: int, how: str, why: str) -> ModmillError:
+def _lost(item: WorkItem | FitItem, times: int, how: str, why: str) -> ModmillError:
     return ModmillError(
         f"{item.name}: its worker died {times} times, {how} ({why}); it stays to be done: lower engine.batch, "
         "engine.queue_mb or engine.workers, or look for a source that kills the process, and run again"

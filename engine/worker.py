@@ -8,14 +8,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from engine import spill
 from engine.corpus_plan import CorpusPlan, LabelerUse
-from engine.decode import load_chunks
+from engine.decode import LoadedRow, load_chunks
 from engine.failures import MicroBatch
 from engine.item_work import ItemWork, batches_of, known_rows
 from engine.label import Labeling, Labels, Loaded
@@ -24,7 +24,7 @@ from engine.marks import DEADLINE_EXIT, AtHand, write
 from engine.models import Models, fetch_tokenizer, identity, identity_of_tokenizer
 from engine.shard_output import ShardOutput
 from engine.source_bytes import SourceBytes
-from engine.work import Beat, ItemResult, Target, WorkItem
+from engine.work import Attempt, Beat, ItemResult, Target, WorkItem
 from labelers import protocol as labelers
 from manifests import shards
 from manifests.actions import TokenizerAdded
@@ -153,26 +153,59 @@ class Worker:
             before[2].close()
 
     def labels(
-        self, plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], targets: Sequence[Target]
+        self,
+        plan: CorpusPlan,
+        samples: Sequence[Mapping[str, Any]],
+        targets: Sequence[Target],
+        *,
+        name: str,
+        first: int,
+        attempt: Attempt,
     ) -> Iterator[list[Labels]]:
-        """Labels of these samples, in batches, from only those labelers that the targets need."""
-        labeling, _ = self._labeling(plan, targets, None, _no_marks)
-        size = self.settings.batch
-        batches = batches_of(range(len(samples)), set(), set(), size)
-        with closing(SourceBytes(plan.root, plan.config, samples, self.storage)) as source:
-            chunks = load_chunks(
+        """Labels of these samples, in batches and in their order, from only those labelers that the targets need.
+
+        `attempt` is what earlier ones at the fit called `name` taught, by the samples' numbers, which begin at `first`:
+        samples that killed a worker are left out.
+        """
+        at_hand = AtHand(self.storage, self.settings.run, name, writes=attempt.marks)
+        at_work: list[int] = []
+
+        @contextmanager
+        def on_call(labeler: str, asked: Sequence[int]) -> Iterator[None]:
+            at_hand.doing(labeler, at_work)
+            yield
+
+        labeling, _ = self._labeling(plan, targets, attempt.batch, on_call)
+        rows = range(len(samples))
+        killers = {row for row in rows if first + row in attempt.killers}
+        suspects = {row for row in rows if first + row in attempt.suspects}
+        batches = batches_of(rows, killers, suspects, self.settings.batch)
+
+        def load(units: Sequence[Sequence[tuple[int, int]]]) -> Generator[list[LoadedRow], None, None]:
+            return load_chunks(
                 plan,
                 samples,
-                [[row for row, _ in batch.units[0]] for batch in batches],
+                [[row for row, _ in unit] for unit in units],
                 source,
                 needs=labeling.needs,
                 threads=self._decode_threads,
                 queue_bytes=self.settings.queue_bytes,
                 most=labeling.chunk,
             )
-            with closing(chunks):
-                for batch in batches:
-                    yield labeling.unit([place for _, place in batch.units[0]], chunks)
+
+        with ExitStack() as stack:
+            source = stack.enter_context(closing(SourceBytes(plan.root, plan.config, samples, self.storage)))
+            # With marks nothing is decoded ahead, so that they are true while rows are decoded.
+            ahead = None if attempt.marks else stack.enter_context(closing(load([b.units[0] for b in batches])))
+            for batch in batches:
+                made: list[Labels] = []
+                for unit in batch.units:
+                    at_work[:] = [first + row for row, _ in unit]
+                    at_hand.begin(at_work)
+                    with nullcontext(ahead) if ahead is not None else closing(load([unit])) as chunks:
+                        made += labeling.unit([place for _, place in unit], chunks)
+                at_hand.end()
+                yield sorted(made, key=lambda labels: labels.place)
 
     def tokenizer(self, known: TokenizerAdded, modality: str) -> tokenizers.Tokenizer:
         """A tokenizer of the workspace, loaded once and checked against its digest."""
@@ -313,10 +346,6 @@ class Worker:
 
     def _micro_of(self, model: str, batch: int | None) -> MicroBatch:
         return MicroBatch(min(self.settings.batch, self._micro.get(model, self.settings.batch), batch or sys.maxsize))
-
-
-def _no_marks(name: str, rows: Sequence[int]) -> AbstractContextManager[Any]:
-    return nullcontext()
 
 
 def _needed_labelers(plan: CorpusPlan, names: set[str]) -> list[LabelerUse]:

@@ -117,6 +117,21 @@ def test_rows_that_kill_their_worker_or_hang_fail_alone(place: Place) -> None:
 
 
 @pytest.mark.slow
+def test_a_photograph_that_kills_its_worker_is_left_out_of_a_fit(place: Place) -> None:
+    text = place.pipeline.read_text().replace("palette: {", "depth: {").replace("deadly:Deadly", "deadly:DeadlyDepth")
+    fit = "tokenizers: {depth: {steps: 2, codebook: 8, batch: 4, width: 8, depth: 1}}\n"
+    place.pipeline.write_text(text.replace("tokens: false, ", "") + fit)
+    place.order({"photo001.jpg": "exit"})
+    place.run("engine.workers=2")
+    assert place.failures() == {("photo001.jpg", "label", "WorkerDied")}
+    with Catalog.open(place.folder / "work") as catalog:
+        fitted = catalog.tokenizer("depth")
+        assert fitted is not None
+        assert fitted.rows + fitted.metrics["held_out_rows"] == 15
+    assert list((place.folder / "work" / "runs").rglob("marks/*.json")) == []
+
+
+@pytest.mark.slow
 def test_nodes_join_and_leave_and_workers_are_killed(place: Place, ray_cluster: Any) -> None:
     """One worker too many waits for a node, which comes, and is lost with it; another is killed. No byte is other."""
     place.run(f"workspace={place.folder / 'calm'}", runner="local")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from labelers.palette import Palette
 from labelers.protocol import LabelerSpec
 
@@ -44,3 +46,15 @@ class Deadly:
     def _order(self, name: str) -> str | None:
         told = json.loads(self.orders.read_text())
         return told.get(name, told.get("all"))
+
+
+class DeadlyDepth(Deadly):
+    """The same with depth, which has a tokenizer to be fitted: a photograph's gray values, metres."""
+
+    spec = LabelerSpec(
+        name="deadly:DeadlyDepth", version=1, scope="image", outputs=("depth",), inputs=("image", "source"), batch=4
+    )
+
+    def label(self, batch: Mapping[str, Any]) -> Mapping[str, list[Any]]:
+        super().label(batch)
+        return {"depth": [image.mean(axis=2, dtype=np.float32) for image in batch["image"]]}
