@@ -13,6 +13,9 @@ from manifests.actions import ShardAdded
 from manifests.catalog import Catalog
 from manifests.quality import History
 
+# Where everything changes at once, more lines than these say no more.
+_MOST_TOLD = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
@@ -61,11 +64,14 @@ class Alarms:
         self._told: set[tuple[str, ...]] = set()
 
     def tell(self, records: Iterable[ShardAdded], progress: Progress) -> int:
-        """As `add`, and says so: an event for each alarm, a line for the first of a kind; how many there are."""
+        """As `add`, and says so: an event for each alarm, a line for the first of a kind, of some kinds; how many there are."""
         found = self.add(records)
         for alarm in found:
-            progress.alarm(str(alarm), is_new=alarm.kind not in self._told, **asdict(alarm))
+            is_new = alarm.kind not in self._told
             self._told.add(alarm.kind)
+            progress.alarm(str(alarm), is_new=is_new and len(self._told) <= _MOST_TOLD, **asdict(alarm))
+            if is_new and len(self._told) == _MOST_TOLD + 1:
+                progress.say("there are alarms of more kinds: they are counted, and in the view `alarms`")
         return len(found)
 
     def add(self, records: Iterable[ShardAdded]) -> list[Alarm]:

@@ -58,6 +58,9 @@ def dry_run(
     where the sheet would lie in the workspace, and what the run would raise before its first work item.
     """
     pipeline.check_labelers(config)
+    if config.train and "train" in steps:
+        run.trainer(config.train, quiet=True)
+    run.check_cluster(config.engine, steps)
     path = sheet or Path(f"probe-{'-'.join(config.corpora)}.png")
     workspace = open_storage(config.workspace)
     if workspace.is_local and path.absolute().is_relative_to(workspace.root):
@@ -197,7 +200,7 @@ class _Dry:
         costs: list[probe.Cost] = []
         for job in found:
             labelers = [
-                (measured, count, [form for form in job.forms_of(use, request.forms) if form in measured.bytes_by_form])
+                (measured, count, {f: n for f, n in job.samples_of(use).items() if f in measured.bytes_by_form})
                 for measured, (use, count) in zip(probe_run.measure(bench, job), job.rows_by_labeler, strict=True)
             ]
             of_job = probe.costs(job.rows, labelers)
@@ -218,11 +221,20 @@ class _Dry:
                 )
         whole = probe.total(costs)
         workers = run.workers_of(engine)
-        walls = ", ".join(whole.wall(count) for count in dict.fromkeys((workers, *_WALLS)))
+        # No two workers share an item.
+        items = sum(job.parts for job in found)
+        counts = sorted({min(number, items) for number in (workers, *_WALLS)})
+        walls = ", ".join(whole.wall(number) for number in counts)
+        if items < max(_WALLS):
+            walls += f"; more find nothing to do in {items:,} work item{'s' * (items != 1)}"
         notes: list[str] = []
         try:
-            contact_sheet.write_picture(probe_run.shown(bench, found, notes), path)
-            looked = f"look at it before you spend: {path}"
+            shown = probe_run.shown(bench, found, notes)
+            if any(card.label is not None or card.decoded is not None for sample in shown for card in sample.cards):
+                contact_sheet.write_picture(shown, path)
+                looked = f"look at it before you spend: {path}"
+            else:
+                looked = "nothing came of the samples that would be on the contact sheet: there is none"
         except OSError as error:
             looked = (
                 f"the contact sheet cannot be written to {path} ({error.strerror}); name another file by --probe-sheet"

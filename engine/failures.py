@@ -13,7 +13,7 @@ from manifests.errors import TooManyFailures
 from manifests.shards import Status
 
 _MESSAGE_CHARACTERS = 2000
-_JUDGED_FROM_ROWS = 100
+JUDGED_FROM_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class FailureBudget:
         """Counts the rows of finished shards. Raises TooManyFailures."""
         self.rows += rows
         self.failed += failed_rows
-        if self.rows >= _JUDGED_FROM_ROWS and self.failed > self.most * self.rows:
+        if self.rows >= JUDGED_FROM_ROWS and self.failed > self.most * self.rows:
             raise TooManyFailures(
                 f"{self.failed:,} of {self.rows:,} rows failed, more than max_failed_fraction = {self.most:g} allows; ask "
                 '`modmill sql WORKSPACE "SELECT class, message, count(*) FROM failures GROUP BY ALL"` why, then mend the '

@@ -77,17 +77,17 @@ def total(costs: Iterable[Cost]) -> Cost:
     )
 
 
-def costs(rows: int, labelers: Sequence[tuple[Measured, int, Sequence[str]]]) -> list[Cost]:
+def costs(rows: int, labelers: Sequence[tuple[Measured, int, Mapping[str, float]]]) -> list[Cost]:
     """What a group takes: each of its labelers, and last what they share.
 
-    `rows` are the samples that the group reads; of each labeler: what was measured, the samples that it labels, and what is
-    written of them, as "modality/form".
+    `rows` are the samples that the group reads; of each labeler: what was measured, the samples that it labels, and of how
+    many samples it writes what, by "modality/form".
     """
     found = []
-    for measured, count, forms in labelers:
-        size = sum(measured.bytes_by_form.get(form, math.nan) for form in forms)
+    for measured, count, samples in labelers:
+        size = sum(measured.bytes_by_form.get(form, math.nan) * written for form, written in samples.items())
         hours = count * measured.label_s / 3600
-        found.append(Cost(hours=hours, size_bytes=count * size, on_gpu=measured.on_gpu))
+        found.append(Cost(hours=hours, size_bytes=size, on_gpu=measured.on_gpu))
     # The rest was measured with all labelers of a group at work: with some of them it is less, if anything.
     rest_s = max((measured.rest_s for measured, _, _ in labelers), default=0.0)
     on_gpu = any(cost.on_gpu for cost in found)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from engine import contact, ingest, models, plan, probe, sources
 from engine.config import CorpusConfig, EngineConfig
 from engine.corpus_plan import CorpusPlan, LabelerUse
+from engine.failures import JUDGED_FROM_ROWS
 from engine.probe import Measured
 from engine.progress import Progress
 from engine.run_items import Job
@@ -162,7 +163,7 @@ def measure(bench: Bench, job: Job) -> list[Measured]:
     bench.progress.update(name, part.rows)
     bench.failed.extend(_failed(bench.storage, part, result.records))
     share = sum(record.failed for record in result.records) / max(1, sum(record.rows for record in result.records))
-    if share > bench.engine.max_failed_fraction:
+    if share > bench.engine.max_failed_fraction and job.rows >= JUDGED_FROM_ROWS:
         bench.failed.append(
             f"{part.corpus}: {share:.0%} of the rows failed, and engine.max_failed_fraction is "
             f"{bench.engine.max_failed_fraction:g}: a run would stop with exit code 3 from its hundredth row on; mend it"

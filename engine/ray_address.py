@@ -19,11 +19,15 @@ def address_of(engine: EngineConfig) -> str | None:
 def check_listens(address: str) -> None:
     """Raises UserError where nothing listens at a host:port; Ray itself would try for minutes.
 
-    Of an address of another form (`auto`, `ray://...`) nothing is known before Ray connects.
+    Of `auto` and `local` nothing is known before Ray starts.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "://" in host:
+    if address in ("auto", "local"):
         return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(
+            f"{address!r} is no address of a Ray cluster; expected HOST:PORT of its head, such as 10.0.0.1:6379"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as error:

@@ -52,10 +52,8 @@ def run(
     """
     pipeline.check_labelers(config)
     # A mistake in the trainer file, or a cluster that is not there, is told before hours of work, not after.
-    train = _trainer(config.train, quiet=quiet) if config.train and "train" in steps else None
-    address = ray_address.address_of(config.engine)
-    if address is not None and not _ON_WORKERS.isdisjoint(steps):
-        ray_address.check_listens(address)
+    train = trainer(config.train, quiet=quiet) if config.train and "train" in steps else None
+    check_cluster(config.engine, steps)
     storage = open_storage(config.workspace)
     log.create_workspace(storage)
     with recorded(storage, kind, pipeline.document(config), quiet=quiet) as execution:
@@ -68,7 +66,14 @@ def run(
     return execution.done
 
 
-def _trainer(file: str, *, quiet: bool) -> "Callable[[], Outcome]":
+def check_cluster(engine: pipeline.EngineConfig, steps: Sequence[Step]) -> None:
+    """Raises UserError where these steps need a Ray cluster, and nothing listens at its address."""
+    address = ray_address.address_of(engine)
+    if address is not None and not _ON_WORKERS.isdisjoint(steps):
+        ray_address.check_listens(address)
+
+
+def trainer(file: str, *, quiet: bool) -> "Callable[[], Outcome]":
     """What trains as a trainer file says, or goes on with it.
 
     Raises ConfigError where the file is not right.
@@ -105,12 +110,13 @@ class _Run:
             return runner
 
         try:
+            # A mistake in a condition is told before hours of fits.
+            request = request_of(self.catalog, roots, steps, retry=retry, where=where)
             fits = self._missing_fits(roots, refit=refit) if "fit" in steps else []
             if fits:
                 self._fit(start(len(fits)), fits)
             plans = self._plans(roots)
             self._commit_recipes(plans)
-            request = request_of(self.catalog, plans, steps, retry=retry, where=where)
             if request.forms:
                 fitted = {name: known for name, known in self._fitted().items() if known is not None}
                 execution = Execution(catalog=self.catalog, progress=self.progress, done=self.done)
@@ -225,7 +231,7 @@ class _Run:
 
 def request_of(
     catalog: Catalog,
-    plans: Mapping[str, CorpusPlan],
+    corpora: Collection[str],
     steps: Sequence[Step],
     *,
     retry: Collection[str] | None,
@@ -239,7 +245,7 @@ def request_of(
             raise ConfigError(f"--class {name}: no row failed with that; {nearest(name, known)}")
     return Request(
         forms=forms,
-        selection=None if where is None or not forms else selection.pick(catalog, where, plans),
+        selection=None if where is None or not forms else selection.pick(catalog, where, corpora),
         retry=None if retry is None else frozenset(retry),
     )
 

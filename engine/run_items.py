@@ -4,7 +4,7 @@ committed as they come, and the summary at its end.
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
@@ -20,12 +20,11 @@ from engine.progress import Progress
 from engine.reasons import NewSamples
 from engine.run_record import Execution
 from engine.schedule import in_turn
-from engine.work import ItemResult, WorkItem
+from engine.work import ItemResult, Target, WorkItem
 from manifests import planning
 from manifests.actions import TokenizerAdded
 from manifests.catalog import Catalog
 from manifests.errors import TooManyFailures
-from manifests.modality import Form
 
 _NAMED = 5
 
@@ -50,6 +49,8 @@ class Job:
 
     `rows_by_labeler` are the rows of the parts that each labeler has work in, of those that have any. With a selection
     those that it picks, and the figures are the most it can be: which shards lack one is seen when they are looked at.
+    `samples_by_form` is of how many samples each form of a modality, as "modality/form", is to be written: one crop of
+    three is a third of its sample.
     """
 
     plan: CorpusPlan
@@ -58,12 +59,12 @@ class Job:
     rows: int
     shards: int
     rows_by_labeler: tuple[tuple[LabelerUse, int], ...]
+    samples_by_form: Mapping[str, float]
 
-    def forms_of(self, use: LabelerUse, forms: Collection[Form]) -> list[str]:
-        """What a labeler of the group is to write, as "modality/form"."""
+    def samples_of(self, use: LabelerUse) -> dict[str, float]:
+        """Of how many samples a labeler of the group is to write what, by "modality/form"."""
         made = {output.name for output in use.outputs}
-        targets = plan.group_targets(self.plan, self.group, frozenset(forms))
-        return list(dict.fromkeys(f"{t.modality}/{t.form}" for t in targets if t.modality in made))
+        return {form: count for form, count in self.samples_by_form.items() if form.partition("/")[0] in made}
 
 
 def jobs(
@@ -80,27 +81,42 @@ def jobs(
             planned, engine, lambda use, pool, planned=planned: probe.model_bytes(planned, use, engine, pool)
         ):
             coming = (new or {}).get(planned.corpus)
-            counts = _count(catalog, planned, group, group.modalities, request, coming)
-            if counts["parts"]:
-                by_labeler = [(use, {output.name for output in use.outputs}) for use in group.labelers]
-                rows = [
-                    (use, _count(catalog, planned, group, made, request, coming)["rows"]) for use, made in by_labeler
-                ]
-                busy = tuple((use, count) for use, count in rows if count)
-                found.append(Job(plan=planned, group=group, rows_by_labeler=busy, **counts))
+            targets = plan.group_targets(planned, group, request.forms)
+            counts = _count(catalog, planned, targets, request, coming)
+            if not counts["parts"]:
+                continue
+            rows = []
+            for use in group.labelers:
+                made = {output.name for output in use.outputs}
+                own = [target for target in targets if target.modality in made]
+                rows.append((use, _count(catalog, planned, own, request, coming)["rows"]))
+            by_form: dict[str, list[Target]] = {}
+            for target in targets:
+                by_form.setdefault(f"{target.modality}/{target.form}", []).append(target)
+            samples = {}
+            for form, own in by_form.items():
+                lacking = _count(catalog, planned, own, request, coming)
+                samples[form] = lacking["rows"] * lacking["shards"] / max(1, lacking["parts"] * len(own))
+            found.append(
+                Job(
+                    plan=planned,
+                    group=group,
+                    rows_by_labeler=tuple((use, count) for use, count in rows if count),
+                    samples_by_form={form: count for form, count in samples.items() if count},
+                    **counts,
+                )
+            )
     return found
 
 
 def _count(
     catalog: Catalog,
     planned: CorpusPlan,
-    group: Group,
-    modalities: Collection[str],
+    targets: Sequence[Target],
     request: Request,
     new: NewSamples | None,
 ) -> dict[str, int]:
-    """What some modalities of a group lack: `parts`, their `rows`, `shards`."""
-    targets = [target for target in plan.group_targets(planned, group, request.forms) if target.modality in modalities]
+    """What lacks of some targets: `parts`, their `rows`, `shards`."""
     if not targets:
         return {"parts": 0, "rows": 0, "shards": 0}
     among = None if request.selection is None else request.selection.parts(planned.corpus)
@@ -113,14 +129,14 @@ def _count(
     return {name: count + coming[name] for name, count in counts.items()}
 
 
-def known_cost(job: Job, engine: EngineConfig, forms: Collection[Form]) -> probe.Cost | None:
+def known_cost(job: Job, engine: EngineConfig) -> probe.Cost | None:
     """What a job takes by earlier probes, None where one of its labelers was never probed."""
     labelers = []
     for use, rows in job.rows_by_labeler:
         measured = probe.known(job.plan, use, engine, job.group.pool)
         if measured is None:
             return None
-        labelers.append((measured, rows, job.forms_of(use, forms)))
+        labelers.append((measured, rows, job.samples_of(use)))
     return probe.total(probe.costs(job.rows, labelers))
 
 
@@ -180,10 +196,10 @@ def _head(found: Sequence[Job], engine: EngineConfig, request: Request, workers:
     total = sum(job.parts for job in found)
     shards, rows = sum(job.shards for job in found), sum(job.rows for job in found)
     lines = [f"to do: {most}{shards:,} shards in {total:,} work items ({rows:,} samples to read)"]
-    costs = [known_cost(job, engine, request.forms) for job in found]
+    costs = [known_cost(job, engine) for job in found]
     if all(cost is not None for cost in costs):
         cost = probe.total([cost for cost in costs if cost is not None])
-        lines.append(f"by the last probe: {cost.words(engine.gpu_hour_price)}, {cost.wall(workers)}")
+        lines.append(f"by the last probe: {cost.words(engine.gpu_hour_price)}, {cost.wall(min(workers, total))}")
     return lines
 
 

@@ -56,6 +56,11 @@ class Watched:
         return _age_s(found[-1].get("time")) if found else 0.0
 
     @property
+    def told_s(self) -> float:
+        """The run's own time at its last event, seconds since it began."""
+        return self._t
+
+    @property
     def silent_s(self) -> float:
         """Seconds since the run's last event."""
         return time.monotonic() - self._seen
@@ -102,7 +107,7 @@ def head(storage: Storage) -> str:
     if watched is None or watched.state.status is not None:
         return ""
     if watched.killed:
-        return f"{watched.run} was killed at {progress_table.clock(watched.state.t)}. {_GO_ON}"
+        return f"{watched.run} was killed at {progress_table.clock(watched.told_s)} of its time. {_GO_ON}"
     return "" if watched.state.status is not None else f"{watched.run} is running: {_line(watched.state)}"
 
 

@@ -77,7 +77,8 @@ def history(catalog: Catalog, corpora: Sequence[str]) -> dict[Place, History]:
 
 def figures(shard: ShardAdded) -> Mapping[str, float]:
     """All figures of a shard that the view `quality` has, by name; those that nothing is known of are left out."""
-    found = {"null_share": 1 - shard.ok / shard.rows, "failed_share": shard.failed / shard.rows} if shard.rows else {}
+    asked = _asked(shard)
+    found = {"null_share": 1 - shard.ok / asked, "failed_share": shard.failed / asked} if asked else {}
     if shard.ok:
         found["bytes_per_row"] = shard.size_bytes / shard.ok
         if shard.tokens is not None:
@@ -92,4 +93,9 @@ def is_judged(metric: str) -> bool:
 
 def weight(metric: str, shard: ShardAdded) -> int:
     """Of how many rows the value of a metric tells."""
-    return shard.rows if metric in ("null_share", "failed_share") else shard.ok
+    return _asked(shard) if metric in ("null_share", "failed_share") else shard.ok
+
+
+def _asked(shard: ShardAdded) -> int:
+    """The rows that a value was asked of: a row that was left out on purpose is no sign of anything."""
+    return shard.rows - shard.not_selected - shard.forgotten

@@ -106,13 +106,14 @@ JOIN (SELECT corpus, sum(coalesce(crops, 1))::BIGINT AS shards FROM state.curren
 JOIN (SELECT corpus, part, count(*) AS shards FROM state.current_shard WHERE not_selected = 0 GROUP BY corpus, part) d
   ON d.corpus = p.corpus AND d.part = p.part AND d.shards = n.shards;
 
--- Figures of the current shards, one a row: what their counts say, and what was measured as they were made.
+-- Figures of the current shards, one a row: what their counts say, and what was measured as they were made. `asked` are
+-- the rows that a value was asked of: what was left out on purpose is no sign of anything.
 CREATE VIEW state.metric AS
-SELECT corpus, part, crop, modality, form, fingerprint, rows, ok, version,
+SELECT corpus, part, crop, modality, form, fingerprint, asked, ok, version,
   unnest(['null_share', 'failed_share', 'tokens_per_row', 'bytes_per_row'] || map_keys(metrics)) AS metric,
-  unnest([1 - ok / nullif(rows, 0), failed / nullif(rows, 0), tokens / nullif(ok, 0), size_bytes / nullif(ok, 0)]
+  unnest([1 - ok / nullif(asked, 0), failed / nullif(asked, 0), tokens / nullif(ok, 0), size_bytes / nullif(ok, 0)]
     || map_values(metrics)) AS value
-FROM state.current_shard;
+FROM (SELECT *, rows - not_selected - forgotten AS asked FROM state.current_shard);
 
 CREATE VIEW quality AS
 SELECT corpus, part, crop, modality, form, left(fingerprint, 12) AS recipe, metric, value FROM state.metric;
@@ -126,7 +127,7 @@ SELECT 20 AS drift_shards, 4.0::DOUBLE AS drift_deviations, 0.005::DOUBLE AS lea
 
 -- The metrics that have a history: extremes and histograms have none. `weight` is of how many rows a value tells.
 CREATE VIEW state.judged_metric AS
-SELECT *, CASE WHEN metric IN ('null_share', 'failed_share') THEN rows ELSE ok END AS weight
+SELECT *, CASE WHEN metric IN ('null_share', 'failed_share') THEN asked ELSE ok END AS weight
 FROM state.metric
 WHERE isfinite(value) AND metric NOT IN ('min', 'max', 'label_min', 'label_max')
   AND NOT starts_with(metric, 'score_hist_');

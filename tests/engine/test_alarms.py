@@ -1,5 +1,6 @@
 """Shards that depart from the history of their recipe are told as they come, and by SQL afterwards, by the same rules."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,15 @@ def test_many_more_nulls_than_before_alarm_at_once(workspace: Storage) -> None:
     assert (alarm.alarm, alarm.metric, alarm.value) == ("nulls", "null_share", 0.6)
 
 
+def test_rows_left_out_on_purpose_are_no_nulls(workspace: Storage) -> None:
+    usual = [[shard(number)] for number in range(3)]
+    picked = replace(shard(3, ok=6), failed=0, not_selected=90, forgotten=4)
+    assert alarms_of(workspace, *usual, [picked]) == []
+    with Catalog(workspace) as catalog:
+        found = catalog.fetch("SELECT value FROM quality WHERE part = 3 AND metric = 'null_share'")[1]
+    assert [tuple(row) for row in found] == [(0.0,)]
+
+
 def test_a_codebook_that_collapses_alarms_at_once(workspace: Storage) -> None:
     usual = [[shard(number, form="token", codebook_use=0.9)] for number in range(3)]
     (alarm,) = alarms_of(workspace, *usual, [shard(3, form="token", codebook_use=0.4)])
@@ -175,6 +185,21 @@ def test_the_driver_and_sql_find_the_same_in_any_history(workspace: Storage, see
     told = [(each.part, each.crop, each.form, each.alarm, each.metric, each.shards_before) for each in found]
     assert sorted(told) == sorted(rows)
     assert {alarm.alarm for alarm in found} >= {"drift", "nulls", "not finite"}
+
+
+def test_alarms_of_many_kinds_do_not_flood(workspace: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    with Catalog(workspace) as catalog:
+        alarms = Alarms(catalog, ["photos"])
+        progress = Progress(events.sink(workspace, "r"))
+        names = [f"figure_{number}" for number in range(20)]
+        for number in range(25):
+            alarms.tell([shard(number, **dict.fromkeys(names, 1.0))], progress)
+        assert alarms.tell([shard(25, **dict.fromkeys(names, 9.0))], progress) == 20
+        progress.close()
+    assert workspace.read("runs/r/events.jsonl").decode().count('"event": "alarm"') == 20
+    told = capsys.readouterr().err
+    assert told.count("alarm (drift)") == 8
+    assert told.count("of more kinds") == 1
 
 
 def test_an_alarm_is_an_event_each_and_a_line_a_kind(workspace: Storage, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from engine import config as pipeline
-from engine import dry_run, probe
+from engine import dry_run, probe, probe_run, run_items
 from engine import run as running
+from engine.corpus_plan import corpus_plan
+from engine.plan import Request
 from manifests.catalog import Catalog
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, UserError
 from manifests.storage import cache_folder
 
 PIPELINE = """
@@ -40,7 +42,7 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_where_nothing_can_be_decoded_it_and_the_run_say_why(tmp_path: Path) -> None:
+def test_where_nothing_can_be_decoded_it_and_the_run_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     for name in ("empty.jpg", "text.jpg"):
         (tmp_path / "photos" / name).write_text(name.partition("empty")[0])
@@ -48,8 +50,13 @@ def test_where_nothing_can_be_decoded_it_and_the_run_say_why(tmp_path: Path) -> 
     sheet = tmp_path / "probe.png"
     text = "\n".join(dry_run.dry_run(config, sheet=sheet, quiet=True))
     assert "photos: 2 of 2 samples failed at decode with DecodeError (edges, palette), such as: " in text
-    assert "of the rows failed, and engine.max_failed_fraction is 0.25: a run would stop with exit code 3" in text
-    assert sheet.exists()
+    assert "nothing came of the samples" in text
+    assert not sheet.exists()
+    # So few rows stop no run; where there are enough it is told.
+    warning = "of the rows failed, and engine.max_failed_fraction is 0.25: a run would stop with exit code 3"
+    assert warning not in text
+    monkeypatch.setattr(probe_run, "JUDGED_FROM_ROWS", 2)
+    assert warning in "\n".join(dry_run.dry_run(config, sheet=sheet, quiet=True))
     with pytest.raises(ConfigError, match=r"to fit on \(the first failed at decode, DecodeError: .*\); mend that"):
         running.run(config, quiet=True)
 
@@ -66,7 +73,7 @@ def test_before_the_first_ingest_then_after_a_run_then_after_a_change(tmp_path: 
     assert "worker-hours" in text
     assert "dollars" in text
     assert "at 1 worker, " in text
-    assert "at 100 workers" in text
+    assert "at 3 workers; more find nothing to do in 3 work items" in text
     with Image.open(sheet) as image:
         assert image.width > 600
     assert set(os.listdir(cache_folder())) - before <= {"probes"}
@@ -119,6 +126,26 @@ def test_a_selection_is_probed_and_packed_rows_are_read(tmp_path: Path, photos: 
     assert tree(tmp_path / "work") == left
     with Catalog.open(tmp_path / "work") as catalog:
         assert catalog.sql("FROM failures").num_rows == 0
+
+
+def test_a_crop_that_is_added_is_a_share_of_its_samples(tmp_path: Path, photos: Path) -> None:
+    running.run(load(tmp_path), quiet=True)
+    config = load(tmp_path, "corpora.photos.crops=5")
+    with Catalog.open(tmp_path / "work") as catalog:
+        fitted = {"edges": catalog.tokenizer("edges")}
+        planned = corpus_plan(config, "photos", str(tmp_path / "photos"), fitted)
+        (job,) = run_items.jobs(catalog, {"photos": planned}, config.engine, Request())
+    assert (job.parts, job.rows, job.shards) == (3, 9, 9)
+    assert job.samples_by_form == {"edges/token": pytest.approx(9 * 3 / 5)}
+
+
+def test_the_trainer_file_and_the_cluster_are_looked_for(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1 is out of reach"):
+        dry_run.dry_run(load(tmp_path, "engine.runner=ray", "engine.ray_address='127.0.0.1:1'"), quiet=True)
+    with pytest.raises(UserError, match=r"'foo' is no address of a Ray cluster; expected HOST:PORT"):
+        dry_run.dry_run(load(tmp_path, "engine.runner=ray", "engine.ray_address=foo"), quiet=True)
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
+        dry_run.dry_run(load(tmp_path, "train=nowhere.yaml"), quiet=True)
 
 
 def test_spans_and_sizes_are_readable() -> None:

@@ -103,7 +103,9 @@ def test_status_tells_of_a_run_at_work_and_of_one_that_was_killed(tmp_path: Path
     assert asked.stderr == ""
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    assert re.fullmatch(r"run-\S+ was killed at 0:0\d\. The same command again goes on from there", watch.head(storage))
+    assert re.fullmatch(
+        r"run-\S+ was killed at 0:0\d of its time\. The same command again goes on from there", watch.head(storage)
+    )
     tell(again := start(workspace), "end")
     again.wait()
     assert watch.head(storage) == ""
