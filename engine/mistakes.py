@@ -1,5 +1,6 @@
 """What pydantic found wrong with a pipeline file, in words: a line a mistake, with its place, value and remedy."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ Sections = Mapping[KeyPath, type[BaseModel]]
 _VALUE_LENGTH = 80
 # Of an option that many sections have none can be guessed.
 _MOST_PLACES = 2
+# So alike, an option of the same section is meant, whatever others have.
+_SURELY = 0.85
 
 
 def explain(
@@ -56,12 +59,18 @@ def _sentence(location: KeyPath, kind: str, message: str, value: Any, is_name: b
     if len(shown) > _VALUE_LENGTH:
         shown = f"{shown[: _VALUE_LENGTH - 3]}..."
     subject = f"{dotted(location[:-1])} has the name {shown}" if is_name else f"{name} is {shown}"
-    return f"{subject}; {_expected(kind, message)}{described}"
+    # Modalities may be a list too, which is read as a mapping before pydantic looks.
+    is_list = kind == "dict_type" and location[-1] == "modalities"
+    expected = "expected a list of names, or a mapping" if is_list else _expected(kind, message)
+    return f"{subject}; {expected}{described}"
 
 
 def _meant(location: KeyPath, sections: Sections) -> str:
     """What an unknown option may be: one of another section that was put into the wrong one, else the nearest here."""
     *above, option = location
+    model = _section(tuple(above), sections)
+    if model is not None and difflib.get_close_matches(option, model.model_fields, n=1, cutoff=_SURELY):
+        return nearest(option, model.model_fields)
     elsewhere = [
         dotted(["NAME" if name == "*" else name for name in (*pattern, option)])
         for pattern, model in sections.items()
@@ -69,7 +78,6 @@ def _meant(location: KeyPath, sections: Sections) -> str:
     ]
     if 0 < len(elsewhere) <= _MOST_PLACES:
         return f"did you mean {' or '.join(elsewhere)}?"
-    model = _section(tuple(above), sections)
     return nearest(option, model.model_fields) if model else ""
 
 

@@ -6,7 +6,7 @@ Who holds which is told to the driver by `identity`, so that it gives a worker w
 import inspect
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from engine import weights
 from engine.corpus_plan import LabelerUse
 from labelers import protocol as labelers
 from manifests.actions import TokenizerAdded
-from manifests.errors import ShardError
+from manifests.errors import ModmillError, ShardError
 from manifests.recipe import canonical_json
 from manifests.storage import Storage
 from tokenize_jobs import protocol as tokenizers
@@ -82,7 +82,7 @@ class Models:
             given = dict(use.parameters)
             if use.weights is not None:
                 given["checkpoint"] = str(weights.fetch(given["checkpoint"], use.weights).path)
-            labeler = labelers.build(labelers.find(use.name), given, self.device)
+            labeler = _built(use.name, given, self.device)
             if self.compile:
                 _compile(labeler)
             return labeler
@@ -145,6 +145,15 @@ class Models:
         import torch
 
         return torch.cuda.memory_allocated(self.device)
+
+
+def _built(name: str, parameters: Mapping[str, Any], device: str) -> labelers.Labeler:
+    try:
+        return labelers.build(labelers.find(name), parameters, device)
+    except (ModmillError, ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModmillError(f"labeler {name!r} does not load: {type(error).__name__}: {error}") from error
 
 
 def _modules(model: Any) -> list[tuple[str, Any]]:

@@ -187,13 +187,8 @@ def fit_items(
 
     `parts` gives the parts of a corpus, and is asked only where there is something to fit.
     """
-    needed: dict[str, list[tuple[str, Modality]]] = {}
-    for corpus, plan in plans.items():
-        for modality in plan.modalities.values():
-            if modality.wants_tokens:
-                needed.setdefault(modality.tokenizer, []).append((corpus, modality.modality))
     items = []
-    for tokenizer, users in needed.items():
+    for tokenizer, users in _users(plans).items():
         if fitted.get(tokenizer) is not None and not refit:
             continue
         by_corpus = {corpus: tuple(parts(corpus)) for corpus, _ in users}
@@ -216,6 +211,37 @@ def fit_items(
             )
         )
     return items
+
+
+def otherwise_fitted(
+    config: PipelineConfig, plans: Mapping[str, CorpusPlan], fitted: Mapping[str, TokenizerAdded | None]
+) -> list[str]:
+    """A line for each tokenizer that was fitted with other options than the pipeline has now: it stays as it is."""
+    lines = []
+    for name, users in _users(plans).items():
+        known = fitted.get(name)
+        if known is None:
+            continue
+        wanted = config.fit_options(name, users[0][1].kind)
+        names = sorted(
+            option for option in {*wanted, *known.options} if wanted.get(option) != known.options.get(option)
+        )
+        if names:
+            was = ", ".join(f"{option} {known.options.get(option)}, now {wanted.get(option)}" for option in names)
+            lines.append(
+                f"tokenizer {name} was fitted with other options ({was}) and stays as it is; --refit fits it anew"
+            )
+    return lines
+
+
+def _users(plans: Mapping[str, CorpusPlan]) -> dict[str, list[tuple[str, Modality]]]:
+    """The corpora and modalities that need each tokenizer."""
+    needed: dict[str, list[tuple[str, Modality]]] = {}
+    for corpus, plan in plans.items():
+        for modality in plan.modalities.values():
+            if modality.wants_tokens:
+                needed.setdefault(modality.tokenizer, []).append((corpus, modality.modality))
+    return needed
 
 
 def is_held_out(key: str) -> bool:

@@ -115,6 +115,8 @@ class _Run:
             fits = self._missing_fits(roots, refit=refit) if "fit" in steps else []
             if fits:
                 self._fit(start(len(fits)), fits)
+            for line in [] if refit else plan.otherwise_fitted(self.config, self._plans(roots), self._fitted()):
+                self.progress.say(line)
             plans = self._plans(roots)
             self._commit_recipes(plans)
             if request.forms:

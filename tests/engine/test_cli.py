@@ -206,6 +206,7 @@ def test_status_and_verify(folder: Path) -> None:
         (["sql", "work", "--file", "x.sql"], "x.sql"),
         (["sql", "work", "SELECT 1", "--locked", "--memory", "lots"], "512MB or 2GB"),
         (["sql", "work", "SELECT 1 AS a, 2 AS a", "--format", "json"], "rename with AS"),
+        (["status", "pipeline.yaml"], "pipeline.yaml is a file; a workspace is a folder"),
         (["run", "missing.yaml"], "missing.yaml"),
         (["run", "pipeline.yaml", "--set", "corpora.photos.crop=3"], "corpora.photos.crop"),
         (["run", "pipeline.yaml", "--set", "corpora.photos.cropss=3"], "crops"),

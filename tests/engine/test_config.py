@@ -189,6 +189,16 @@ runner: local
     assert len(lines) == 12
 
 
+def test_modalities_may_be_a_list_and_pools_have_labelers(tmp_path: Path) -> None:
+    text = (
+        "workspace: w\ncorpora: {photos: {source: x, modalities: rgb}}\n"
+        "engine: {pools: {big: {labeler: [dpt], labelers: [dpt]}}}\n"
+    )
+    lines = mistakes_of(tmp_path, text)
+    assert "corpora.photos.modalities is 'rgb'; expected a list of names, or a mapping" in lines[0]
+    assert "engine.pools.big.labeler is no option; did you mean 'labelers'?" in lines[1]
+
+
 def test_an_option_in_the_wrong_section_is_told_where_it_belongs(tmp_path: Path) -> None:
     text = "workspace: w\ncorpora: {photos: {source: x, min_side: 3, labeler: dpt, filter: {min_sid: 3}}}\n"
     assert {line.partition(": ")[2] for line in mistakes_of(tmp_path, text)} == {

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
@@ -17,7 +19,7 @@ from engine import config as pipeline
 from engine import run as running
 from engine import verify as verifying
 from manifests.catalog import Catalog
-from manifests.errors import ConfigError, TooManyFailures, WorkspaceError
+from manifests.errors import ConfigError, ModmillError, TooManyFailures, WorkspaceError
 
 PIPELINE = """
 workspace: {workspace}
@@ -420,3 +422,41 @@ def test_one_step_at_a_time(tmp_path: Path, undisturbed) -> None:
     for step in ("ingest", "fit", "label", "tokenize", "snapshot"):
         assert not run(folder / "pipeline.yaml", *overrides, steps=(step,)).did_nothing
     assert shard_files(tmp_path / "work") == shard_files(workspace)
+
+
+def test_a_tokenizer_that_was_fitted_otherwise_stays_and_that_is_said(
+    tmp_path: Path, make_photos: Callable[[Path, int], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_photos(tmp_path / "photos", 4)
+
+    def go(steps: int, **more: Any) -> str:
+        document = {
+            "workspace": str(tmp_path / "w"),
+            "corpora": {"photos": {"source": str(source), "modalities": ["edges"]}},
+            "tokenizers": {"edges": {"steps": steps, "batch": 4, "codebook": 16, "width": 16}},
+            "engine": {"runner": "local", "workers": 1},
+        }
+        running.run(pipeline.PipelineConfig.model_validate(document), **more)
+        return capsys.readouterr().err
+
+    assert "fitted with other options" not in go(2)
+    assert "tokenizer edges was fitted with other options (steps 2, now 3) and stays as it is; --refit fits" in go(3)
+    assert "fitted with other options" not in go(3, refit=True)
+
+
+def test_a_labeler_that_does_not_load_is_told_in_words(
+    tmp_path: Path, make_photos: Callable[[Path, int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from labelers.edges import Edges
+
+    def broken(self: Any, low: int = 100, high: int = 200) -> None:
+        raise RuntimeError("no weights here")
+
+    monkeypatch.setattr(Edges, "__init__", broken)
+    document = {
+        "workspace": str(tmp_path / "w"),
+        "corpora": {"photos": {"source": str(make_photos(tmp_path / "photos", 3)), "modalities": ["edges"]}},
+        "engine": {"runner": "local", "workers": 1},
+    }
+    with pytest.raises(ModmillError, match="labeler 'edges' does not load: RuntimeError: no weights here"):
+        running.run(pipeline.PipelineConfig.model_validate(document), quiet=True)
