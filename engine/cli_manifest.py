@@ -52,6 +52,7 @@ attach_option = click.option(
 def status(workspace: str, as_of: str | None, watched: bool, form: str) -> None:
     """Corpus by modality: parts done, failed, missing; before it one line on a run that is at work, or was killed."""
     from engine import output, watch
+    from manifests import log
     from manifests.catalog import STATUS, Catalog
     from manifests.storage import open_storage
 
@@ -60,8 +61,11 @@ def status(workspace: str, as_of: str | None, watched: bool, form: str) -> None:
             raise ConfigError("--watch follows a run as it goes: it takes neither --as-of nor --format")
         watch.watch(open_storage(workspace))
         return
-    if form == "table" and as_of is None and (line := watch.head(open_storage(workspace))):
-        click.echo(line, err=True)
+    if form == "table" and as_of is None:
+        storage = open_storage(workspace)
+        log.workspace_id(storage)
+        if line := watch.head(storage):
+            click.echo(line, err=True)
     with Catalog.open(workspace, as_of=as_of) as catalog:
         output.write_rows(*catalog.fetch(STATUS), form)
 

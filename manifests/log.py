@@ -92,6 +92,10 @@ def workspace_id(storage: Storage) -> str:
     try:
         document = json.loads(storage.read(FORMAT_PATH))
         found, identity = document["format"], document["id"]
+    except NotADirectoryError:
+        raise WorkspaceError(
+            f"{storage.uri} is a file; a workspace is a folder, such as a pipeline file names by `workspace:`"
+        ) from None
     except FileNotFoundError:
         raise WorkspaceError(
             f"{storage.uri} is no modmill workspace (no {FORMAT_PATH}); `modmill run FILE` makes one"

@@ -156,15 +156,11 @@ class Storage:
 def open_storage(uri: str | Path) -> Storage:
     """The storage at a local folder or an fsspec URI (`s3://bucket/work`, `memory://work`); nothing is created.
 
-    Raises WorkspaceError for a file, and for a scheme whose package is not installed.
+    Raises WorkspaceError for a scheme whose package is not installed.
     """
     text = str(uri)
     if "://" not in text or text.startswith("file://"):
         root = os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
-        if os.path.isfile(root):
-            raise WorkspaceError(
-                f"{root} is a file; a workspace is a folder, such as a pipeline file names by `workspace:`"
-            )
         return Storage(uri=root, fs=None, root=root)
     try:
         fs, root = object_store.connect(text)
