@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="two rounds, fewer images: about a quarter of an hour on two cores, minutes of it the start of 64 workers",
+        help="two rounds, fewer images: about ten minutes on two cores, some of them the start of 64 workers",
     )
     parser.add_argument("--json", action="store_true", help="the last line only")
     parser.add_argument("--only", help=f"some of: {','.join(MEASURES)}", metavar="A,B")
