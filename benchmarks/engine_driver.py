@@ -85,11 +85,11 @@ def measure(folder: Path, *, quick: bool) -> dict[str, float]:
     # Enough items that the last second, when workers run out of them, weighs little.
     for part, items in (("cluster", 3840 if quick else 7680), ("memory", 100_000)):
         (folder / part).mkdir(parents=True, exist_ok=True)
-        # Where Python is told to keep no bytecode, 64 workers would each compile all that they import.
         command = [sys.executable, "-m", "benchmarks.engine_driver", "--part", part, "--items", str(items)]
         done = subprocess.run(
             [*command, "--folder", str(folder / part)],
             cwd=ROOT,
+            # Where Python is told to keep no bytecode, 64 workers would each compile all that they import.
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""},
             capture_output=True,
             text=True,

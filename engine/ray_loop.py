@@ -184,7 +184,7 @@ class Loop:
             actor.call("ready", kind="doubt")
 
     def _died(self, actor: Actor, error: BaseException) -> None:
-        """An actor is dead: the item at work pays for it, those that waited behind it do not."""
+        """An actor is dead: the item at work pays for it, the one that waited behind it or was only written does not."""
         cause = self._crew.cause(actor, error)
         _log.debug("worker %s: %s", actor.name, error)
         at_work, mark = self._to_blame(actor, cause)

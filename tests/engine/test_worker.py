@@ -14,7 +14,7 @@ from PIL import Image
 
 from engine import marks
 from engine.failures import Failure
-from engine.work import Beat, WorkItem
+from engine.work import Attempt, Beat, WorkItem
 from manifests import shards
 from manifests.actions import ShardAdded
 from manifests.errors import DeadlineExceeded
@@ -209,6 +209,29 @@ def test_failed_rows_are_made_again_by_class(tmp_path: Path, source: Path) -> No
     mended = make(workspace, replace(item, base=base, retry=frozenset(("RuntimeError",))))["rgb"]
     assert mended.failed == 0
     assert mended.sha256 == make(workspace, item)["rgb"].sha256
+
+
+def test_labels_of_a_fit_are_the_same_after_a_death_but_for_what_kills(tmp_path: Path, source: Path) -> None:
+    item = item_of(tmp_path / "w", source, LIGHT)
+    worker = worker_of(tmp_path / "w")
+    samples = shards.read_samples(worker.storage.read(item.part.path))
+    targets = [target for target in item.targets if target.modality == "edges"]
+
+    def made(first: int, learned: Attempt) -> dict[str, np.ndarray]:
+        batches = worker.labels(item.plan, samples, targets, name="edges", first=first, attempt=learned)
+        return {labels.key: labels.crop[0]["edges"].value for batch in batches for labels in batch}
+
+    plain = made(0, Attempt())
+    again = made(100, Attempt(strikes=2, suspects=(103, 101, 108), batch=2))
+    failure = Failure(stage="label", class_name="WorkerDied", message="")
+    without = made(0, Attempt(strikes=1, suspects=(5,), killers={3: failure}))
+    keys = [sample["key"] for sample in samples]
+    assert [list(found) for found in (plain, again, without)] == [keys, keys, [*keys[:3], *keys[4:]]]
+    for found in (again, without):
+        assert all(np.array_equal(value, plain[key]) for key, value in found.items())
+    mark = marks.read(worker.storage, "run-1", "edges")
+    assert mark is not None
+    assert (mark.rows, mark.doing) == ((), "between batches")
 
 
 def test_a_batch_that_hangs_is_told_in_this_process(tmp_path: Path, source: Path) -> None:
