@@ -103,9 +103,10 @@ def test_the_questions_of_the_readme_have_answers(
     tmp_path: Path, readme_questions: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a demo without its pixels and its training, with a broken photograph and a labeler that is newer since."""
-    from engine import cli, demo
     from engine import config as pipeline
+    from engine import demo
     from engine import run as running
+    from engine.cli import entry as cli
     from manifests import log, snapshot
     from manifests.actions import RecipeAdded, RecipeCurrent, RunStarted
     from manifests.catalog import Catalog
@@ -158,7 +159,7 @@ def test_the_questions_of_the_readme_have_answers(
 
 
 def test_every_verb_is_in_the_readme() -> None:
-    from engine.cli import app
+    from engine.cli.entry import app
 
     verbs = sorted(app.commands)
     assert verbs == sorted(

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import skimage.data
 
-from engine import cli, demo, plan
 from engine import config as pipeline
+from engine import demo, plan
+from engine.cli import entry as cli
 from engine.corpus_plan import corpus_plan
 from engine.ingest import ingest
 from engine.sources import key_of

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from engine import cli
 from engine import config as pipeline
 from engine import run as running
+from engine.cli import entry as cli
 from engine.export import Request, export
 from engine.verify import verify
 from manifests import log, shards

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import cli, generate_pictures
+from engine import generate_pictures
+from engine.cli import entry as cli
 from manifests import images
 from manifests.errors import ConfigError
 from manifests.modality import get

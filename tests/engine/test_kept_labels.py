@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import modmill
-from engine import cli
 from engine import config as pipeline
 from engine import run as running
+from engine.cli import entry as cli
 from engine.verify import verify
 from manifests.catalog import Catalog
 

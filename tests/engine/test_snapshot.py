@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import modmill
-from engine import cli
 from engine import config as pipeline
 from engine import run as running
 from engine import snapshot as freezing
+from engine.cli import entry as cli
 from engine.verify import verify
 from manifests import log, sidecars, snapshot
 from manifests.actions import RunStarted, SnapshotAdded

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from engine import cli
 from engine import config as pipeline
 from engine import run as running
+from engine.cli import entry as cli
 from engine.verify import verify
 from manifests.catalog import Catalog
 from manifests.recover import recover

@@ -16,8 +16,10 @@ from typing import Any
 
 import click
 
-from engine import cli_forget, cli_manifest, cli_run
-from engine.cli_run import settings_option
+from engine.cli import forget as cli_forget
+from engine.cli import run as cli_run
+from engine.cli import sql as cli_manifest
+from engine.cli.run import settings_option
 from manifests.errors import ConfigError, ModmillError, QueryError, TooManyFailures, UserError
 
 _PATHS_AND_STORES = (

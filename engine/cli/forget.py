@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from engine.cli_manifest import form_option, workspace_argument
+from engine.cli.sql import form_option, workspace_argument
 from manifests.errors import ConfigError
 
 
