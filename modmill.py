@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from labelers.protocol import Labeler, LabelerSpec
-    from manifests.attached import Attached
+    from manifests.catalog.attached import Attached
     from manifests.modality import Modality
-    from manifests.snapshot import Snapshot
+    from manifests.snapshots.snapshot import Snapshot
     from tokenize_jobs.protocol import Tokenizer, TokenizerSpec
-    from train.loader import Loader
+    from train.data.loader import Loader
 
 __all__ = ["Labeler", "LabelerSpec", "Modality", "Tokenizer", "TokenizerSpec", "Workspace", "check_packages", "open"]
 
@@ -61,7 +61,7 @@ class Workspace:
     """A workspace to ask: an index of its log, in this process."""
 
     def __init__(self, uri: str | Path) -> None:
-        from manifests.catalog import Catalog
+        from manifests.catalog.catalog import Catalog
 
         self._catalog = Catalog.open(uri)
 
@@ -74,8 +74,8 @@ class Workspace:
         return self._catalog.sql(query, parameters)
 
     def sql_locked(self, query: str, *, timeout_s: float = 10, memory_bytes: int = 2_000_000_000) -> "pa.Table":
-        """The answer to a stranger's query, run in a process that reaches the views alone; see `manifests/locked.py`."""
-        from manifests import locked
+        """The answer to a stranger's query, run in a process that reaches the views alone; see `manifests/locked`."""
+        from manifests.locked import locked
 
         self._catalog.refresh()
         return locked.ask(self._catalog, query, timeout_s=timeout_s, memory_bytes=memory_bytes)
@@ -101,17 +101,17 @@ class Workspace:
         "failures": [...]}`; crop is None where the grain is sample; pixels and maps are the bytes of their members (PNG
         or .npy). Raises UserError where there is no such sample.
         """
-        from manifests import lookup
+        from manifests.queries import lookup
 
         self._catalog.refresh()
         return lookup.show(self._catalog, corpus, key)
 
     def snapshot(self, name: str) -> "Snapshot":
-        """A snapshot of this workspace: its modalities, the rows of its parts, its shards; see `manifests/snapshot.py`.
+        """A snapshot of this workspace: its modalities, the rows of its parts, its shards; see `manifests/snapshots`.
 
         Raises WorkspaceError where there is none of that name. `modmill snapshot` makes them.
         """
-        from manifests import snapshot as snapshots
+        from manifests.snapshots import snapshot as snapshots
 
         return snapshots.read(self._catalog.storage, name)
 
@@ -131,10 +131,10 @@ class Workspace:
         `for batch in loader` never ends; `loader.batch_at(step)` gives one step. Needs the extra modmill[train]. Raises
         ConfigError where the snapshot has no rows to train on (with `held_out`: none held out).
         """
-        from manifests import snapshot as snapshots
-        from train.loader import Loader
-        from train.mixture import Entry
-        from train.vocabulary import of_snapshots
+        from manifests.snapshots import snapshot as snapshots
+        from train.data.loader import Loader
+        from train.data.mixture import Entry
+        from train.data.vocabulary import of_snapshots
 
         found = snapshots.read(self._catalog.storage, snapshot)
         entry = Entry(snapshot=found, corpora=None if corpora is None else tuple(corpora))

@@ -175,7 +175,7 @@ def _shards_done(workspace: Path) -> int:
 
 def judge(folder: Path, images: int) -> dict[str, Any]:
     """What the workspace says of itself: every row of every modality is accounted for, and `verify` finds nothing."""
-    from manifests.catalog import Catalog
+    from manifests.catalog.catalog import Catalog
 
     verify = subprocess.run(
         [MODMILL, "verify", str(folder / "workspace")],

@@ -35,7 +35,7 @@ def light_labelers() -> dict[str, Any]:
 
 def label_image(loaded: Mapping[str, Any], image: np.ndarray, key: str) -> dict[str, Any]:
     """The four labels of one decoded photograph: its centre crop's pixels and edges, its metadata and palettes."""
-    from manifests import crops
+    from manifests.pixels import crops
 
     height, width = image.shape[:2]
     crop = crops.crop_pixels(image, crops.plan_crop(crops.CropRule(), key, 0, width, height), SIDE)[None]
@@ -49,7 +49,9 @@ def label_image(loaded: Mapping[str, Any], image: np.ndarray, key: str) -> dict[
 
 def light_loop(paths: Sequence[Path], out: Path) -> dict[str, float]:
     """Reads, decodes, crops, labels and encodes every photograph, and writes four files; wall and CPU seconds."""
-    from manifests import images, modality, shards
+    from manifests import modality
+    from manifests.formats import shards
+    from manifests.pixels import images
 
     loaded = light_labelers()
     label_image(loaded, images.decode(paths[0].read_bytes()), "warm-up")
@@ -76,7 +78,7 @@ def light_loop(paths: Sequence[Path], out: Path) -> dict[str, float]:
 
 def light_functions_ms(paths: Sequence[Path], repeats: int = 3) -> dict[str, float]:
     """Milliseconds an image of each labeler on decoded photographs: the least of some repeats, the mean over images."""
-    from manifests import crops, images
+    from manifests.pixels import crops, images
 
     loaded = light_labelers()
     total: dict[str, float] = dict.fromkeys((*LIGHT, "decode", "crop"), 0.0)
@@ -111,7 +113,7 @@ def bare_model(
     import torch
 
     from labelers import protocol
-    from manifests import crops, images
+    from manifests.pixels import crops, images
 
     torch.set_num_threads(threads)
     loaded: Any = protocol.build(protocol.find(labeler), {"checkpoint": checkpoint})

@@ -105,7 +105,8 @@ def on_cluster(folder: Path, items: int, workers: int, mean_s: float) -> dict[st
     """Efficiency and CPU of the driver, with so many one-CPU workers."""
     from ray.cluster_utils import Cluster
 
-    from engine import config, run
+    from engine.pipeline import config
+    from engine.run import run
 
     _start_no_idle_workers()
     (folder / "naps").mkdir(exist_ok=True)
@@ -174,8 +175,8 @@ class _InProcess:
         self.used_mb: list[float] = []
 
     def work(self, items: Iterable[Any], progress: Any) -> Iterator[list[tuple[Any, Any]]]:
-        from engine.schedule import Schedule, needed_models
-        from engine.work import ItemResult
+        from engine.plan.items import ItemResult
+        from engine.run.runners.schedule import Schedule, needed_models
 
         schedule = Schedule(items, needed_models)
         done = 0
@@ -210,12 +211,14 @@ class _InProcess:
 
 def in_process(folder: Path, items: int) -> dict[str, float]:
     """Memory of the driver after 1,000 items and after all of them."""
-    from engine import config, run_items
-    from engine.corpus_plan import corpus_plan
-    from engine.plan import Request
-    from engine.run_record import recorded
-    from manifests import actions, log
-    from manifests.storage import open_storage
+    from engine.pipeline import config
+    from engine.plan.corpus import corpus_plan
+    from engine.plan.missing import Request
+    from engine.progress.record import recorded
+    from engine.run import labeling
+    from manifests.log import actions
+    from manifests.log import entries as log
+    from manifests.store.storage import open_storage
 
     pipeline = folder / "pipeline.yaml"
     pipeline.write_text(_PIPELINE.format(folder=folder, workers=64, mean_s=1.0, address="none"))
@@ -230,12 +233,12 @@ def in_process(folder: Path, items: int) -> dict[str, float]:
             parts = [_part(number) for number in range(first, min(first + 10_000, items))]
             execution.catalog.commit(parts, run=execution.done.run)
         plans = {"notes": corpus_plan(loaded, "notes", str(folder), {})}
-        run_items.label(execution, plans, {}, loaded.engine, Request(), workers=64, runner=lambda most: runner)
+        labeling.label(execution, plans, {}, loaded.engine, Request(), workers=64, runner=lambda most: runner)
     return {"driver_mb_growth": runner.used_mb[-1] - runner.used_mb[0], "driver_mb": runner.used_mb[-1]}
 
 
 def _part(number: int) -> Any:
-    from manifests.actions import PartAdded
+    from manifests.log.actions import PartAdded
 
     digest = hashlib.sha256(str(number).encode()).hexdigest()
     path = f"data/notes/_samples/part-{number:07d}-{digest[:8]}.parquet"
@@ -244,7 +247,7 @@ def _part(number: int) -> Any:
 
 
 def _record(item: Any, target: Any) -> Any:
-    from manifests.actions import ShardAdded
+    from manifests.log.actions import ShardAdded
 
     digest = hashlib.sha256(item.name.encode()).hexdigest()
     path = f"data/notes/text/{target.fingerprint[:12]}/part-{item.part.part:07d}-{digest[:8]}.parquet"

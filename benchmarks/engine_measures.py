@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import engine_bare, engine_images, engine_memory, engine_raydata, engine_runs, engine_weights
 from benchmarks.engine_bench import Bench, Figures, process, rate, ray_of_two
-from manifests.images import header_of
+from manifests.pixels.images import header_of
 
 LIGHT = {name: {"keep": True, "tokens": False} for name in engine_bare.LIGHT}
 SIX_LIGHT = {name: {"keep": True, "tokens": False} for name in (*engine_bare.LIGHT, "boxes", "caption")}

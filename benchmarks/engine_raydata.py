@@ -31,7 +31,7 @@ class Light:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         from benchmarks.engine_bare import label_image
-        from manifests import images
+        from manifests.pixels import images
 
         keys = [Path(path).stem for path in batch["path"]]
         rows = [label_image(self._loaded, image, key) for image, key in zip(batch["image"], keys, strict=True)]
@@ -58,7 +58,7 @@ class Neural:
         self._modality, self._batch = modality, batch
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from manifests import crops, images
+        from manifests.pixels import crops, images
 
         keys = [Path(path).stem for path in batch["path"]]
         cut = np.zeros((self._batch, 224, 224, 3), np.uint8)

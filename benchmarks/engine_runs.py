@@ -55,8 +55,8 @@ def commits(events: Path) -> list[float]:
 
 def _ingested(pipeline: Mapping[str, Any]) -> tuple[float, float]:
     """Ingests what the pipeline names; wall and CPU time afterwards."""
-    from engine import config
-    from engine import run as running
+    from engine.pipeline import config
+    from engine.run import run as running
 
     running.run(config.PipelineConfig.model_validate(dict(pipeline)), steps=("ingest",), quiet=True)
     return time.time(), time.process_time()
@@ -64,8 +64,8 @@ def _ingested(pipeline: Mapping[str, Any]) -> tuple[float, float]:
 
 def _labeled(pipeline: Mapping[str, Any]) -> Path:
     """Makes labels of what was ingested; the events of that run. Raises ValueError where rows failed."""
-    from engine import config
-    from engine import run as running
+    from engine.pipeline import config
+    from engine.run import run as running
 
     settled = config.PipelineConfig.model_validate(dict(pipeline))
     done = running.run(settled, steps=("label",), quiet=True)

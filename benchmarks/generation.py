@@ -26,13 +26,14 @@ from typing import Any
 
 import scenes
 
-from engine import config as pipeline
-from engine import demo_model, train_run
-from engine import run as running
-from manifests import images
-from manifests.snapshot import open_snapshot
-from train.checkpoint import open_checkpoint
-from train.generate import Tokenizers
+from engine.cli.demo import model
+from engine.pipeline import config as pipeline
+from engine.run import run as running
+from engine.run import train as train_run
+from manifests.pixels import images
+from manifests.snapshots.snapshot import open_snapshot
+from train.generation.generate import Tokenizers
+from train.run.checkpoint import open_checkpoint
 
 TRAINER_FILE = Path(__file__).resolve().parent.parent / "examples" / "train" / "scenes.yaml"
 FIGURES = ("color_in_picture", "color_in_caption", "depth_error", "boxes_f1", "boxes_any_f1")
@@ -75,15 +76,15 @@ def measure(folder: Path, *, count: int, steps: int | None) -> dict[str, Any]:
     train_cpu_min = (time.process_time() - began) / 60
     checkpoint = open_checkpoint(outcome.folder)
     tokenizers = Tokenizers(checkpoint.vocabulary, checkpoint.workspaces)
-    judged = demo_model.held_out(open_snapshot(uri), checkpoint, tokenizers)
-    generated = demo_model.make(checkpoint, tokenizers, judged)
-    for heading, picture in demo_model.sheets(generated).items():
+    judged = model.held_out(open_snapshot(uri), checkpoint, tokenizers)
+    generated = model.make(checkpoint, tokenizers, judged)
+    for heading, picture in model.sheets(generated).items():
         path = folder / f"{heading.lower().replace(' ', '-')}.png"
         path.write_bytes(images.encode_png(picture))
         print(f"look at it: {path}", file=sys.stderr)
     found: dict[str, Any] = {"train_cpu_min": train_cpu_min, "steps": outcome.step}
     found["parameters"] = sum(parameter.numel() for parameter in checkpoint.model.parameters())
-    for name, row in zip(FIGURES, demo_model.scores(generated, scenes.COLORS), strict=True):
+    for name, row in zip(FIGURES, model.scores(generated, scenes.COLORS), strict=True):
         print(f"{row['what']}: {row['model']:.3f}; without looking {row['without looking']:.3f}", file=sys.stderr)
         found[name], found[f"{name}_blind"] = row["model"], row["without looking"]
     return found

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
+from manifests.formats.shards import keys_digest, write_tokens
 from manifests.recipe import sha256_hex
-from manifests.shards import keys_digest, write_tokens
-from manifests.snapshot import Snapshot, SnapshotPart, SnapshotShard
-from manifests.storage import open_storage
-from train.loader import Loader
-from train.mixture import Entry
-from train.vocabulary import TokenModality, Vocabulary
+from manifests.snapshots.snapshot import Snapshot, SnapshotPart, SnapshotShard
+from manifests.store.storage import open_storage
+from train.data.loader import Loader
+from train.data.mixture import Entry
+from train.data.vocabulary import TokenModality, Vocabulary
 
 ROWS, PART_ROWS, TOKENS = 8192, 2048, 16_384
 FIXED = (*[196] * 7, *[256] * 2, *[16] * 2)

@@ -38,9 +38,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from manifests import actions, log, shards
-from manifests.catalog import Catalog
-from manifests.storage import Storage, cache_folder, open_storage
+from manifests.catalog.catalog import Catalog
+from manifests.formats import shards
+from manifests.log import actions
+from manifests.log import entries as log
+from manifests.store.storage import Storage, cache_folder, open_storage
 
 PARTS, PART_ROWS, COMMIT = 100_200, 10_000, 100
 SAMPLE_PARTS = 2_000
@@ -53,7 +55,7 @@ _CORPUS = actions.CorpusAdded(corpus="web", kind="image", source="web", seed=0, 
 
 _READER = """
 import sys, time
-from manifests.catalog import Catalog
+from manifests.catalog.catalog import Catalog
 with Catalog.open(sys.argv[1]) as catalog:
     print("ready", flush=True)
     seen = catalog.version
@@ -67,7 +69,7 @@ with Catalog.open(sys.argv[1]) as catalog:
 """
 _OPENER = """
 import sys, time
-from manifests.catalog import Catalog
+from manifests.catalog.catalog import Catalog
 start = time.perf_counter()
 with Catalog.open(sys.argv[1]) as catalog:
     catalog.sql("SELECT count(*) FROM corpora")

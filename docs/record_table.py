@@ -10,9 +10,9 @@ import sys
 
 from rich.console import Console
 
-from engine import events, progress_table
-from engine.run_state import RunState
-from manifests.storage import open_storage
+from engine.progress import events, table
+from engine.progress.state import RunState
+from manifests.store.storage import open_storage
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
             if event["t"] <= asked.at:
                 state.apply(event)
     console = Console(width=asked.width, file=io.StringIO(), record=True)
-    console.print(progress_table.table(state))
+    console.print(table.table(state))
     sys.stdout.write("\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n")
 
 

@@ -31,7 +31,7 @@ class Files:
     boxes_path  for an index map of instances (0 none, i = instance i): the boxes file whose i-th record holds the class
                 and score of instance i; without it the class is "instance" and the score 1
 
-    Maps (`.npy`, PNG, TIFF; for a modality of photographs all that `manifests/images.py` decodes) show the upright
+    Maps (`.npy`, PNG, TIFF; for a modality of photographs all that `manifests/pixels/images.py` decodes) show the upright
     photograph, at any resolution, and are cast to the modality's dtype. Integer normals without `scale` are
     n / largest * 2 - 1 with the middle (128, 128, 128) as null; normals are made unit vectors. What is not finite
     becomes null where the null marker is NaN.
@@ -106,7 +106,7 @@ class Files:
         if isinstance(found, str) or (isinstance(found, bytes) and found.lstrip()[:1] in (b"{", b"[")):
             found = _json(found)
         if modality.kind != "structured":
-            from manifests.raw_labels import fit_array
+            from manifests.pixels.raw_labels import fit_array
 
             return fit_array(modality, _numbers(modality, found), self.scale, self.offset, self.null)
         if isinstance(found, bytes):
@@ -141,8 +141,8 @@ class Files:
         """Instances of an index map; None where the file of their boxes is missing."""
         import numpy as np
 
-        from manifests.crops import mask_box, rle_encode
-        from manifests.images import decode_map
+        from manifests.pixels.crops import mask_box, rle_encode
+        from manifests.pixels.images import decode_map
 
         index = decode_map(data)
         if index.ndim != 2 or index.dtype.kind not in "ui":
@@ -201,7 +201,7 @@ def _numbers(modality: Modality, found: Any) -> "np.ndarray":
     """The array in a file's bytes or a column's value."""
     import numpy as np
 
-    from manifests.images import NPY_START, decode, decode_map, decode_npy
+    from manifests.pixels.images import NPY_START, decode, decode_map, decode_npy
 
     if isinstance(found, bytes):
         if found.startswith(NPY_START):

@@ -46,7 +46,7 @@ class Metadata:
         self.longest = longest
 
     def label(self, batch: Mapping[str, Any]) -> Mapping[str, list[Any]]:
-        from manifests.crops import reduce_to
+        from manifests.pixels.crops import reduce_to
 
         # What is decoded may be smaller than the photograph.
         sizes = batch.get("size") or [(image.shape[1], image.shape[0]) for image in batch["image"]]

@@ -77,7 +77,7 @@ def _small(image: "np.ndarray", side: int) -> "np.ndarray":
     """A copy of at most side x side pixels, each the mean of its area; nothing is enlarged."""
     import cv2
 
-    from manifests.crops import reduce
+    from manifests.pixels.crops import reduce
 
     height, width = image.shape[:2]
     blocks = reduce(image, max(1, height // (2 * side)), max(1, width // (2 * side)))

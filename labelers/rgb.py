@@ -7,7 +7,7 @@ from labelers.protocol import LabelerSpec
 
 
 class Rgb:
-    """Modality `rgb`: uint8 (s, s, 3), sRGB, as `manifests/crops.py` cut them."""
+    """Modality `rgb`: uint8 (s, s, 3), sRGB, as `manifests/pixels/crops.py` cut them."""
 
     spec = LabelerSpec(name="rgb", version=1, scope="crop", outputs=("rgb",), batch=64, requires=("numpy",))
 

@@ -79,7 +79,7 @@ def _fit(image: "np.ndarray", side: int) -> "np.ndarray":
 
 def _record(mask: "np.ndarray") -> dict[str, Any]:
     """One instance of a bool (h, w) mask."""
-    from manifests.crops import mask_box, rle_encode
+    from manifests.pixels.crops import mask_box, rle_encode
 
     box = mask_box(mask)
     share = float(mask.mean())

@@ -16,7 +16,7 @@ from manifests.errors import ConfigError, nearest
 Kind = Literal["image", "feature_map", "vector", "structured", "text"]
 Grain = Literal["sample", "crop"]
 Form = Literal["label", "token"]
-# How a label of a whole photograph becomes the label of a crop (`manifests/crops.py` holds the code):
+# How a label of a whole photograph becomes the label of a crop (`manifests/pixels/crops.py` holds the code):
 # `pixels` area resampling, `linear`, `nearest` maps, `normals` nearest and x mirrored under a flip,
 # `boxes` clipped, `instances` clipped and re-rasterized, `whole` the crop changes nothing.
 CropLabelRule = Literal["pixels", "linear", "nearest", "normals", "boxes", "instances", "whole"]
@@ -96,7 +96,7 @@ _POSE_FIELDS = {
     "camera": "list<float32>",
 }
 
-# 4M-21's metadata that needs no model, in the order of its type ids (the ids are in tokenize_jobs/sequence.py).
+# 4M-21's metadata that needs no model, in the order of its type ids (the ids are in tokenize_jobs/sequences/words.py).
 _METADATA_FIELDS = {
     "original_width": "int32",
     "original_height": "int32",

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from manifests import actions, log
-from manifests.catalog import Catalog
-from manifests.storage import open_storage
+from manifests.catalog.catalog import Catalog
+from manifests.log import actions
+from manifests.log import entries as log
+from manifests.store.storage import open_storage
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "labelers", "tokenize_jobs", "train", "manifests")
@@ -68,14 +69,14 @@ def test_the_arrows_between_packages_hold() -> None:
 
 def test_ray_is_imported_where_it_lives_and_nowhere_else() -> None:
     with_ray = {name_of(path) for path in MODULES if "ray" in imports(path)}
-    assert with_ray >= {"engine/run_ray.py"}
+    assert with_ray >= {"engine/run/runners/ray/runner.py"}
     for name in with_ray:
-        assert re.fullmatch(r"engine/(run_ray|ray_\w+)\.py", name), f"{name} imports ray"
+        assert re.fullmatch(r"engine/run/runners/ray/\w+\.py", name), f"{name} imports ray"
 
 
 def test_duckdb_is_imported_in_manifests_only() -> None:
     with_duckdb = {name_of(path) for path in MODULES if "duckdb" in imports(path)}
-    assert with_duckdb >= {"manifests/catalog.py"}
+    assert with_duckdb >= {"manifests/catalog/catalog.py"}
     assert {name.partition("/")[0] for name in with_duckdb} == {"manifests"}
 
 
@@ -125,6 +126,31 @@ def test_tests_are_no_package_and_mirror_the_folders() -> None:
     assert folders <= {*PACKAGES, "benchmarks", "examples", "data"}
 
 
+ROOMS = re.compile(r"^  ([a-z_, ]+?)  +(\S.*)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("package", ["engine", "tokenize_jobs", "train", "manifests"])
+def test_a_package_names_its_rooms_and_the_readme_says_the_same(package: str) -> None:
+    folder = ROOT / package
+    said = ROOMS.findall(re.sub("^", "  ", ast.get_docstring(tree(folder / "__init__.py")) or "", flags=re.MULTILINE))
+    named = {name for names, _ in said for name in names.split(", ")}
+    shown = {path.stem for path in folder.iterdir() if path.name not in ("__init__.py", "__pycache__")}
+    assert named == shown
+    block = re.search(rf"^{package}/ .*\n((?:  .*\n)+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert block
+    assert ROOMS.findall(block[1]) == said
+
+
+def test_a_folder_shows_at_most_15_names() -> None:
+    for package in PACKAGES:
+        for folder in [ROOT / package, *(path for path in (ROOT / package).rglob("[!_]*") if path.is_dir())]:
+            names = {path.name for path in folder.iterdir()} - {"__init__.py", "__pycache__"}
+            # Shelves of equals, in which a file is found by its name.
+            assert len(names) <= 15 or name_of(folder) in ("labelers", "engine/cli"), (
+                f"{name_of(folder)}: {sorted(names)}"
+            )
+
+
 # -- what a start loads -----------------------------------------------------------------------------------------------
 
 LOADED = """
@@ -150,7 +176,7 @@ HEAVY = {"torch", "torchvision", "ray", "transformers", "pandas", "cv2", "PIL", 
 
 
 def test_the_catalog_starts_light() -> None:
-    loaded, _ = loaded_by("import manifests.catalog", ROOT)
+    loaded, _ = loaded_by("import manifests.catalog.catalog", ROOT)
     assert "duckdb" in loaded
     assert sorted(loaded & {*HEAVY, "pydantic", "click", "rich", "yaml", "labelers", "engine", "train"}) == []
 

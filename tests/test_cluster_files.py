@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from engine.config import PipelineConfig
+from engine.pipeline.config import PipelineConfig
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "examples" / "cluster"

@@ -1,6 +1,6 @@
 """The tokenizer of image-like modalities and feature maps: a VQ-VAE whose tokens are the cells of a grid, row by row.
 
-`coding.py` says how labels become what the network sees; `train/fit_tokenizer.py` makes the folder that `load` reads.
+`grids/coding.py` says how labels become what the network sees; `train/fit/grid.py` makes the folder that `load` reads.
 """
 
 import json
@@ -19,8 +19,8 @@ from manifests import modality as modalities
 from manifests.errors import ConfigError, TokenizeError
 from manifests.modality import Modality
 from manifests.recipe import canonical_json
-from tokenize_jobs.coding import Coding, coding_of
-from tokenize_jobs.networks import GridNetwork, empty
+from tokenize_jobs.grids.coding import Coding, coding_of
+from tokenize_jobs.grids.networks import GridNetwork, empty
 from tokenize_jobs.protocol import TokenizerSpec
 
 FAMILY = "grid"

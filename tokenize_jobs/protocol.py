@@ -15,9 +15,23 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, ShardError
+from manifests.log.actions import TokenizerAdded
 from manifests.recipe import canonical_json, sha256_hex
-from manifests.storage import Storage, cache_folder
+from manifests.store.storage import Storage, cache_folder
+from tokenize_jobs import protocol as tokenizers
+
+
+def fetch_tokenizer(storage: Storage, known: TokenizerAdded) -> Path:
+    """A local folder with a tokenizer of the workspace. Raises ShardError where its files are not the committed ones."""
+    folder, found = tokenizers.fetch(storage, known.path)
+    if found != known.digest:
+        raise ShardError(
+            f"{storage.location(known.path)}: the tokenizer's digest is {found[:12]}, the log says "
+            f"{known.digest[:12]}; restore the folder from a copy, or fit anew with --refit"
+        )
+    return folder
+
 
 FAMILIES = ("grid", "text")
 

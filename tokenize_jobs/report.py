@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from tokenize_jobs.coding import Coding
 from tokenize_jobs.grid import GridTokenizer, chunks
+from tokenize_jobs.grids.coding import Coding
 
 # An edge counts as found when one is drawn within so many pixels of it.
 _EDGE_TOLERANCE_PX = 2

@@ -25,8 +25,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from manifests.errors import ConfigError, TokenizeError
 from manifests.modality import Modality, get
-from tokenize_jobs import sequence
 from tokenize_jobs.protocol import TokenizerSpec
+from tokenize_jobs.sequences import words as sequence
 
 VERSION = 1
 PAD, UNK, SOS, EOS = range(4)
@@ -45,7 +45,7 @@ class TextOptions:
     vocabulary     the most ids there may be, special tokens included; a small corpus gives fewer
     min_frequency  how often a pair of pieces (or a character beyond ASCII) must occur to become a piece
     classes        names that are one token each, from id 4204 on
-    minimum_score  boxes with a lower score are not written; 4M's is `sequence.FOURM_MINIMUM_SCORE`
+    minimum_score  boxes with a lower score are not written; 4M's is `words.FOURM_MINIMUM_SCORE`
     """
 
     vocabulary: int = 30_000

@@ -11,33 +11,40 @@ import signal
 import socket
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
 import click
 
-from engine.cli import forget as cli_forget
-from engine.cli import run as cli_run
-from engine.cli import sql as cli_manifest
-from engine.cli.run import settings_option
+from engine.cli.demo.verb import demo
+from engine.cli.doctor import doctor
+from engine.cli.export import export
+from engine.cli.forget import forget
+from engine.cli.generate import generate
+from engine.cli.init import init
+from engine.cli.options import DONE, FOUND_WRONG, INTERRUPTED, OVER_BUDGET, USER_MISTAKE
+from engine.cli.run import run
+from engine.cli.snapshot import snapshot
+from engine.cli.sql import sql
+from engine.cli.status import status
+from engine.cli.train import train
+from engine.cli.verify import verify
 from manifests.errors import ConfigError, ModmillError, QueryError, TooManyFailures, UserError
+
+# In the order of the work: so they stand in `modmill --help`.
+VERBS = (demo, init, doctor, run, status, sql, snapshot, verify, export, forget, train, generate)
 
 _PATHS_AND_STORES = (
     *(FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError),
     *(ConnectionError, TimeoutError, socket.gaierror),
 )
 
-DONE, FOUND_WRONG, USER_MISTAKE, OVER_BUDGET, INTERRUPTED = 0, cli_manifest.FOUND_WRONG, 2, 3, 4
-
 # Threads of torch that wait by spinning make a step ten times slower where another process has a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-_PATH = click.Path(path_type=Path)
 
 
 class _Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # In the order of the work, as they are made below, not of the alphabet.
+        return list(self.commands)  # In the order of VERBS, not of the alphabet.
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -59,130 +66,8 @@ def app(debug: bool) -> None:
         os.environ["MODMILL_DEBUG"] = "1"
 
 
-@app.command()
-@click.option("--out", type=_PATH, default=Path("demo-out"), help="The folder for the workspace and the report.")
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes.")
-def demo(out: Path, workers: int | None) -> None:
-    """Label and tokenize photographs, scenes and texts that come with a clone, and write a report with pictures."""
-    from engine.demo import run_demo
-
-    report = run_demo(out, workers=workers)
-    click.echo(f"report: {report}")
-
-
-@app.command()
-@click.argument("folder", required=False)
-@click.option("--out", type=_PATH, default=Path("pipeline.yaml"), help="The pipeline file to write.")
-@click.option("--schema", type=_PATH, help="Write the JSON schema for editors to this file.")
-def init(folder: str | None, out: Path, schema: Path | None) -> None:
-    """Write a pipeline file for a FOLDER of images or documents."""
-    from engine.init import write_pipeline, write_schema
-
-    if schema is not None:
-        write_schema(schema)
-        click.echo(f"wrote {schema}")
-    if folder is not None:
-        click.echo(write_pipeline(folder, out))
-    elif schema is None:
-        raise ConfigError("modmill init needs a FOLDER of images or documents, or --schema FILE")
-
-
-@app.command()
-@click.argument("path", required=False)
-@click.option("--ray", "address", metavar="ADDRESS", help="Look at every node of a Ray cluster instead.")
-def doctor(path: str | None, address: str | None) -> None:
-    """Say what is installed and what is missing: libraries, GPUs, Ray, the disk of PATH, labelers.
-
-    With --ray, PATH is a pipeline file or a workspace, which every node must reach.
-    """
-    if address is not None:
-        from engine import ray_doctor
-
-        nodes = ray_doctor.report(address, path)
-        click.echo(ray_doctor.text(nodes))
-        if any(node.wrong for node in nodes):
-            sys.exit(FOUND_WRONG)
-        return
-    from engine import doctor as doctoring
-
-    checks = doctoring.report(path or Path())
-    click.echo(doctoring.text(checks))
-    if any(check.ok is False for check in checks):
-        sys.exit(FOUND_WRONG)
-
-
-for verb in (cli_run.run, *cli_manifest.VERBS, cli_forget.forget):
+for verb in VERBS:
     app.add_command(verb)
-
-
-@app.command()
-@click.argument("file", type=_PATH)
-@settings_option
-@click.option("--resume", metavar="auto|PATH", help="Go on in the newest run of this file, or in a run's folder.")
-def train(file: Path, settings: tuple[str, ...], resume: str | None) -> None:
-    """Train an any-to-any model on snapshots, as a trainer FILE says."""
-    from engine import train_run
-
-    outcome = train_run.run(train_run.load(file, list(settings)), resume=resume)
-    if outcome.status == "interrupted":
-        again = f"modmill train {file} --resume {outcome.folder}"
-        click.echo(f"interrupted at step {outcome.step:,}, which is saved; go on with: {again}", err=True)
-        sys.exit(INTERRUPTED)
-    click.echo(f"done: {outcome.steps_done:,} steps, in {outcome.folder}")
-
-
-@app.command()
-@click.option("--checkpoint", required=True, metavar="PATH", help="A checkpoint, or a run's folder.")
-@click.option("--to", "wanted", required=True, metavar="A,B,C", help="Modalities to make, in this order.")
-@click.option(
-    "--from",
-    "given",
-    multiple=True,
-    metavar="MODALITY=VALUE",
-    help="What is given: rgb=photo.jpg, caption='a red cube', palette='#ff0000,#00cc88', boxes=boxes.json, "
-    "metadata='brightness=120', depth=depth.npy. Several times for several.",
-)
-@click.option("--out", type=_PATH, help="A new folder.  [default: generated-1, -2, ...]")
-@click.option("--samples", type=click.IntRange(min=1), default=1, help="Variations.")
-@click.option("--seed", type=int, default=0, help="Another seed draws others.")
-@click.option("--temperature", type=float, help="0 takes the likeliest.")
-@click.option("--top-k", type=int, help="Only the k likeliest tokens.")
-@click.option("--top-p", type=float, help="Only the likeliest that hold this share.")
-@click.option("--guidance", type=float, help="Weight of what is given; 1 is plain.")
-@click.option("--steps", type=int, help="In how many steps a picture is decoded.")
-@click.option("--order", type=click.Choice(["confidence", "random"]), help="Which cells first.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="MODALITY.OPTION=VALUE",
-    help="One option of one modality, as rgb.steps=8.",
-)
-def generate(
-    checkpoint: str,
-    wanted: str,
-    given: tuple[str, ...],
-    out: Path | None,
-    samples: int,
-    seed: int,
-    settings: tuple[str, ...],
-    **decoding: float | str | None,
-) -> None:
-    """Make modalities from others with a trained model, and a contact sheet of it."""
-    from engine import generate as generating
-
-    folder = generating.run(
-        checkpoint,
-        list(given),
-        [name.strip() for name in wanted.split(",")],
-        out,
-        samples=samples,
-        seed=seed,
-        every={name: value for name, value in decoding.items() if value is not None},
-        settings=list(settings),
-        say=lambda text: click.echo(text, err=True),
-    )
-    click.echo(f"look at it:  {folder / 'contact-sheet.png'}")
 
 
 def main(arguments: list[str] | None = None) -> None:

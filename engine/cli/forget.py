@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from engine.cli.sql import form_option, workspace_argument
+from engine.cli.options import form_option, workspace_argument
 from manifests.errors import ConfigError
 
 
@@ -57,23 +57,23 @@ def forget(
 
 
 def _forget_keys(workspace: str, keys: Path, ignore_unknown: bool, form: str) -> None:
-    from engine import forget as forgetting
-    from engine import output
+    from engine.show import tables
+    from engine.upkeep import forget as forgetting
 
     lines = forgetting.read_lines(keys)
     receipt = forgetting.forget(workspace, lines, ignore_unknown=ignore_unknown, quiet=form != "table")
-    output.write(output.rows_table([] if receipt is None else receipt.lines, ("what", "item", "detail")), form)
+    tables.write(tables.rows_table([] if receipt is None else receipt.lines, ("what", "item", "detail")), form)
     said = "nothing to forget: no line names a sample" if receipt is None else f"receipt: {workspace}/{receipt.path}"
     click.echo(said, err=form != "table")
 
 
 def _retire(workspace: str, recipe: str | None, modality: str | None, corpus: str | None, form: str) -> None:
-    from engine import forget as forgetting
-    from engine import output
+    from engine.show import tables
+    from engine.upkeep import forget as forgetting
 
     retired = forgetting.retire(workspace, recipe=recipe, modality=modality, corpus=corpus, quiet=form != "table")
     columns = ("corpus", "modality", "form", "fingerprint", "shards", "size_bytes")
-    output.write(output.rows_table([vars(each) for each in retired], columns), form)
+    tables.write(tables.rows_table([vars(each) for each in retired], columns), form)
     click.echo(
         f"retired: their files stay until `modmill forget {workspace} --collect --yes`, and those that snapshots name stay",
         err=form != "table",
@@ -81,9 +81,9 @@ def _retire(workspace: str, recipe: str | None, modality: str | None, corpus: st
 
 
 def _collect(workspace: str, retention_days: float | None, yes: bool, form: str) -> None:
-    from engine import collect as collecting
-    from engine import output
-    from manifests.catalog import Catalog
+    from engine.show import tables
+    from engine.upkeep import collect as collecting
+    from manifests.catalog.catalog import Catalog
 
     days = collecting.RETENTION_DAYS if retention_days is None else retention_days
     if yes:
@@ -91,7 +91,7 @@ def _collect(workspace: str, retention_days: float | None, yes: bool, form: str)
     else:
         with Catalog.open(workspace) as catalog:
             deletions = collecting.plan(catalog, retention_days=days)
-    output.write(output.rows_table([vars(each) for each in deletions], ("path", "size_bytes", "why")), form)
+    tables.write(tables.rows_table([vars(each) for each in deletions], ("path", "size_bytes", "why")), form)
     size = f"{len(deletions):,} files, {sum(each.size_bytes for each in deletions) / 1e6:,.1f} MB"
     told = f"deleted {size}" if yes else f"nothing is deleted yet; --yes deletes these {size}"
     click.echo(told, err=form != "table")

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import click
 
+from engine.cli.options import settings_option
 from manifests.errors import ConfigError, nearest
 
 _PATH = click.Path(path_type=Path)
-
-settings_option = click.option(
-    "--set", "settings", multiple=True, metavar="A.B=C", help="Override one value of the file."
-)
 
 
 @click.command()
@@ -51,8 +48,8 @@ def run(
     workers: int | None,
 ) -> None:
     """Do whatever a pipeline FILE asks for and is missing: ingest, fit tokenizers, label, tokenize, freeze, train."""
-    from engine import config as pipeline
-    from engine import run as running
+    from engine.pipeline import config as pipeline
+    from engine.run import run as running
 
     step: running.Step | None = next((known for known in running.STEPS if known == only), None)
     if only is not None and step is None:
@@ -74,7 +71,7 @@ def run(
     steps: Sequence[running.Step] = running.STEPS if step is None else (step,)
     retry = frozenset(classes) if failed else None
     if dry_run:
-        from engine import dry_run as dry
+        from engine.run import dry_run as dry
 
         for line in dry.dry_run(config, steps=steps, refit=refit, retry=retry, where=where, sheet=probe_sheet):
             click.echo(line)

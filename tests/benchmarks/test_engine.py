@@ -19,7 +19,7 @@ from benchmarks import (
     engine_raydata,
     engine_runs,
 )
-from manifests import shards
+from manifests.formats import shards
 
 BENCHMARK = Path(engine_bare.__file__).with_name("engine.py")
 GOALS = {

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from engine import ingest
-from engine.config import PipelineConfig
-from engine.corpus_plan import CorpusPlan, corpus_plan
-from engine.plan import wanted_targets
-from engine.work import Attempt, WorkItem
-from engine.worker import Worker, WorkerSettings
+from engine.ingest import ingest
+from engine.pipeline.config import PipelineConfig
+from engine.plan.corpus import CorpusPlan, corpus_plan
+from engine.plan.items import Attempt, WorkItem
+from engine.plan.missing import wanted_targets
+from engine.work.worker import Worker, WorkerSettings
 from labelers.protocol import LabelerSpec
-from manifests import log
-from manifests.catalog import Catalog
-from manifests.lease import writer_lease
-from manifests.storage import Storage, open_storage
+from manifests.catalog.catalog import Catalog
+from manifests.log import entries as log
+from manifests.log.lease import writer_lease
+from manifests.store.storage import Storage, open_storage
 
 SETTINGS = WorkerSettings(threads=1, batch=4, decode_threads=2, queue_bytes=64 << 20, device="cpu", run="run-1")
 RED = (250, 5, 5)

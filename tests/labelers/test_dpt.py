@@ -12,9 +12,9 @@ import torch
 
 from labelers import pretrained
 from labelers.dpt import Dpt, input_size
-from manifests import crops
 from manifests.errors import LabelError
 from manifests.modality import MODALITIES
+from manifests.pixels import crops
 
 Checkpoint = Callable[[str], str]
 

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from labelers.files import Files
-from manifests.crops import rle_decode
 from manifests.errors import ConfigError, LabelError
-from manifests.images import encode_npy, encode_png
 from manifests.modality import Modality
+from manifests.pixels.crops import rle_decode
+from manifests.pixels.images import encode_npy, encode_png
 
 BANDS = Modality(
     name="bands",

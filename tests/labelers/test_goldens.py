@@ -14,8 +14,8 @@ import pytest
 import skimage.data
 
 from labelers import protocol
-from manifests import images
-from manifests.crops import CropRule, crop_pixels, plan_crop
+from manifests.pixels import images
+from manifests.pixels.crops import CropRule, crop_pixels, plan_crop
 
 # Labeler: version, digest.
 GOLDEN: dict[str, tuple[int, str]] = {

@@ -3,8 +3,8 @@ import pytest
 import skimage.data
 
 from labelers.segments import Segments
-from manifests.crops import mask_box, rle_decode
 from manifests.errors import ConfigError
+from manifests.pixels.crops import mask_box, rle_decode
 
 
 def label(photo: np.ndarray, **options: float) -> tuple[list[dict], list[dict]]:

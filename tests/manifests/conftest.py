@@ -7,11 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from manifests import actions, log, shards
-from manifests.catalog import Catalog
+from manifests.catalog.catalog import Catalog
+from manifests.formats import shards
+from manifests.log import actions
+from manifests.log import entries as log
 from manifests.modality import MODALITIES, Form
 from manifests.recipe import sha256_hex
-from manifests.storage import Storage, open_storage
+from manifests.store.storage import Storage, open_storage
 
 RECIPE = "a1" * 32
 

@@ -27,14 +27,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from manifests import actions, checkpoint, log, replay, shards, storage
-from manifests.catalog import Catalog
+from manifests.catalog import checkpoint, replay
+from manifests.catalog.catalog import Catalog
+from manifests.catalog.index import Index
 from manifests.errors import WorkspaceError
-from manifests.index import Index
-from manifests.lease import LEASE_PATH, Lease, writer_lease
+from manifests.formats import shards
+from manifests.log import actions
+from manifests.log import entries as log
+from manifests.log.lease import LEASE_PATH, Lease, writer_lease
 from manifests.modality import MODALITIES
 from manifests.recipe import canonical_json, sha256_hex
-from manifests.storage import Storage, open_storage, put_same
+from manifests.store import storage
+from manifests.store.storage import Storage, open_storage, put_same
 
 CORPUS = "photos"
 ROWS = 4

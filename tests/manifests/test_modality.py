@@ -8,12 +8,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from manifests import modality, shards
+from manifests import modality
 from manifests.errors import ConfigError
+from manifests.formats import shards
 from manifests.modality import MODALITIES, CropLabelRule, Grain, Kind, Modality
 
 ROWS = pytest.mark.parametrize("row", MODALITIES.values(), ids=list(MODALITIES))
-# What a crop does to a label is code of its kind (manifests/crops.py).
+# What a crop does to a label is code of its kind (manifests/pixels/crops.py).
 RULES = {
     "image": {"pixels", "linear", "nearest", "normals"},
     "feature_map": {"linear"},
@@ -67,7 +68,7 @@ def test_fields_are_of_types_that_shards_and_views_know(row: Modality) -> None:
     assert all(name.isidentifier() and name.islower() for name in row.fields)
     # Raises KeyError for a type that shards do not know.
     assert shards.label_type(row) is not None
-    from manifests.content import _SQL_TYPES
+    from manifests.catalog.content import _SQL_TYPES
 
     assert set(row.fields.values()) <= set(_SQL_TYPES)
 

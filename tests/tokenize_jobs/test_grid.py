@@ -13,10 +13,10 @@ from hypothesis.extra.numpy import arrays
 from manifests.errors import ConfigError, TokenizeError
 from manifests.modality import MODALITIES, Modality
 from tokenize_jobs import protocol
-from tokenize_jobs.coding import Coding, coding_of, trimmed_statistics
 from tokenize_jobs.grid import GridTokenizer, write
-from tokenize_jobs.networks import empty, initialize, start_from
-from tokenize_jobs.vq import start_codebook
+from tokenize_jobs.grids.coding import Coding, coding_of, trimmed_statistics
+from tokenize_jobs.grids.networks import empty, initialize, start_from
+from tokenize_jobs.quantizers.vq import start_codebook
 
 BANDS = Modality(
     name="bands",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from manifests.modality import MODALITIES
-from tokenize_jobs.coding import Coding, coding_of
+from tokenize_jobs.grids.coding import Coding, coding_of
 from tokenize_jobs.report import codebook_figures, edge_f1, figures_of, flat
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from manifests.errors import ConfigError, TokenizeError
 from manifests.modality import Modality
 from manifests.recipe import canonical_json, sha256_hex
-from tokenize_jobs import protocol, sequence, text
+from tokenize_jobs import protocol, text
+from tokenize_jobs.sequences import words as sequence
 from tokenize_jobs.text import TextOptions, TextTokenizer, fit_text, from_file
 
 SEQUENCES = ("caption", "text", "boxes", "metadata", "palette")

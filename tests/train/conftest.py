@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from manifests import actions, log, shards, snapshot
-from manifests.catalog import Catalog
+from manifests.catalog.catalog import Catalog
+from manifests.formats import shards
+from manifests.log import actions
+from manifests.log import entries as log
 from manifests.modality import MODALITIES
 from manifests.recipe import Recipe, sha256_hex
-from manifests.snapshot import Snapshot
-from manifests.storage import Storage, open_storage
-from tokenize_jobs import grid, networks, protocol
+from manifests.snapshots import snapshot
+from manifests.snapshots.snapshot import Snapshot
+from manifests.store.storage import Storage, open_storage
+from tokenize_jobs import grid, protocol
+from tokenize_jobs.grids import networks
 from tokenize_jobs.text import TextOptions, TextTokenizer, fit_text
 
 WORDS = ("a", "red", "blue", "green", "cube", "sphere", "cone", "left", "right", "above", "of", "the", "grass", "snow")

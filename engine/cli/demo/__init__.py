@@ -1,0 +1,1 @@
+"""The demo: photographs, scenes and texts that come with a clone, through the whole pipeline."""

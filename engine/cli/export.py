@@ -1,0 +1,58 @@
+"""The verb `modmill export`: writes a workspace, or a part of it, for others."""
+
+from typing import Any
+
+import click
+
+from engine.cli.options import names_of, workspace_argument
+
+
+@click.command()
+@workspace_argument
+@click.option("--to", "target", required=True, metavar="TARGET", help="A folder or URI: new, or begun by an export.")
+@click.option(
+    "--layout", type=click.Choice(["4m", "webdataset"]), help="As tars.  [default: a copy, a workspace itself]"
+)
+@click.option("--corpora", metavar="A,B", help="Which corpora.  [default: all]")
+@click.option("--modalities", metavar="A,B", help="Which modalities.  [default: all]")
+@click.option("--form", "kind", type=click.Choice(["label", "token"]), help="Only labels, or only tokens.")
+@click.option("--snapshot", metavar="NAME", help="Only what a snapshot holds; in tars, the rows that it trains on.")
+@click.option("--held-out", is_flag=True, help="In tars, the rows that the snapshot holds out.")
+@click.option("--where", metavar="CONDITION", help="In tars: SQL over `samples`, which rows.")
+@click.option(
+    "--nulls",
+    type=click.Choice(["drop", "keep"]),
+    help="In tars: rows that are null in any of the modalities are dropped, or keep their place.  [default: drop]",
+)
+@click.option("--rows-per-shard", type=click.IntRange(min=1), help="In tars.  [default: 1000]")
+def export(
+    workspace: str,
+    target: str,
+    layout: Any,
+    corpora: str | None,
+    modalities: str | None,
+    kind: Any,
+    snapshot: str | None,
+    held_out: bool,
+    where: str | None,
+    nulls: Any,
+    rows_per_shard: int | None,
+) -> None:
+    """Copy a workspace, whole or in part, to another store, or write its rows as tars for 4M's or any WebDataset loader.
+
+    The same command goes on where it was interrupted.
+    """
+    from engine.export import request as exporting
+
+    request = exporting.Request(
+        layout=layout,
+        corpora=names_of(corpora),
+        modalities=names_of(modalities),
+        form=kind,
+        snapshot=snapshot,
+        held_out=held_out,
+        where=where,
+        nulls=nulls,
+        rows_per_shard=rows_per_shard,
+    )
+    click.echo(exporting.export(workspace, target, request))

@@ -1,0 +1,77 @@
+"""The verb `modmill snapshot`: freezes, shows, lists and compares selections of a workspace."""
+
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+
+import click
+
+from engine.cli.options import attach_option, form_option, workspace_argument
+from manifests.errors import ConfigError
+
+
+def parse_shares(given: Sequence[str]) -> dict[str, Decimal]:
+    """The shares of `--split` options, such as train=0.9, in their order. Raises ConfigError."""
+    shares: dict[str, Decimal] = {}
+    for text in given:
+        split, _, share = text.partition("=")
+        try:
+            value = Decimal(share)
+        except InvalidOperation:
+            raise ConfigError(f"--split {text}: expected NAME=SHARE, such as train=0.9") from None
+        if split in shares:
+            raise ConfigError(f"--split {text}: {split} stands twice; give each split a name of its own")
+        shares[split] = value
+    return shares
+
+
+@click.command()
+@workspace_argument
+@click.argument("name", required=False)
+@click.option("--where", metavar="CONDITION", help="SQL over `samples`: which rows.  [default: all]")
+@click.option("--modalities", metavar="A,B,C", help="Which modalities.  [default: all with tokens in Parquet]")
+@click.option("--hold-out", type=float, default=0.02, help="Share of the keys never trained on.")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    metavar="SPLIT=SHARE",
+    help="Make NAME-SPLIT of a share of the keys; again for the next, as --split train=0.9 --split val=0.1.",
+)
+@attach_option
+@form_option("table", "csv", "json")
+def snapshot(
+    workspace: str,
+    name: str | None,
+    where: str | None,
+    modalities: str | None,
+    hold_out: float,
+    splits: tuple[str, ...],
+    tables: tuple[str, ...],
+    form: str,
+) -> None:
+    """Freeze a selection of rows and tokens for training as NAME, or list what is frozen."""
+    from engine.run import snapshot as freezing
+    from engine.show import snapshots
+    from engine.show import tables as output
+
+    if name is None:
+        if where is not None or modalities is not None or splits or tables:
+            raise ConfigError(
+                "--where, --modalities, --split and --attach make a snapshot: give its NAME after the workspace"
+            )
+        output.write_rows(*snapshots.listing(workspace), form)
+        return
+    asked = None if modalities is None else modalities.split(",")
+    made = freezing.make(
+        workspace,
+        name,
+        where=where,
+        modalities=asked,
+        hold_out=hold_out,
+        shares=parse_shares(splits) if splits else None,
+        attach=tables,
+        quiet=form != "table",
+    )
+    output.write(snapshots.contents(made), form)
+    for one in made:
+        click.echo(freezing.summary(one), err=form != "table")

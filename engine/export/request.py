@@ -1,0 +1,175 @@
+"""`modmill export`: rows of a workspace as WebDataset tars (4M's layout or plain ones), or a copy of it in another store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine.export.choice import Asked
+from engine.export.copy import Copied, copy_workspace
+from engine.export.selection import Nulls, picked_rows
+from engine.progress.progress import Progress
+from manifests.catalog.catalog import Catalog
+from manifests.errors import ConfigError, nearest
+from manifests.modality import Form
+from manifests.snapshots import snapshot as snapshots
+from manifests.store.storage import open_storage
+
+if TYPE_CHECKING:
+    from engine.export.rows import Column, CorpusRows
+    from engine.export.tars import CorpusExport, Written
+
+Layout = Literal["4m", "webdataset"]
+ROWS_PER_SHARD = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of an export; None is all there is, or what suits.
+
+    `modalities` and `corpora` are names, `form` one of label and token, `where` a condition over `samples`. Of a snapshot
+    the rows that are trained on are exported, with `held_out` the others.
+    """
+
+    layout: Layout | None = None
+    corpora: Sequence[str] | None = None
+    modalities: Sequence[str] | None = None
+    form: Form | None = None
+    snapshot: str | None = None
+    held_out: bool = False
+    where: str | None = None
+    nulls: Nulls | None = None
+    rows_per_shard: int | None = None
+
+
+def export(uri: str, to: str, request: Request, *, quiet: bool = False) -> str:
+    """Exports the workspace at `uri` to a folder or URI; what was done, in one line.
+
+    Raises ConfigError for what cannot be had or goes where something else stands, ShardError for files that are not those
+    that were committed, and what `Catalog.select_rows` raises for the condition.
+    """
+    if open_storage(uri).root == (target := open_storage(to)).root:
+        raise ConfigError(f"--to {to} is the workspace itself; export to another folder")
+    if target.is_local and Path(target.root).is_file():
+        raise ConfigError(f"--to {to} is a file; export to a folder")
+    if request.held_out and request.snapshot is None:
+        raise ConfigError("--held-out exports the rows that a snapshot holds out: name one with --snapshot NAME")
+    with Catalog.open(uri) as catalog:
+        known = [row["corpus"] for row in catalog.corpora()]
+        for corpus in request.corpora or ():
+            if corpus not in known:
+                raise ConfigError(f"no corpus {corpus!r} in {uri}; {nearest(corpus, known)}")
+        if request.layout is None:
+            given = {
+                "--where": request.where,
+                "--nulls": request.nulls,
+                "--rows-per-shard": request.rows_per_shard,
+                "--held-out": request.held_out or None,
+            }
+            if wrong := [name for name, value in given.items() if value is not None]:
+                raise ConfigError(
+                    f"{wrong[0]} is of tars, a copy holds whole parts: name a --layout, or freeze the rows with `modmill "
+                    "snapshot` and copy that with --snapshot NAME"
+                )
+            asked = Asked(
+                corpora=request.corpora, modalities=request.modalities, form=request.form, snapshot=request.snapshot
+            )
+            return _copied(copy_workspace(catalog, target, asked, quiet=quiet), to)
+        # Only layouts need what reads pictures: a copy is made where no more than the base is installed.
+        from engine.export.tars import write
+
+        progress = Progress(None, quiet=quiet)
+        try:
+            exports, document = _exports(catalog, request)
+            written = write(
+                exports,
+                target,
+                document,
+                nulls=request.nulls or "drop",
+                rows_per_shard=request.rows_per_shard or ROWS_PER_SHARD,
+                progress=progress,
+            )
+        finally:
+            progress.close()
+    return _written(written, exports, request.nulls or "drop", to)
+
+
+def _exports(catalog: Catalog, request: Request) -> tuple[list["CorpusExport"], dict[str, Any]]:
+    """The folders to write, and what export.json says of them."""
+    from engine.export.fourm import fourm_folders
+    from engine.export.rows import CorpusRows
+    from engine.export.webdataset import describe, webdataset_folders
+
+    nulls: Nulls = request.nulls or "drop"
+    snapshot = None if request.snapshot is None else snapshots.read(catalog.storage, request.snapshot)
+    picked = picked_rows(catalog, where=request.where, snapshot=snapshot, held_out=request.held_out)
+    corpora = [corpus for corpus in picked if request.corpora is None or corpus in request.corpora]
+    if not corpora:
+        raise ConfigError(
+            f"no row that is picked is in {', '.join(request.corpora or ())}; they are in {', '.join(picked)}"
+        )
+    rows = [CorpusRows(catalog, corpus, snapshot, picked[corpus]) for corpus in corpora]
+    if request.layout == "4m":
+        if request.form is not None:
+            raise ConfigError("--form: the 4M layout has tokens of images and labels of everything else; leave it out")
+        if len(rows) > 1:
+            raise ConfigError(
+                f"the 4M layout is of one corpus, and rows are picked of {', '.join(corpora)}; name one with --corpora"
+            )
+        exports = [fourm_folders(rows[0], request.modalities, nulls)]
+    else:
+        exports = [webdataset_folders(each, _chosen(rows, each, request), nulls) for each in rows]
+        exports = [each for each in exports if each.folders]
+    if not any(each.folders for each in exports):
+        raise ConfigError(f"no shards of {', '.join(corpora)} to export yet; `modmill run FILE` makes them")
+    document = {
+        "layout": request.layout,
+        "workspace": catalog.workspace_id,
+        "snapshot": None if snapshot is None else {"name": snapshot.name, "sha256": snapshot.sha256},
+        "held_out": request.held_out,
+        "where": request.where,
+        "nulls": nulls,
+        "rows_per_shard": request.rows_per_shard or ROWS_PER_SHARD,
+        "folders": {
+            folder.path: describe(folder.columns[0]) if folder.columns else None
+            for each in exports
+            for folder in each.folders
+        },
+    }
+    return exports, document
+
+
+def _chosen(every: Sequence["CorpusRows"], rows: "CorpusRows", request: Request) -> list["Column"]:
+    """The columns of a corpus that are asked for. Raises ConfigError for a modality that no corpus has."""
+    known = {column.modality.name for each in every for column in each.columns}
+    for name in request.modalities or ():
+        if name not in known:
+            raise ConfigError(f"no shards of a modality {name!r}; {nearest(name, known)}")
+    return [
+        column
+        for column in rows.columns
+        if (request.modalities is None or column.modality.name in request.modalities)
+        and (request.form is None or column.form == request.form)
+    ]
+
+
+def _written(written: "Written", exports: Sequence["CorpusExport"], nulls: Nulls, to: str) -> str:
+    if written.is_done_before:
+        return f"nothing to do: {to} holds this export, whole; export to a new folder for what came since"
+    folders = sum(len(export.folders) for export in exports)
+    megabytes = f"{written.size_bytes / 1e6:,.1f} MB"
+    text = f"exported {written.rows:,} rows to {to}: {folders} folders, {written.tars:,} tars, {megabytes}"
+    if written.null_rows:
+        lacking = ", ".join(f"{name} in {count:,}" for name, count in written.nulls.most_common())
+        text += f"; {'dropped' if nulls == 'drop' else 'kept'} {written.null_rows:,} rows with nulls ({lacking})"
+    return text
+
+
+def _copied(copied: Copied, to: str) -> str:
+    if not copied.files and not copied.entries:
+        return f"nothing to do: {to} holds all of it"
+    stood = f", {copied.stood:,} files stood there already" if copied.stood else ""
+    return (
+        f"copied {copied.files:,} files, {copied.size_bytes / 1e6:,.1f} MB, in {copied.entries:,} log entries to {to}{stood}; "
+        f"check it: modmill verify {to}"
+    )

@@ -1,0 +1,73 @@
+"""Which rows of a workspace an export is asked for, and which were forgotten."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from manifests.catalog.catalog import Catalog
+from manifests.errors import ConfigError
+from manifests.log import entries as log
+from manifests.log.actions import Forgotten, from_json
+from manifests.snapshots.snapshot import Snapshot
+
+# What becomes of rows that are null in a column that is exported.
+Nulls = Literal["drop", "keep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakenOut:
+    """What was forgotten: rows by (corpus, part), and the files that hold them, which stand until they are collected."""
+
+    rows: Mapping[tuple[str, int], Sequence[int]]
+    files: frozenset[str]
+
+
+def taken_out(catalog: Catalog) -> TakenOut:
+    """What the log says was forgotten, whatever version the catalog looks at."""
+    rows: dict[tuple[str, int], list[int]] = {}
+    files: set[str] = set()
+    for entry in log.entries(catalog.storage):
+        for document in entry.actions:
+            if document.get("action") == Forgotten.action and isinstance(found := from_json(document), Forgotten):
+                rows.setdefault((found.corpus, found.part), []).extend(found.rows)
+                files.update(found.files)
+    return TakenOut(rows=rows, files=frozenset(files))
+
+
+def picked_rows(
+    catalog: Catalog, *, where: str | None, snapshot: Snapshot | None, held_out: bool
+) -> dict[str, dict[int, np.ndarray]]:
+    """For each corpus and part bool (rows,): the rows that a condition picks, of a snapshot where one is given.
+
+    Of a snapshot these are the rows that are trained on, with `held_out` the others. Raises ConfigError where that is none.
+    """
+    parts = catalog.numbered_parts().select(["corpus", "part", "rows", "first_row"]).to_pylist()
+    total = sum(part["rows"] for part in parts)
+    chosen = np.ones(total, bool)
+    if where is not None:
+        chosen[:] = False
+        # Not the column's own to_numpy, which imports pandas where that is installed (seconds).
+        for chunk in catalog.select_rows(where).column(0).chunks:
+            chosen[chunk.to_numpy()] = True
+    frozen: dict[tuple[str, int], np.ndarray] = {}
+    if snapshot is not None:
+        # Its shards were made before what was forgotten since.
+        out = taken_out(catalog)
+        for part in snapshot.parts:
+            kept = part.held_out.copy() if held_out else part.selected & ~part.held_out
+            kept[list(out.rows.get((part.corpus, part.part), ()))] = False
+            frozen[part.corpus, part.part] = kept
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for part in parts:
+        rows = chosen[part["first_row"] : part["first_row"] + part["rows"]]
+        if snapshot is not None:
+            rows = rows & frozen.get((part["corpus"], part["part"]), np.zeros(len(rows), bool))
+        if rows.any():
+            found.setdefault(part["corpus"], {})[part["part"]] = rows
+    if not found:
+        asked = [f"--where {where!r}"] if where is not None else []
+        asked += [f"snapshot {snapshot.name!r}"] if snapshot is not None else []
+        raise ConfigError(f"no row to export of {catalog.storage.uri}: {' and '.join(asked) or 'it has no samples'}")
+    return found

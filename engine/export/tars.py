@@ -1,0 +1,227 @@
+"""Exports as folders of WebDataset tars: aligned by shard number, by the order of members, and by stem.
+
+    TARGET/export.json                       what is exported from where; written first
+    TARGET/<folder>/shard-00000.tar          USTAR without times or owners: equal rows give equal bytes
+    TARGET/SHA256SUMS                        as `sha256sum -c` checks it; written last: with it the export is whole
+
+A killed export is begun again by the same command, which keeps the tars that stand with the content they must have.
+"""
+
+import io
+import json
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+
+from engine.export.rows import Column, CorpusRows, PartRows
+from engine.export.selection import Nulls
+from engine.progress.progress import Progress
+from manifests.errors import ConfigError
+from manifests.formats.shards import Status, member_name
+from manifests.recipe import canonical_json, sha256_of_stream
+from manifests.store.storage import Storage
+
+DOCUMENT = "export.json"
+SUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of a folder: the values of each of its columns by crop (None: null), and the statuses of every column."""
+
+    corpus: str
+    part: int
+    row: int
+    key: str
+    values: Sequence[list[Any] | None]
+    statuses: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Folder:
+    """One folder of tars: the columns it is made from, and the members of a row, extension to bytes."""
+
+    path: str
+    columns: Sequence[Column]
+    encode: Callable[[Row], Mapping[str, bytes]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusExport:
+    """The folders of one corpus; a row is null where it is not ok in any of `columns`, by name."""
+
+    rows: CorpusRows
+    folders: Sequence[Folder]
+    columns: Mapping[str, Column]
+
+
+@dataclass
+class Written:
+    """What an export wrote: rows, tars, bytes, and the rows that are null by the column that they lack."""
+
+    rows: int = 0
+    tars: int = 0
+    size_bytes: int = 0
+    nulls: Counter[str] = field(default_factory=Counter)
+    null_rows: int = 0
+    is_done_before: bool = False
+
+
+def write(
+    exports: Sequence[CorpusExport],
+    target: Storage,
+    document: Mapping[str, Any],
+    *,
+    nulls: Nulls,
+    rows_per_shard: int,
+    progress: Progress,
+) -> Written:
+    """Writes the tars of all folders; `document` goes into export.json.
+
+    Raises ConfigError where the target holds anything else, ShardError where a shard is not the one that was committed.
+    """
+    written = Written()
+    if not _begin(target, {"format": 1, **document}):
+        written.is_done_before = True
+        return written
+    sums: dict[str, str] = {}
+    progress.stage("export", sum(export.rows.rows for export in exports), "rows")
+    for export in exports:
+        tars = [_TarSeries(target, folder.path, rows_per_shard) for folder in export.folders]
+        done = 0
+        for part in export.rows.parts():
+            _write_part(export, part, tars, nulls, written)
+            done += int(np.count_nonzero(part.picked))
+            size_bytes = written.size_bytes + sum(series.size_bytes for series in tars)
+            progress.update("export", done, item=export.rows.corpus, note=f"{size_bytes / 1e6:,.1f} MB")
+        for series in tars:
+            series.close()
+            sums |= series.sums
+            written.tars += len(series.sums)
+            written.size_bytes += series.size_bytes
+    if not written.rows:
+        lacks = ", ".join(f"{name} {count:,}" for name, count in written.nulls.most_common())
+        raise ConfigError(
+            f"every row is null in a chosen modality ({lacks}); choose others with --modalities, or take --nulls keep"
+        )
+    lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(sums.items()))
+    target.put(SUMS, lines.encode())
+    return written
+
+
+def _begin(target: Storage, document: Mapping[str, Any]) -> bool:
+    """Writes export.json; False where the same export stands whole. Raises ConfigError where anything else stands."""
+    data = canonical_json(document)
+    if target.exists(DOCUMENT):
+        standing = json.loads(target.read(DOCUMENT))
+        wanted = json.loads(data)
+        # What is long comes last.
+        differs = [
+            name for name in sorted(wanted, key=lambda name: name == "folders") if standing.get(name) != wanted[name]
+        ]
+        if differs:
+            name = differs[0]
+            values = "are others" if name == "folders" else f"is {standing.get(name)!r}, here {wanted[name]!r}"
+            raise ConfigError(f"{target.uri} holds another export (its {name} {values}); export to another folder")
+        return not target.exists(SUMS)
+    if names := target.names(""):
+        raise ConfigError(f"{target.uri} is not empty ({names[0]}, ...); export to a new folder")
+    target.put(DOCUMENT, data)
+    return True
+
+
+def _write_part(
+    export: CorpusExport, part: PartRows, tars: Sequence["_TarSeries"], nulls: Nulls, written: Written
+) -> None:
+    statuses = {name: part.statuses(column) for name, column in export.columns.items()}
+    is_null = np.zeros(len(part.keys), bool)
+    for name, found in statuses.items():
+        lacking = part.picked & (found != Status.OK)
+        if count := int(np.count_nonzero(lacking)):
+            written.nulls[name] += count
+        is_null |= lacking
+    written.null_rows += int(np.count_nonzero(is_null))
+    rows = np.flatnonzero(part.picked & ~is_null if nulls == "drop" else part.picked)
+    written.rows += len(rows)
+    if not len(rows):
+        return
+    for folder, series in zip(export.folders, tars, strict=True):
+        values = [part.values(column) for column in folder.columns]
+        for row in rows.tolist():
+            key = part.keys[row]
+            content = Row(
+                corpus=export.rows.corpus,
+                part=part.number,
+                row=row,
+                key=key,
+                values=[column[row] for column in values],
+                statuses={name: int(found[row]) for name, found in statuses.items()},
+            )
+            series.add(member_name(key), folder.encode(content))
+
+
+class _TarSeries:
+    """The tars of one folder; rows arrive in order. `sums` has the sha256 of each that was put away."""
+
+    def __init__(self, target: Storage, folder: str, rows_per_shard: int) -> None:
+        self._target = target
+        self._folder = folder
+        self._most = rows_per_shard
+        self._rows = 0
+        self._file: IO[bytes] | None = None
+        self._tar: tarfile.TarFile | None = None
+        self._closed_bytes = 0
+        self.sums: dict[str, str] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """What was written so far."""
+        return self._closed_bytes + (0 if self._tar is None else self._tar.offset)
+
+    def add(self, stem: str, members: Mapping[str, bytes]) -> None:
+        if self._tar is None:
+            # Both are open for as long as rows arrive; `close` puts the file away.
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+            self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        for extension, data in sorted(members.items()):
+            info = tarfile.TarInfo(f"{stem}.{extension}")
+            info.size, info.mode = len(data), 0o644
+            self._tar.addfile(info, io.BytesIO(data))
+        self._rows += 1
+        if self._rows == self._most:
+            self.close()
+
+    def close(self) -> None:
+        """Puts the tar that is open away."""
+        if self._tar is None or self._file is None:
+            return
+        self._tar.close()
+        with self._file as file:
+            self._closed_bytes += file.seek(0, io.SEEK_END)
+            file.seek(0)
+            sha256 = sha256_of_stream(file)
+            path = f"{self._folder}/shard-{len(self.sums):05d}.tar"
+            _put(self._target, path, file, sha256)
+        self.sums[path] = sha256
+        self._tar, self._file, self._rows = None, None, 0
+
+
+def _put(target: Storage, path: str, file: IO[bytes], sha256: str) -> None:
+    file.seek(0)
+    if target.put(path, file):
+        return
+    with target.open(path) as standing:
+        found = sha256_of_stream(standing)
+    if found != sha256:
+        raise ConfigError(
+            f"{target.location(path)} stands with other content: it was altered, or the workspace has changed since this "
+            "export began; delete the folder, or export to another"
+        )
+
+
+# -- plain WebDataset -------------------------------------------------------------------------------------------------

@@ -1,0 +1,64 @@
+"""The layout `webdataset`: tars of the dataset's own members, as the library webdataset reads them."""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from engine.export.rows import Column, CorpusRows
+from engine.export.selection import Nulls
+from engine.export.tars import CorpusExport, Folder, Row
+from manifests.pixels.images import encode_npy
+
+
+def webdataset_folders(rows: CorpusRows, columns: Sequence[Column], nulls: Nulls) -> CorpusExport:
+    """A folder <corpus>/<modality>/<form> for each column, for any WebDataset loader.
+
+    Members of a row: tokens <stem>.npy (the narrowest unsigned type), pixels and maps .png or .npy, text .txt, records
+    .json; where the grain is crop, one of <stem>.c00.npy, <stem>.c01.npy, ... for each crop. With `keep` each row also
+    has <stem>.status.cls, the number of its status, and where that is not 0 nothing else.
+    """
+    folders = []
+    named = {}
+    for column in columns:
+        path = f"{rows.corpus}/{column.modality.name}/{column.form}"
+        named[f"{column.modality.name} {column.form}"] = column
+        encode = partial(_webdataset_members, column, f"{column.modality.name} {column.form}", nulls)
+        folders.append(Folder(path=path, columns=(column,), encode=encode))
+    return CorpusExport(rows=rows, folders=folders, columns=named)
+
+
+def _webdataset_members(column: Column, name: str, nulls: Nulls, row: Row) -> dict[str, bytes]:
+    members: dict[str, bytes] = {}
+    if nulls == "keep":
+        members["status.cls"] = str(row.statuses[name]).encode()
+    for crop, value in enumerate(row.values[0] or []):
+        prefix = "" if column.crops is None else f"c{crop:02d}."
+        extension, data = _member(column, value)
+        members[prefix + extension] = data
+    return members
+
+
+def _member(column: Column, value: Any) -> tuple[str, bytes]:
+    if column.form == "token":
+        return "npy", encode_npy(value)
+    if column.modality.kind == "text":
+        return "txt", value.encode()
+    if column.modality.is_structured:
+        return "json", json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+    if isinstance(value, list):
+        return "npy", encode_npy(np.array(value, column.modality.dtype))
+    return ("png" if value.startswith(b"\x89PNG") else "npy"), value
+
+
+def describe(column: Column) -> dict[str, Any]:
+    """A column as export.json tells of it."""
+    return {
+        "modality": column.modality.name,
+        "form": column.form,
+        "recipe": column.recipe,
+        "crops": column.crops,
+        "vocabulary": column.vocabulary,
+    }

@@ -1,0 +1,214 @@
+"""`modmill generate`: prompts in, a folder of generated labels and a contact sheet out."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from engine.inference import prompts, sheets
+from engine.show import pictures
+from engine.show.contact import modality_of
+from manifests.errors import ConfigError
+from manifests.pixels import images
+from train.generation.decoding import OF_GRIDS, OF_SEQUENCES, GenerateOptions
+from train.generation.generate import Tokenizers, generate
+from train.run.checkpoint import Checkpoint, open_checkpoint
+
+# Samples that the model makes at a time.
+_TOGETHER = 16
+_TEXTS_TOLD = 4
+
+
+def run(
+    checkpoint: str,
+    given: Sequence[str],
+    wanted: Sequence[str],
+    out: Path | None,
+    *,
+    samples: int,
+    seed: int,
+    every: Mapping[str, Any],
+    settings: Sequence[str],
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """Generates `samples` variations of the wanted modalities, in their order, and writes them; returns the folder.
+
+    `every` are decode options for all modalities, `settings` those for one, as MODALITY.OPTION=VALUE. `out` is a folder that is
+    not there yet, or is empty; None: the first `generated-<n>` that is free. Nothing is written before all is made; `say`
+    is told what is being made, and the texts that were.
+    Raises ConfigError on what cannot be given, wanted or set.
+    """
+    options = GenerateOptions(every=every, each=_settings(settings))
+    folder = _free_folder(out)
+    opened = open_checkpoint(checkpoint)
+    for name in wanted:
+        opened.vocabulary.index(name)
+        if any(argument.partition("=")[0] == name for argument in given):
+            raise ConfigError(f"{name} is in --from and in --to; give it, or have it made")
+    tokenizers = Tokenizers(opened.vocabulary, opened.workspaces)
+    for name in wanted:
+        tokenizers.get(name)
+    found = prompts.read(given, tokenizers)
+    tokens = {name: prompt.tokens for name, prompt in found.items()}
+    made = _generate(opened, tokens, wanted, options, samples, seed, say)
+    labels = {
+        name: tokenizers.decode(name, [prompt.tokens])[0] if prompt.label is None else prompt.label
+        for name, prompt in found.items()
+    }
+    generated = {name: tokenizers.decode(name, rows) for name, rows in made.items()}
+    for name, some in generated.items():
+        for text in some[:_TEXTS_TOLD]:
+            if isinstance(text, str):
+                say(f"{name}: {text or '(no words)'}")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: _write(folder, name, rows, is_random=opened.step == 0) for name, rows in generated.items()}
+    rows = [
+        sheets.Row(
+            given=labels,
+            generated={name: some[number] for name, some in generated.items()},
+            title=f"{number}" if samples > 1 else "",
+        )
+        for number in range(samples)
+    ]
+    about = f"{checkpoint}, step {opened.step:,}, seed {seed}"
+    sheet = sheets.sheet(rows, title=_title(found, wanted), note=about, random_weights=opened.step == 0)
+    (folder / "contact-sheet.png").write_bytes(images.encode_png(sheet))
+    document = {
+        "checkpoint": checkpoint,
+        "step": opened.step,
+        "random_weights": opened.step == 0,
+        "from": {name: prompt.text for name, prompt in found.items()},
+        "to": list(wanted),
+        "samples": samples,
+        "seed": seed,
+        "options": _used(opened, list(found), wanted, options),
+        "tokenizers": {name: _tokenizer(opened, name) for name in (*found, *wanted)},
+        "files": files,
+    }
+    _write_json(folder / "generation.json", document)
+    return folder
+
+
+def _generate(
+    opened: Checkpoint,
+    tokens: Mapping[str, np.ndarray],
+    wanted: Sequence[str],
+    options: GenerateOptions,
+    samples: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> dict[str, list[np.ndarray]]:
+    """All samples of one prompt, some at a time."""
+    model = opened.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    made: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+    for first in range(0, samples, _TOGETHER):
+        many = min(_TOGETHER, samples - first)
+        given = {name: [row] * many for name, row in tokens.items()}
+        numbers = f"{first + 1} to {first + many} of {samples}" if samples > 1 else "1 of 1"
+        say(f"making {', '.join(wanted)}: sample {numbers}")
+        for name, rows in generate(model, given, wanted, options, seed=seed, samples=many, first=first).items():
+            made[name] += rows
+    return made
+
+
+def _settings(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """MODALITY.OPTION=VALUE by modality and option."""
+    each: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        where, equals, value = setting.partition("=")
+        name, dot, option = where.rpartition(".")
+        if not (equals and dot):
+            raise ConfigError(f"--set {setting}: expected MODALITY.OPTION=VALUE, such as rgb.steps=8")
+        try:
+            each.setdefault(name, {})[option] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting}: {value!r} is no number or word") from error
+    return each
+
+
+def _free_folder(out: Path | None) -> Path:
+    if out is None:
+        number = 1
+        while Path(f"generated-{number}").exists():
+            number += 1
+        return Path(f"generated-{number}")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: a file; expected a folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"--out {out}: the folder has files in it; name a new one, or remove it")
+    return out
+
+
+def _write(folder: Path, name: str, labels: Sequence[Any], *, is_random: bool) -> list[str]:
+    """One modality's labels in their natural form; returns the names of the files.
+
+    A PNG is to be looked at; where it does not hold the numbers, a .npy beside it does.
+    """
+    plain = name.replace(":", "-")
+    written = []
+    for number, label in enumerate(labels):
+        stem = plain if len(labels) == 1 else f"{plain}-{number}"
+        if isinstance(label, np.ndarray):
+            written += _write_array(folder, stem, name, label, is_random=is_random)
+        elif isinstance(label, str):
+            (folder / f"{stem}.txt").write_text(label + "\n", encoding="utf-8")
+            written.append(f"{stem}.txt")
+        else:
+            _write_json(folder / f"{stem}.json", label)
+            written.append(f"{stem}.json")
+    return written
+
+
+def _write_array(folder: Path, stem: str, name: str, label: np.ndarray, *, is_random: bool) -> list[str]:
+    facts = modality_of(name)
+    is_classes = facts is not None and facts.unit == "class index"
+    written = []
+    is_picture = label.ndim == 2 or (label.ndim == 3 and label.shape[2] <= 4)
+    if is_picture:
+        # One channel of bytes stays one, so that `--from` takes the file again.
+        is_gray = label.ndim == 2 and label.dtype == np.uint8 and not is_classes
+        shown = label if is_gray and not is_random else pictures.picture(facts, label)
+        shown = sheets.marked(shown) if is_random else shown
+        (folder / f"{stem}.png").write_bytes(images.encode_png(shown))
+        written.append(f"{stem}.png")
+    if not is_picture or label.dtype != np.uint8 or is_classes:
+        (folder / f"{stem}.npy").write_bytes(images.encode_npy(label))
+        written.append(f"{stem}.npy")
+    return written
+
+
+def _write_json(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _used(
+    opened: Checkpoint, given: Sequence[str], wanted: Sequence[str], options: GenerateOptions
+) -> dict[str, dict[str, Any]]:
+    """The decode options that each modality was made with."""
+    used = {}
+    for place, name in enumerate(wanted):
+        facts = opened.vocabulary[name]
+        chosen = asdict(options.of(facts, [*given, *wanted[:place]]))
+        unused = OF_GRIDS if facts.sequence else OF_SEQUENCES
+        used[name] = {option: value for option, value in chosen.items() if option not in unused}
+    return used
+
+
+def _tokenizer(opened: Checkpoint, name: str) -> str:
+    facts = opened.vocabulary[name]
+    return f"{facts.tokenizer}-{facts.digest[:12]}"
+
+
+def _title(found: Mapping[str, prompts.Prompt], wanted: Sequence[str]) -> str:
+    # Of a file its name: the whole path stands in generation.json.
+    texts = {
+        name: Path(prompt.text).name if Path(prompt.text).suffix and "/" in prompt.text else prompt.text
+        for name, prompt in found.items()
+    }
+    given = ", ".join(f"{name}={text}" for name, text in texts.items())
+    return f"{given or 'nothing'} to {', '.join(wanted)}"

@@ -1,0 +1,131 @@
+"""What was given and what was generated, as pictures: tiles, and a sheet with a sample a line.
+
+All pictures are uint8 (h, w, 3), sRGB.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from engine.show import pictures
+from engine.show.contact import modality_of
+
+_INK, _FAINT, _PAPER, _RULE, _WARNING = (24, 26, 30), (110, 114, 122), (255, 255, 255), (222, 225, 230), (176, 42, 32)
+_GAP, _TOP, _HEAD = 10, 92, 26
+_LETTERS, _LINES = 31, 11
+RANDOM_WEIGHTS = "random weights: not trained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the sheet: labels by modality, as tokenizers take and give them, in the order in which they stand."""
+
+    given: Mapping[str, Any]
+    generated: Mapping[str, Any]
+    title: str = ""
+
+
+def tile(name: str, labels: Mapping[str, Any]) -> np.ndarray | str:
+    """What is shown of `labels[name]`: a picture or a text. Boxes are drawn over the `rgb` among the labels."""
+    label, facts = labels[name], modality_of(name)
+    if isinstance(label, np.ndarray):
+        if label.ndim not in (2, 3):
+            return f"an array of {' x '.join(map(str, label.shape))} numbers"
+        return pictures.picture(facts, label)
+    base = name.partition("@")[0]
+    if base == "palette":
+        return pictures.swatches(label) if label else "no palette: what was generated is none"
+    if facts is not None and facts.crop_rule == "boxes":
+        pixels = [other for at, other in labels.items() if at.partition("@")[0] == "rgb"]
+        ground = pictures.fit(pixels[0]) if pixels else pictures.blank()
+        return pictures.with_boxes(ground, label) if label else "no boxes"
+    if isinstance(label, Mapping):
+        known = {field: value for field, value in label.items() if value is not None}
+        return "\n".join(f"{field.replace('_', ' ')}  {value:.4g}" for field, value in known.items()) or "no fields"
+    return str(label) or "no words"
+
+
+def marked(picture: np.ndarray, words: str = RANDOM_WEIGHTS) -> np.ndarray:
+    """The picture with words across its foot."""
+    height, width = picture.shape[:2]
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    size = max(6, min(16, height // 8))
+    font = ImageFont.load_default(size)
+    while size > 6 and draw.textlength(words, font=font) > width:
+        size -= 1
+        font = ImageFont.load_default(size)
+    draw.rectangle((0, height - size - 5, width, height), fill=_WARNING)
+    draw.text((2, height - size - 4), words, font=font, fill=_PAPER)
+    return np.array(image)
+
+
+def sheet(rows: Sequence[Row], *, title: str, note: str = "", random_weights: bool = False) -> np.ndarray:
+    """Samples below each other: what is given at the left, what is generated at the right, each under its name.
+
+    `random_weights` says on every generated tile, and on the sheet, that the model was never trained.
+    """
+    given = list(dict.fromkeys(name for row in rows for name in row.given))
+    generated = list(dict.fromkeys(name for row in rows for name in row.generated))
+    step = pictures.TILE + _GAP
+    # A wider gap between what is given and what is generated.
+    shift = 3 * _GAP if given and generated else 0
+    width = max(2 * _GAP + (len(given) + len(generated)) * step + shift, 560)
+    line = _HEAD + pictures.TILE + _GAP
+    image = Image.new("RGB", (width, _TOP + len(rows) * line + _GAP), _PAPER)
+    draw = ImageDraw.Draw(image)
+    heading, body = ImageFont.load_default(20), ImageFont.load_default(14)
+    letters = width // 8
+    draw.text((_GAP, 10), textwrap.shorten(title, letters * 3 // 4), font=heading, fill=_INK)
+    draw.text((_GAP, 38), textwrap.shorten(note, letters), font=body, fill=_FAINT)
+    if random_weights:
+        draw.text((width - 240, 38), RANDOM_WEIGHTS, font=body, fill=_WARNING)
+    right = _GAP + len(given) * step + shift
+    for x, word in ((_GAP, "given"), (right, "generated")):
+        if (given if word == "given" else generated) or word == "generated":
+            draw.text((x, 66), word, font=heading, fill=_FAINT)
+    if shift:
+        x = right - 2 * _GAP
+        draw.line((x, 66, x, image.height - _GAP), fill=_RULE, width=2)
+    for number, row in enumerate(rows):
+        labels = {**row.given, **row.generated}
+        y = _TOP + number * line
+        for names, left in ((given, _GAP), (generated, right)):
+            for place, name in enumerate(names):
+                at = (left + place * step, y)
+                words = f"{name}  {row.title}" if place == 0 and left == right else name
+                draw.text((at[0], y + 6), textwrap.shorten(words, _LETTERS), font=body, fill=_INK)
+                if name in labels:
+                    made = random_weights and name in row.generated
+                    _put(image, draw, tile(name, labels), (at[0], y + _HEAD), body, warn=made)
+    return np.array(image)
+
+
+def _put(
+    image: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    shown: np.ndarray | str,
+    at: tuple[int, int],
+    font: Any,
+    *,
+    warn: bool,
+) -> None:
+    side = pictures.TILE
+    if isinstance(shown, np.ndarray):
+        fitted = pictures.fit(shown)
+        fitted = marked(fitted) if warn else fitted
+        place = (at[0] + (side - fitted.shape[1]) // 2, at[1] + (side - fitted.shape[0]) // 2)
+        image.paste(Image.fromarray(fitted), place)
+        # A frame, since edges are mostly one color and that may be the paper's.
+        draw.rectangle((*place, place[0] + fitted.shape[1] - 1, place[1] + fitted.shape[0] - 1), outline=_RULE)
+        return
+    lines = [part for line in shown.splitlines() for part in textwrap.wrap(line, _LETTERS)]
+    if len(lines) > _LINES:
+        lines = [*lines[: _LINES - 1], lines[_LINES - 1][: _LETTERS - 4] + " ..."]
+    draw.multiline_text(at, "\n".join(lines), font=font, fill=_INK, spacing=4)
+    if warn:
+        draw.text((at[0], at[1] + side - 16), RANDOM_WEIGHTS, font=font, fill=_WARNING)

@@ -1,0 +1,63 @@
+"""What size and time of change each local source had when it was last hashed."""
+
+import contextlib
+import json
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.sources import scan
+from manifests.store.storage import cache_folder
+
+
+class SourceStats:
+    """What size and modification time each local source had when it was last hashed; in the user's cache, so never in
+    the workspace, whose files hold no times."""
+
+    def __init__(self, workspace_id: str, corpus: str) -> None:
+        self._path = _path_of(workspace_id, corpus)
+        self._known: dict[str, list[Any]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            self._known = json.loads(self._path.read_text())
+
+    def get(self, listed: scan.Listed) -> str | None:
+        """The hash that was last seen, as hex."""
+        entry = self._known.get(listed.source)
+        return entry[2] if entry else None
+
+    def is_touched(self, listed: scan.Listed) -> bool:
+        """Whether a file that was hashed before has another size or modification time now."""
+        entry = self._known.get(listed.source)
+        return entry is not None and entry[:2] != [listed.size_bytes, listed.mtime_ns]
+
+    def put(self, listed: scan.Listed, sha256: bytes) -> None:
+        self._known[listed.source] = [listed.size_bytes, listed.mtime_ns, sha256.hex()]
+
+    def save(self, listed: Sequence[scan.Listed]) -> None:
+        """Keeps what is known of the sources that are there; losing it costs a change that goes unseen until work."""
+        present = {item.source for item in listed}
+        kept = {source: entry for source, entry in self._known.items() if source in present}
+        with contextlib.suppress(OSError):
+            _write(self._path, kept)
+
+
+def forget_sources(workspace_id: str, corpus: str, sources_sha256: Collection[str]) -> None:
+    """Takes the sources whose bytes have one of these sha256 out of what this user's cache knows of a corpus."""
+    path = _path_of(workspace_id, corpus)
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(path.read_text())
+        left = {source: entry for source, entry in known.items() if entry[2] not in sources_sha256}
+        if len(left) < len(known):
+            _write(path, left)
+
+
+def _path_of(workspace_id: str, corpus: str) -> Path:
+    return cache_folder() / workspace_id / f"sources-{corpus}.json"
+
+
+def _write(path: Path, known: dict[str, list[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(known))
+    os.replace(temporary, path)

@@ -1,0 +1,390 @@
+"""The sections of a pipeline file: a corpus, its crops and modalities, fits of tokenizers, snapshots, the engine.
+
+Descriptions are shown in messages and by editors. `engine/pipeline/config.py` puts the sections together.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from manifests import modality as modalities
+from manifests.errors import ConfigError
+from manifests.formats.snapshots import HOLD_OUT
+from manifests.recipe import canonical_json
+
+DEFAULT_MODALITIES = {
+    "image": ("rgb", "edges", "boxes", "metadata", "palette", "caption"),
+    "text": ("text",),
+}
+
+
+def _known_modality(name: str) -> str:
+    try:
+        modalities.get(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        canonical_json(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"holds what is no JSON value: {error}; write it in quotes") from error
+    return value
+
+
+def _increasing(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"is {list(value)}; expected [least, most] with 0 < least <= most")
+    return value
+
+
+def _as_mapping(value: Any) -> Any:
+    """A list of modalities is the same as a mapping of them without options."""
+    if isinstance(value, list | tuple):
+        twice = next((name for name in value if value.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"names {twice!r} twice; keep one")
+        if not all(isinstance(name, str) for name in value):
+            raise ValueError(f"is {list(value)!r}; expected names of modalities, options are written as a mapping")
+        return {name: {} for name in value}
+    if isinstance(value, dict):
+        return {name: {} if options is None else options for name, options in value.items()}
+    return value
+
+
+ModalityName = Annotated[str, AfterValidator(_known_modality)]
+SnapshotName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+CorpusName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+DEVICE = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"
+Range = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_increasing)]
+
+
+class Section(BaseModel):
+    """Strict types, so that `crops: "3"` and `keep: 1` are mistakes and not guesses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModalityConfig(Section):
+    """How one modality is made and kept."""
+
+    labeler: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the labeler: a file of labelers/, or my_module:MyLabeler; default: the modality's",
+    )
+    parameters: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(
+        default_factory=dict, description="the labeler's parameters"
+    )
+    keep: bool | None = Field(
+        default=None, description="whether labels are stored; default: structured ones are, pixels are not"
+    )
+    format: Literal["parquet", "webdataset"] | None = Field(
+        default=None, description="the file format of tokens: parquet (default) or webdataset"
+    )
+    tokens: bool | None = Field(
+        default=None, description="whether tokens are made; default: where the modality has a tokenizer"
+    )
+
+
+Modalities = Annotated[
+    dict[ModalityName, ModalityConfig],
+    BeforeValidator(_as_mapping, json_schema_input_type=list[ModalityName] | dict[ModalityName, ModalityConfig | None]),
+]
+
+
+class CropConfig(Section):
+    """How crops after the first are drawn; the first is the centre."""
+
+    scale: Range = Field(default=(0.8, 1.0), description="share of the photograph's area: [least, most], up to 1")
+    ratio: Range = Field(default=(0.75, 1.3333333333333333), description="width / height of the crop: [least, most]")
+    flip: float = Field(default=0.5, ge=0, le=1, description="chance of a mirrored crop, 0 to 1")
+
+    @field_validator("scale")
+    @classmethod
+    def _within_photograph(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] > 1:
+            raise ValueError(f"is {list(value)}; a crop has at most the whole area of the photograph, 1")
+        return value
+
+
+class FetchConfig(Section):
+    """How images of a list of URLs are fetched. Their servers are other people's: the defaults ask little of each."""
+
+    parallel: int = Field(default=32, ge=1, le=1024, description="URLs fetched at once")
+    per_host: int = Field(default=4, ge=1, le=256, description="URLs fetched at once from one host")
+    tries: int = Field(default=3, ge=1, le=10, description="tries of a URL whose server is busy or out of reach")
+    timeout_s: float = Field(default=60, gt=0, le=3600, description="seconds a URL may take, a try")
+    max_mb: float = Field(default=32, gt=0, le=4096, description="megabytes an image may have")
+    user_agent: str | None = Field(
+        default=None,
+        min_length=1,
+        pattern=r"^[\x20-\x7e]+$",
+        description="what servers are told of who asks; name a page or an address there. Default: modmill/VERSION",
+    )
+    ignore_x_robots_tag: bool = Field(
+        default=False, description="fetch images although their server answers `X-Robots-Tag: noai` or `noimageai`"
+    )
+    allow_private: bool = Field(
+        default=False, description="fetch from addresses of this machine and of private networks too"
+    )
+
+
+class FilterConfig(Section):
+    """Which new samples are left out before anything is made of them; each is recorded in the view `dropped`."""
+
+    min_width: int | None = Field(default=None, ge=1, description="px, of the upright photograph")
+    min_height: int | None = Field(default=None, ge=1, description="px, of the upright photograph")
+    min_side: int | None = Field(default=None, ge=1, description="px of the shorter side")
+    aspect: Range | None = Field(default=None, description="width / height: [least, most]")
+    duplicates: Literal["none", "within", "across"] = Field(
+        default="none",
+        description="leave out samples whose bytes another has: within the corpus, or across all of the workspace",
+    )
+
+    @property
+    def needs_size(self) -> bool:
+        """Whether it looks at the size of photographs."""
+        return any(value is not None for value in (self.min_width, self.min_height, self.min_side, self.aspect))
+
+
+class CorpusConfig(Section):
+    """A named set of samples and what is made of them."""
+
+    source: str = Field(
+        min_length=1,
+        description="where the samples are: a folder, a glob, a file, or an fsspec URI; of files, or of tars or Parquet files "
+        "with images in them; with `url`, a list of URLs",
+    )
+    kind: Literal["image", "text"] = Field(default="image", description="what the samples are: image or text")
+    crops: int = Field(
+        default=1, ge=1, le=999, description="crops of each photograph, 1 to 999; more may be added later"
+    )
+    decode_short: int | None = Field(
+        default=None,
+        ge=1,
+        description="JPEGs are decoded at the smallest of 1/1, 1/2, 1/4, 1/8 whose shorter side has so many px; "
+        "default: full size",
+    )
+    part_rows: int = Field(
+        default=2048, ge=1, le=1_000_000, description="samples a part; fixed when the corpus is made"
+    )
+    seed: Seed = Field(default=0, description="seed of the crops; fixed when the corpus is made")
+    crop: CropConfig = Field(default_factory=CropConfig, description="how crops after the first are drawn")
+    table: str | None = Field(
+        default=None, min_length=1, description="CSV, TSV, Parquet or JSONL file with more columns of the images"
+    )
+    key: str | None = Field(
+        default=None,
+        min_length=1,
+        description="text: the field that is a document's key; image: the table's column that names the image; in Parquet "
+        "and lists of URLs: the column of keys; in tars `source`, for names that repeat from tar to tar",
+    )
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Parquet: the column that holds images; tars: the ending of their members, such as jpg or rgb.png",
+    )
+    url: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the source is a list of URLs (txt, CSV, TSV, Parquet, JSONL): the column that has them",
+    )
+    pack: bool = Field(
+        default=False,
+        description="whether source bytes are copied into the workspace; those of URLs always are",
+    )
+    fetch: FetchConfig = Field(default_factory=FetchConfig, description="how URLs are fetched")
+    filter: FilterConfig = Field(default_factory=FilterConfig, description="which new samples are left out")
+    text: str = Field(default="text", min_length=1, description="text corpora: the field that holds the document")
+    modalities: Modalities = Field(
+        default_factory=dict,
+        description="what is made: names, or names with options; default for images: "
+        f"{' '.join(DEFAULT_MODALITIES['image'])}; for text: {' '.join(DEFAULT_MODALITIES['text'])}",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_modalities(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "modalities" in data:
+            return data
+        kind = data.get("kind", "image")
+        return {**data, "modalities": DEFAULT_MODALITIES.get(kind if isinstance(kind, str) else "", ())}
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if not self.modalities:
+            raise ValueError("modalities is empty; expected at least one")
+        if self.kind == "image":
+            if self.text != "text":
+                raise ValueError("text names a field of documents, but this is a corpus of images; add `kind: text`")
+            if self.url is not None and (self.table is not None or self.image is not None):
+                raise ValueError(
+                    "url says that the source is a list of URLs, whose columns are its own; drop table and image"
+                )
+            return self
+        for name in ("image", "url", "pack"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is for images, but this is a corpus of kind text")
+        if self.filter.needs_size:
+            raise ValueError(
+                "filter looks at sizes of images, but this is a corpus of kind text; it can have duplicates"
+            )
+        if self.table is not None:
+            raise ValueError("table is for images; rows of JSONL and Parquet documents carry their own columns")
+        for name in self.modalities:
+            modality = modalities.get(name)
+            if "crop" in (modality.label_grain, modality.token_grain):
+                raise ValueError(f"modalities.{name} is made of images, but this is a corpus of kind text")
+        return self
+
+
+class GridFit(Section):
+    """How the tokenizer of an image-like modality is fitted. What is left out is the tokenizer's own default."""
+
+    patch: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="pixels a token covers, across; divides the modality's size; default: 16, of a feature map 1 cell",
+    )
+    codebook: int = Field(default=1024, ge=2, le=1_048_576, description="vocabulary: how many codes")
+    steps: int = Field(default=400, ge=1, description="optimizer steps")
+    batch: int | None = Field(default=None, ge=1, le=65_536, description="windows of crops a step")
+    window: int | None = Field(default=None, ge=2, description="side of a window, px")
+    mirror: bool | None = Field(default=None, description="whether half of the windows are mirrored")
+    seed: Seed = Field(default=0, description="seed of weights and order")
+    checkpoint_every: int = Field(default=50, ge=1, description="steps between checkpoints of the fit")
+    latent: int | None = Field(default=None, ge=1, description="channels of a code")
+    width: int | None = Field(default=None, ge=1, description="channels of the networks")
+    depth: int | None = Field(default=None, ge=1, description="blocks of the networks")
+    rate: float | None = Field(default=None, gt=0, description="learning rate of vectors, kernels and linear maps")
+    matrix_rate: float | None = Field(default=None, gt=0, description="learning rate of the trunks' matrices")
+
+
+class TextFit(Section):
+    """How the one tokenizer of all sequences is fitted, or the file that holds one."""
+
+    vocabulary: int = Field(default=30_000, ge=4397, le=1_048_576, description="tokens at most")
+    min_frequency: int = Field(default=2, ge=1, description="how often a pair of tokens must occur to become one")
+    file: str | None = Field(
+        default=None, min_length=1, description="a tokenizers JSON file to use, such as 4M's published one"
+    )
+
+
+class SnapshotConfig(Section):
+    """A selection of rows and modalities that is frozen for training."""
+
+    where: str | None = Field(
+        default=None,
+        min_length=1,
+        description="SQL condition over `samples`, such as corpus = 'photos'; default: all rows",
+    )
+    modalities: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="names, or NAME=DIGITS for the recipe that begins so; default: all that have tokens",
+    )
+    hold_out: float = Field(
+        default=HOLD_OUT, ge=0, lt=1, description="share of the keys that is never trained on, 0 to less than 1"
+    )
+
+
+class PoolConfig(Section):
+    """Workers of their own for some labelers: where dependencies conflict, or nodes differ."""
+
+    labelers: list[str] = Field(min_length=1, description="the labelers that these workers serve, and no others")
+    workers: int | None = Field(default=None, ge=1, le=65_536, description="workers; default: as many as fit")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="default: engine.threads")
+    batch: int | None = Field(default=None, ge=1, le=65_536, description="default: engine.batch")
+    device: str | None = Field(default=None, pattern=DEVICE, description="default: engine.device")
+    gpus: float | None = Field(default=None, ge=0, le=64, description="default: engine.gpus")
+    memory_mb: int | None = Field(default=None, ge=1, description="default: engine.memory_mb")
+    node_labels: dict[str, str] = Field(default_factory=dict, description="Ray labels that a node must have")
+    runtime_env: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(
+        default_factory=dict, description="Ray's runtime_env of these workers, over engine.runtime_env"
+    )
+
+
+class EngineConfig(Section):
+    """How the work is run."""
+
+    runner: Literal["ray", "local"] = Field(
+        default="ray", description="ray: processes on all machines; local: in this process"
+    )
+    workers: int | None = Field(
+        default=None, ge=1, le=65_536, description="worker processes; default: as many as cores or GPUs allow"
+    )
+    threads: int = Field(default=1, ge=1, le=1024, description="torch threads of a worker, and of a fit")
+    batch: int = Field(default=32, ge=1, le=65_536, description="rows a call of a labeler or tokenizer")
+    decode_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="threads that decode images, in each worker; default: 4 with a GPU, else as many as `threads`",
+    )
+    queue_mb: int = Field(default=512, ge=1, description="megabytes of decoded images that may wait in a worker")
+    models_mb: int = Field(
+        default=16_384,
+        ge=1,
+        description="megabytes of models that a worker keeps loaded, and a group of labelers needs",
+    )
+    memory_mb: int | None = Field(
+        default=None, ge=1, description="megabytes of memory that Ray sets aside for a worker; default: none"
+    )
+    device: str = Field(default="auto", pattern=DEVICE, description="auto, cpu, cuda, cuda:N or mps")
+    gpus: float = Field(
+        default=1, ge=0, le=64, description="GPUs of a worker where it works on one; 0.5 puts two workers on each"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="what models compute in; auto: bfloat16 on CUDA, else float32"
+    )
+    compile: bool = Field(default=False, description="whether models go through torch.compile")
+    ray_address: str | None = Field(
+        default=None, min_length=1, description="a running Ray cluster; default: one of this machine"
+    )
+    node_labels: dict[str, str] = Field(default_factory=dict, description="Ray labels that a worker's node must have")
+    runtime_env: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(
+        default_factory=dict, description="Ray's runtime_env of the workers: pip, py_modules, env_vars, ..."
+    )
+    pools: dict[CorpusName, PoolConfig] = Field(
+        default_factory=dict, description="workers of their own for some labelers, by name"
+    )
+    batch_deadline_s: float = Field(
+        default=600, gt=0, description="seconds a batch may take before its worker is taken to hang"
+    )
+    spill_after_s: float = Field(
+        default=600,
+        gt=0,
+        description="seconds of an item after which its finished rows are written aside, again and again",
+    )
+    drain_s: float = Field(default=120, ge=0, description="seconds that Ctrl-C or SIGTERM waits for items at work")
+    max_failed_fraction: float = Field(
+        default=0.25, ge=0, le=1, description="share of failed rows that stops a run, 0 to 1"
+    )
+    max_failed_parts: int = Field(
+        default=0, ge=0, description="work items that may fail as a whole before the run stops; they stay to be done"
+    )
+    gpu_hour_price: float | None = Field(
+        default=None, ge=0, description="price of a worker's hour (GPU or node), for estimates and the progress table"
+    )
+
+    @model_validator(mode="after")
+    def _one_pool_a_labeler(self) -> Self:
+        served = [name for pool in self.pools.values() for name in pool.labelers]
+        twice = next((name for name in served if served.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"pools: labeler {twice!r} is served by two pools; keep one")
+        return self

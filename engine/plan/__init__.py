@@ -1,0 +1,1 @@
+"""Decides what to do, changing nothing: current recipes, missing shards, groups of labelers, work items, their cost."""

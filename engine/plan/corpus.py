@@ -1,0 +1,241 @@
+"""What becomes of a corpus: its labelers in the order they must run, a recipe for each modality and form, its crops."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from engine.pipeline.config import CorpusConfig, ModalityConfig, PipelineConfig
+from engine.plan import weights
+from labelers import protocol as labelers
+from manifests import modality as modalities
+from manifests.errors import ConfigError
+from manifests.log.actions import TokenizerAdded
+from manifests.modality import Form, Modality
+from manifests.pixels.crops import CropRule
+from manifests.pixels.images import DECODER_VERSION
+from manifests.recipe import Recipe, canonical_json
+
+TEXT_TOKENIZER = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelerUse:
+    """A labeler as a corpus uses it: all its parameters, and the modalities wanted of it.
+
+    `weights` is the sha256 digest of the files of its checkpoint, None for a labeler without weights.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+    outputs: tuple[Modality, ...]
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityPlan:
+    """What becomes of one modality in a corpus. `token` is None where no tokens are wanted or their tokenizer lacks."""
+
+    modality: Modality
+    label: Recipe
+    token: Recipe | None
+    keep: bool
+    wants_tokens: bool
+    token_format: Literal["parquet", "webdataset"]
+
+    @property
+    def tokenizer(self) -> str:
+        """The name of the tokenizer in the workspace: one text tokenizer serves every sequence."""
+        return TEXT_TOKENIZER if self.modality.tokenizer == "text" else self.modality.name
+
+    def written(self) -> dict[Form, Recipe]:
+        """The recipe of each form that is written to shards."""
+        forms: dict[Form, Recipe] = {"label": self.label} if self.keep else {}
+        if self.token is not None:
+            forms["token"] = self.token
+        return forms
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusPlan:
+    """All that a worker needs to know of a corpus. `labelers` are in the order they must run."""
+
+    corpus: str
+    root: str
+    config: CorpusConfig
+    rule: CropRule
+    crops: int
+    labelers: tuple[LabelerUse, ...]
+    modalities: Mapping[str, ModalityPlan]
+
+    def grains(self, name: str, form: Form) -> tuple[int | None, ...]:
+        """The crop numbers that a form of a modality has shards for; (None,) where its grain is sample."""
+        modality = self.modalities[name].modality
+        grain = modality.label_grain if form == "label" else modality.token_grain
+        return tuple(range(self.crops)) if grain == "crop" else (None,)
+
+
+def corpus_modalities(config: PipelineConfig, corpus: str) -> list[str]:
+    """The names that the modalities of a corpus have in the manifest."""
+    return [modalities.get(written).name for written in config.modality_options(corpus)]
+
+
+def corpus_plan(
+    config: PipelineConfig, corpus: str, root: str, tokenizers: Mapping[str, TokenizerAdded | None]
+) -> CorpusPlan:
+    """The plan of one corpus. Raises ConfigError where labelers do not fit together.
+
+    Modalities whose tokenizer is not there yet have no token recipe.
+    """
+    section = config.corpora[corpus]
+    rule = CropRule(seed=section.seed, scale=section.crop.scale, ratio=section.crop.ratio, flip=section.crop.flip)
+    # Shards and the manifest know a modality by its own name; the pipeline file may name it `my_module:MODALITY`.
+    asked = {modalities.get(name).name: (name, options) for name, options in config.modality_options(corpus).items()}
+    resolver = _LabelerResolver(corpus, rule, asked, _decoder(section))
+    for name in asked:
+        resolver.add(name)
+    return CorpusPlan(
+        corpus=corpus,
+        root=root,
+        config=section,
+        rule=rule,
+        crops=section.crops if section.kind == "image" else 1,
+        labelers=tuple(resolver.uses.values()),
+        modalities={
+            name: _modality_plan(corpus, modalities.get(written), options, resolver.recipes[name], tokenizers, rule)
+            for name, (written, options) in asked.items()
+        },
+    )
+
+
+class _LabelerResolver:
+    """Finds the labeler of each modality and, before it, those of its inputs."""
+
+    def __init__(
+        self, corpus: str, rule: CropRule, asked: Mapping[str, tuple[str, ModalityConfig]], decoder: str
+    ) -> None:
+        self._where = f"corpora.{corpus}.modalities"
+        self._decoder = decoder
+        self._rule = rule
+        self._asked = asked
+        self.recipes: dict[str, Recipe] = {}
+        # By what tells two loaded labelers apart, in the order they must run.
+        self.uses: dict[str, LabelerUse] = {}
+
+    def add(self, name: str, wanted_by: tuple[str, ...] = ()) -> None:
+        """Adds the modality's labeler and recipe, its inputs' first."""
+        if name in self.recipes:
+            return
+        if name in wanted_by:
+            raise ConfigError(f"{self._where}: labelers need each other in a circle: {' → '.join((*wanted_by, name))}")
+        written, options = self._asked.get(name, (name, ModalityConfig()))
+        modality = modalities.get(written)
+        labeler_name = options.labeler or modality.labeler
+        labeler = labelers.find(labeler_name)
+        given = dict(options.parameters)
+        if labeler.spec.outputs is None:
+            given = {"modality": written, **given}
+        inputs = {needed: self._input(name, labeler.spec, needed, wanted_by) for needed in labeler.spec.inputs}
+        parameters = labelers.parameters(labeler, given)
+        digest = None
+        if checkpoint := parameters.pop("checkpoint", None):
+            found = self._weights(name, checkpoint)
+            # Where the weights lie decides nothing; what they are does.
+            digest, given["checkpoint"] = found.digest, found.checkpoint
+        self.recipes[name] = Recipe(
+            modality=name,
+            form="label",
+            producer=labeler.spec.name,
+            version=labeler.spec.version,
+            weights=digest,
+            parameters=parameters,
+            crop=_crop_document(self._rule, modality) if modality.label_grain == "crop" else None,
+            inputs=inputs,
+        )
+        size = modality.size if labeler.spec.scope == "crop" else ""
+        identity = f"{labeler.spec.name} {canonical_json(parameters).decode()} {digest} {size}"
+        use = self.uses.get(identity) or LabelerUse(name=labeler_name, parameters=given, outputs=(), weights=digest)
+        self.uses[identity] = replace(use, outputs=(*use.outputs, modality))
+
+    def _weights(self, name: str, checkpoint: Any) -> weights.Weights:
+        try:
+            if not isinstance(checkpoint, str):
+                raise ConfigError(f"checkpoint is {checkpoint!r}; expected a path, a URI or a hub id")
+            return weights.resolve(checkpoint)
+        except ConfigError as error:
+            raise ConfigError(f"{self._where}.{name}: {error}; see parameters.checkpoint") from error
+
+    def _input(self, name: str, spec: labelers.LabelerSpec, needed: str, wanted_by: tuple[str, ...]) -> str:
+        """The fingerprint of one input."""
+        if needed == "image":
+            return self._decoder
+        if needed in ("columns", "source"):
+            return "source"
+        self.add(needed, (*wanted_by, name))
+        producer = next(use for use in self.uses.values() if any(made.name == needed for made in use.outputs))
+        if spec.scope == "image" and labelers.find(producer.name).spec.scope == "crop":
+            raise ConfigError(
+                f"{self._where}.{name}: labeler {spec.name!r} labels whole photographs and needs {needed}, which "
+                f"{producer.name!r} makes of crops only"
+            )
+        return self.recipes[needed].fingerprint
+
+
+def _decoder(section: CorpusConfig) -> str:
+    """The fingerprint of photographs as an input: what decides their pixels."""
+    scaled = "" if section.decode_short is None else f"-short{section.decode_short}"
+    return f"decoder-{DECODER_VERSION}{scaled}"
+
+
+def _modality_plan(
+    corpus: str,
+    modality: Modality,
+    options: ModalityConfig,
+    label: Recipe,
+    tokenizers: Mapping[str, TokenizerAdded | None],
+    rule: CropRule,
+) -> ModalityPlan:
+    if options.tokens is True and not modality.tokenizer:
+        raise ConfigError(
+            f"corpora.{corpus}.modalities.{modality.name}.tokens: no tokenizer family encodes {modality.name} yet"
+        )
+    plan = ModalityPlan(
+        modality=modality,
+        label=label,
+        token=None,
+        keep=modality.keep if options.keep is None else options.keep,
+        wants_tokens=bool(modality.tokenizer) and options.tokens is not False,
+        token_format=options.format or "parquet",
+    )
+    tokenizer = tokenizers.get(plan.tokenizer)
+    if not plan.wants_tokens or tokenizer is None:
+        return plan
+    return replace(plan, token=_token_recipe(plan, tokenizer, rule))
+
+
+def _crop_document(rule: CropRule, modality: Modality) -> dict[str, Any]:
+    size = {"size": modality.size} if "h" in modality.axes.split() else {}
+    return {**rule.document(), **size}
+
+
+def _token_recipe(plan: ModalityPlan, tokenizer: TokenizerAdded, rule: CropRule) -> Recipe:
+    return Recipe(
+        modality=plan.modality.name,
+        form="token",
+        producer=tokenizer.family,
+        version=tokenizer.family_version,
+        weights=tokenizer.digest,
+        parameters={"tokenizer": tokenizer.name},
+        crop=_crop_document(rule, plan.modality) if plan.modality.token_grain == "crop" else None,
+        inputs={plan.modality.name: plan.label.fingerprint},
+    )
+
+
+def identity(use: LabelerUse) -> str:
+    """What tells two loaded labelers apart: name, weights, and parameters but for where the weights lie."""
+    given = {name: value for name, value in use.parameters.items() if use.weights is None or name != "checkpoint"}
+    return f"labeler {use.name} {(use.weights or '')[:12]} {canonical_json(given).decode()}"
+
+
+def identity_of_tokenizer(known: TokenizerAdded, modality: str) -> str:
+    """What tells two loaded tokenizers apart."""
+    return f"tokenizer {known.digest[:12]} {modality}"

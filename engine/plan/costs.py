@@ -1,0 +1,181 @@
+"""What a probe of some samples measured, and what the work to do takes by it.
+
+Figures are kept in the user's cache by recipe, source and machine: the head of a later run estimates by them, and groups
+of labelers are made by the measured sizes of their models. `engine/run/probe.py` takes them.
+"""
+
+import functools
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.pipeline.config import EngineConfig
+from engine.plan import corpus, weights
+from engine.plan.corpus import CorpusPlan, LabelerUse
+from manifests.recipe import canonical_json, sha256_hex
+from manifests.store.storage import cache_folder
+from manifests.store.uris import without_credentials
+
+# Raised by hand when what is measured changes: older figures are then not used.
+_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a labeler takes for one sample on this machine.
+
+    `label_s` is of its own calls; `rest_s` is what its group took beside the calls of labelers: decoding, crops, tokens,
+    files. `bytes_by_form` are written bytes by "modality/form".
+    """
+
+    samples: int
+    label_s: float
+    rest_s: float
+    bytes_by_form: Mapping[str, float]
+    model_bytes: int
+    on_gpu: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What some work takes: hours of one worker, bytes written (NaN where that is not known)."""
+
+    hours: float
+    size_bytes: float
+    on_gpu: bool
+
+    @property
+    def hours_words(self) -> str:
+        """The hours as a person reads them: "1,234", "5.6", "<0.01"."""
+        return "<0.01" if self.hours < 0.01 else f"{self.hours:,.2f}" if self.hours < 100 else f"{self.hours:,.0f}"
+
+    def words(self, price: float | None) -> str:
+        """As in "1.2 GPU-hours, 3.4 GB, 2.40 dollars"."""
+        said = [f"{self.hours_words} {'GPU' if self.on_gpu else 'worker'}-hours"]
+        if not math.isnan(self.size_bytes):
+            said.append(f"{readable(self.size_bytes)} written")
+        if price is not None:
+            said.append(f"{self.hours * price:,.2f} dollars")
+        return ", ".join(said)
+
+    def wall(self, workers: int) -> str:
+        """As in "0:12:00 at 10 workers"."""
+        return f"{clock(3600 * self.hours / workers)} at {workers:,} worker{'s' * (workers != 1)}"
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    found = list(costs)
+    return Cost(
+        hours=sum(cost.hours for cost in found),
+        size_bytes=sum(cost.size_bytes for cost in found),
+        on_gpu=any(cost.on_gpu for cost in found),
+    )
+
+
+def costs(rows: int, labelers: Sequence[tuple[Measured, int, Mapping[str, float]]]) -> list[Cost]:
+    """What a group takes: each of its labelers, and last what they share.
+
+    `rows` are the samples that the group reads; of each labeler: what was measured, the samples that it labels, and of how
+    many samples it writes what, by "modality/form".
+    """
+    found = []
+    for measured, count, samples in labelers:
+        size = sum(measured.bytes_by_form.get(form, math.nan) * written for form, written in samples.items())
+        hours = count * measured.label_s / 3600
+        found.append(Cost(hours=hours, size_bytes=size, on_gpu=measured.on_gpu))
+    # The rest was measured with all labelers of a group at work: with some of them it is less, if anything.
+    rest_s = max((measured.rest_s for measured, _, _ in labelers), default=0.0)
+    on_gpu = any(cost.on_gpu for cost in found)
+    return [*found, Cost(hours=rows * rest_s / 3600, size_bytes=0, on_gpu=on_gpu)]
+
+
+def known(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str = "") -> Measured | None:
+    """What an earlier probe measured of a labeler in a corpus, None where there was none on such a machine."""
+    try:
+        return Measured(**json.loads(_file(plan, use, engine, pool).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def keep(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str, measured: Measured) -> None:
+    """Keeps what was measured for `known`."""
+    path = _file(plan, use, engine, pool)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(asdict(measured)))
+    temporary.replace(path)
+
+
+def model_bytes(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str = "") -> int:
+    """The size of a labeler's models: as measured, else that of its weights' files, 0 for one without weights."""
+    if use.weights is None:
+        return 0
+    measured = known(plan, use, engine, pool)
+    return measured.model_bytes if measured else weights.resolve(str(use.parameters["checkpoint"])).size_bytes
+
+
+def _file(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str) -> Path:
+    own = engine.pools.get(pool)
+    document: dict[str, Any] = {
+        "version": _VERSION,
+        "labeler": corpus.identity(use),
+        "labels": [plan.modalities[o.name].label.fingerprint for o in use.outputs if o.name in plan.modalities],
+        "source": without_credentials(plan.config.source),
+        "crops": plan.crops,
+        "machine": machine(),
+        "threads": (own and own.threads) or engine.threads,
+        "batch": (own and own.batch) or engine.batch,
+        "device": (own and own.device) or engine.device,
+        "dtype": engine.dtype,
+        "compile": engine.compile,
+    }
+    return cache_folder() / "probes" / f"{sha256_hex(canonical_json(document))[:24]}.json"
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """The hardware that a probe's figures hold for; a moment's work, without torch."""
+    lines = _text("/proc/cpuinfo").splitlines()
+    cpu = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    found = [_text(path) for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    gpus = [line.partition(":")[2].strip() for text in found for line in text.splitlines() if line.startswith("Model:")]
+    return {"cpu": cpu or platform.machine(), "cores": os.cpu_count(), "gpus": gpus}
+
+
+def machine_words() -> str:
+    """The machine in a few words."""
+    facts = machine()
+    gpus: Sequence[str] = facts["gpus"]
+    return ", ".join([f"{facts['cores']} cores", *([f"{len(gpus)} x {gpus[0]}"] if gpus else ["no GPU"])])
+
+
+def readable(size_bytes: float) -> str:
+    """A number of bytes in the unit that fits: "1.2 GB"."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size_bytes < 1000 or unit == "TB":
+            break
+        size_bytes /= 1000
+    return f"{size_bytes:,.3g} {unit}" if size_bytes < 1000 else f"{size_bytes:,.0f} {unit}"
+
+
+def clock(seconds: float) -> str:
+    """A span of time: "1:02:03", "12 d 3 h"."""
+    if seconds >= 48 * 3600:
+        return f"{int(seconds // 86400):,} d {round(seconds % 86400 / 3600)} h"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"
+
+
+def _text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,138 @@
+"""What is scheduled, and what comes back: work items, the attempts at them, results, and signs of life between."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.plan.corpus import CorpusPlan
+from manifests.log.actions import PartAdded, ShardAdded, TokenizerAdded
+from manifests.modality import Form, Modality
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a row failed: the stage (source, decode, label, tokenize), the exception's class and message."""
+
+    stage: str
+    class_name: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One shard to be made."""
+
+    modality: str
+    form: Form
+    fingerprint: str
+    crop: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What earlier attempts at an item taught; the driver counts, the worker obeys.
+
+    strikes      workers that died at the item (a node that left the cluster is no strike)
+    suspects     rows that were at work when the last one died, as its mark said: they go through one by one
+    killers      rows that killed a worker, each with its failure: they become failed rows without being touched
+    batch        rows a call where memory ran out before; None: as configured
+    """
+
+    strikes: int = 0
+    suspects: tuple[int, ...] = ()
+    killers: Mapping[int, Failure] = field(default_factory=dict)
+    batch: int | None = None
+
+    @property
+    def marks(self) -> bool:
+        """Whether the worker must say in `runs/<run>/marks/` which rows it has at hand: from the first strike on."""
+        return self.strikes > 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other item may be under way in the worker, so that it is plain whose doing another death is."""
+        return self.marks or self.batch is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkItem:
+    """One part, and the shards of it to be made together. Doing it twice is doing it once.
+
+    `group` names the labelers that share the decode, `pool` the workers that serve them. `selected` are the rows to be
+    labeled as a bitmap (`numpy.packbits`, one bit a row; None: all); the others keep what `base`, the live shard of a
+    target, has for them, or are null with status 3. Of a base's rows only those are made again that are selected and
+    not selected there before, or whose failure has a class of `retry` (empty: any failure is made again).
+    """
+
+    plan: CorpusPlan
+    part: PartAdded
+    targets: tuple[Target, ...]
+    tokenizers: Mapping[str, TokenizerAdded]
+    group: str = ""
+    pool: str = ""
+    selected: bytes | None = None
+    base: Mapping[Target, ShardAdded] = field(default_factory=dict)
+    retry: frozenset[str] = frozenset()
+    attempt: Attempt = field(default_factory=Attempt)
+
+    @property
+    def name(self) -> str:
+        """Its name in messages, events and marks: one item has one name in a run."""
+        return f"{self.plan.corpus}/{self.part.part:07d}{f'/{self.group}' if self.group else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """A worker's sign of life. `busy` is the share of the last seconds that the device (or the labelers) worked."""
+
+    item: str
+    rows: int
+    stage: str
+    stage_s: float
+    busy: float
+    queue_fill: float
+    rss_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemResult:
+    """What a worker made of an item: the records to be committed, and what it took.
+
+    `seconds` is wall time by stage (`wait` for decoded rows, `label`, `tokenize`, `write`) and `total`, which ends where
+    another item was begun in the worker while this one was written;
+    `seconds_by_labeler` that of the calls of each labeler. `busy` is the share of the total in which the device worked
+    (on a CPU: labelers and tokenizers).
+    """
+
+    records: tuple[ShardAdded, ...]
+    rows: int
+    seconds: Mapping[str, float]
+    seconds_by_labeler: Mapping[str, float]
+    busy: float
+    rss_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRows:
+    """The rows of one corpus that a tokenizer is fitted on, and those it is judged on, by part."""
+
+    plan: CorpusPlan
+    parts: tuple[PartAdded, ...]
+    fit_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitItem:
+    """A tokenizer to be fitted, for the stated number of steps. `modalities` are those it serves.
+
+    `pool` names the workers that can label what it is fitted on; rows of its `attempt` are numbers of samples, as
+    `engine/work/fit.py` counts them.
+    """
+
+    name: str
+    family: str
+    modalities: tuple[Modality, ...]
+    options: Mapping[str, Any]
+    rows: tuple[FitRows, ...]
+    pool: str = ""
+    attempt: Attempt = field(default_factory=Attempt)

@@ -1,0 +1,174 @@
+"""What will be done and why, a line a modality: parts that are missing, stale, failed or left out by a selection."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.plan.corpus import CorpusPlan
+from engine.plan.missing import Request, places_of, wanted_targets
+from manifests.catalog.catalog import Catalog
+from manifests.modality import Form
+from manifests.queries import planning
+from manifests.queries.planning import Count
+
+Documents = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSamples:
+    """Samples of a source that are not ingested yet, and the parts that they will be."""
+
+    parts: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One form of a modality of a corpus: parts that count, parts to do, and why these."""
+
+    corpus: str
+    modality: str
+    form: str
+    parts: int
+    to_do: int
+    why: str
+
+
+def lines(
+    catalog: Catalog,
+    plan: CorpusPlan,
+    request: Request,
+    *,
+    unfitted: Collection[str] = (),
+    new: NewSamples | None = None,
+) -> list[Line]:
+    """A line for each form of each modality of a corpus, those without work too, by modality.
+
+    `unfitted` are the modalities whose tokenizer is still to be fitted; `new` samples make parts that lack all.
+    """
+    among = None if request.selection is None else request.selection.parts(plan.corpus)
+    places = places_of([target for target in wanted_targets(plan) if target.form in request.forms])
+    known = next((row for row in catalog.corpora() if row["corpus"] == plan.corpus), None)
+    parts = len(among) if among is not None else known["parts"] if known else 0
+    counts = planning.counts(catalog, plan.corpus, places, classes=request.retry or (), among=among)
+    documents = planning.recipe_documents(catalog)
+    forms: dict[tuple[str, Form], None] = dict.fromkeys((place[0], place[1]) for place in places)
+    coming = new.parts if new is not None else 0
+    found = []
+    for modality, form in forms:
+        count = counts.get((modality, form), Count(modality=modality, form=form))
+        to_do, reasons = _why(plan, count, parts, request, documents)
+        if coming:
+            reasons.append(f"{coming:,} of new samples")
+        if form == "token" and modality in unfitted:
+            reasons = ["its tokenizer is to be fitted first"]
+        found.append(
+            Line(
+                corpus=plan.corpus,
+                modality=modality,
+                form=form,
+                parts=parts + coming,
+                to_do=to_do + coming,
+                why=", ".join(reasons),
+            )
+        )
+    return found
+
+
+def table(found: Sequence[Line]) -> str:
+    """The lines as text, columns aligned; forms of a modality with equal figures stand in one line."""
+    together: dict[tuple[str, str, int, int], list[Line]] = {}
+    for line in found:
+        together.setdefault((line.corpus, line.modality, line.parts, line.to_do), []).append(line)
+    rows = [("corpus", "modality", "form", "parts", "to do", "why")]
+    for (corpus, modality, parts, to_do), forms in together.items():
+        whys = dict.fromkeys(line.why for line in forms)
+        why = next(iter(whys)) if len(whys) == 1 else "; ".join(f"{line.form}: {line.why}" for line in forms)
+        rows.append((corpus, modality, "+".join(line.form for line in forms), f"{parts:,}", f"{to_do:,}", why))
+    return aligned(rows, right=(3, 4))
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Rows of cells as lines of text, each column as wide as its widest cell; columns of numbers to the right."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(widths[place]) if place in right else cell.ljust(widths[place]) for place, cell in enumerate(row)
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _why(plan: CorpusPlan, count: Count, parts: int, request: Request, documents: Documents) -> tuple[int, list[str]]:
+    """Parts to do, and the reasons in words."""
+    lacking = parts - count.done - count.partial
+    reasons = []
+    if count.stale and count.before is not None:
+        recipe = plan.modalities[count.modality].written()[count.form]
+        what = "; ".join(changes(plan, recipe.document(), documents.get(count.before), documents))
+        reasons.append(f"{count.stale:,} stale ({what})")
+    if count.begun:
+        reasons.append(f"{count.begun:,} lack crops")
+    if new := lacking - count.stale - count.begun:
+        reasons.append(f"{new:,} missing")
+    if count.partial:
+        told = "not selected before" if request.selection is None else "not selected before, perhaps now"
+        reasons.append(f"{count.partial:,} with rows {told}")
+    to_do = lacking + count.partial
+    if request.retry is not None and count.with_failures:
+        classes = f" of {', '.join(sorted(request.retry))}" if request.retry else ""
+        reasons.append(f"{count.with_failures:,} with failed rows{classes}")
+        to_do = min(parts, to_do + count.with_failures)
+    elif count.failed:
+        reasons.append(f"{count.failed:,} failed rows stay (--failed)")
+    return to_do, reasons
+
+
+def changes(
+    plan: CorpusPlan, now: Mapping[str, Any], before: Mapping[str, Any] | None, documents: Documents
+) -> list[str]:
+    """Which inputs of the fingerprint changed between two recipes of a modality and form, in words."""
+    if before is None:
+        return ["made by a recipe that the log does not know"]
+    found = []
+    if now["producer"] != before["producer"]:
+        return [f"{before['producer']} → {now['producer']}"]
+    if now["version"] != before["version"]:
+        found.append(f"version {before['version']} → {now['version']}")
+    if now["weights"] != before["weights"]:
+        found.append("tokenizer" if now["form"] == "token" else "weights")
+    found += [f"parameters.{text}" for text in _differences(now["parameters"], before["parameters"])]
+    if now["crop"] != before["crop"]:
+        differing = _differences(now["crop"] or {}, before["crop"] or {})
+        found.append(f"crop {', '.join(differing)}" if now["crop"] and before["crop"] else "crop rule")
+    for name in sorted({*now["inputs"], *before["inputs"]}):
+        ours, theirs = now["inputs"].get(name), before["inputs"].get(name)
+        if ours != theirs:
+            found += _input_changes(plan, name, ours, theirs, now["form"], documents)
+    return found or ["nothing that shows"]
+
+
+def _input_changes(
+    plan: CorpusPlan, name: str, ours: str | None, theirs: str | None, form: Form, documents: Documents
+) -> list[str]:
+    said = "label" if form == "token" else name
+    if name == "image" or ours is None or theirs is None:
+        return [f"{name} {theirs} → {ours}"]
+    document = next(
+        (known.label.document() for known in plan.modalities.values() if known.label.fingerprint == ours), None
+    )
+    document = document or documents.get(ours)
+    if document is None or theirs not in documents:
+        return [f"its {'label' if form == 'token' else f'input {name}'}"]
+    return [f"{said}: {text}" for text in changes(plan, document, documents[theirs], documents)]
+
+
+def _differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """Names whose values differ, with both values where they are short."""
+    found = []
+    for name in sorted({*now, *before}):
+        ours, theirs = now.get(name), before.get(name)
+        if ours != theirs:
+            both = f"{theirs} → {ours}"
+            found.append(f"{name} {both}" if len(both) <= 40 else name)
+    return found

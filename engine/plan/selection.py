@@ -1,0 +1,102 @@
+"""Which rows a run is to label: those that a condition over `samples` picks (`modmill run --where`)."""
+
+import io
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from manifests.catalog.catalog import Catalog
+from manifests.errors import ConfigError, ShardError
+from manifests.formats import shards
+from manifests.log.actions import ShardAdded
+from manifests.queries import planning
+from manifests.store import parquet
+from manifests.store.storage import Storage
+
+
+class Selection:
+    """The picked rows, by corpus and part: a bitmap (`numpy.packbits`, one bit a row), or None where all are picked.
+
+    Parts without a picked row are not in it. Forgotten rows are never picked, and do not count.
+    """
+
+    def __init__(self, where: str, rows: Mapping[str, Mapping[int, bytes | None]], shares: Mapping[str, float]) -> None:
+        self.where = where
+        self._rows = rows
+        self._shares = shares
+
+    def parts(self, corpus: str) -> Collection[int]:
+        """The parts of a corpus that have a picked row."""
+        return self._rows.get(corpus, {}).keys()
+
+    def share(self, corpus: str) -> float:
+        """How much of the rows of those parts is picked, from 0 to 1."""
+        return self._shares.get(corpus, 0.0)
+
+    def has(self, corpus: str, part: int) -> bool:
+        return part in self._rows.get(corpus, {})
+
+    def bits(self, corpus: str, part: int) -> bytes | None:
+        """The bitmap of a part that has a picked row."""
+        return self._rows[corpus][part]
+
+
+def pick(catalog: Catalog, where: str, corpora: Collection[str]) -> Selection:
+    """The rows of some corpora that a condition picks. Raises ConfigError where that is none, QueryError for the condition."""
+    table = catalog.numbered_parts()
+    firsts, counts = table["first_row"].to_numpy(), table["rows"].to_numpy()
+    names, numbers = table["corpus"].to_pylist(), table["part"].to_pylist()
+    total = int(counts.sum())
+    chosen = np.zeros(total, bool)
+    for chunk in catalog.select_rows(where).column(0).chunks:
+        chosen[chunk.to_numpy()] = True
+    place = {(corpus, part): index for index, (corpus, part) in enumerate(zip(names, numbers, strict=True))}
+    there = np.ones(total, bool)
+    for corpus, part, row in planning.forgotten_rows(catalog):
+        if (corpus, part) in place:
+            there[firsts[place[corpus, part]] + row] = False
+    chosen &= there
+    rows: dict[str, dict[int, bytes | None]] = {}
+    picked: Counter[str] = Counter()
+    among: Counter[str] = Counter()
+    for (corpus, part), index in place.items():
+        span = slice(int(firsts[index]), int(firsts[index] + counts[index]))
+        if corpus in corpora and chosen[span].any():
+            is_all = bool((chosen[span] == there[span]).all())
+            picked[corpus] += int(chosen[span].sum())
+            among[corpus] += int(counts[index])
+            rows.setdefault(corpus, {})[part] = None if is_all else np.packbits(chosen[span]).tobytes()
+    if not rows:
+        raise ConfigError(
+            f"--where {where!r} picks no row of {', '.join(sorted(corpora))}; the workspace has {total:,} samples, see "
+            f'`modmill sql {catalog.storage.uri} "FROM samples"`'
+        )
+    return Selection(where, rows, {corpus: picked[corpus] / among[corpus] for corpus in rows})
+
+
+def unpacked(bits: bytes, rows: int) -> np.ndarray:
+    """bool (rows,): the rows of a bitmap."""
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=rows).astype(bool)
+
+
+def has_row(storage: Storage, shard: ShardAdded, bits: bytes, statuses: Sequence[int]) -> bool:
+    """Whether a picked row has one of these statuses in a shard, whose statuses are read. Raises ShardError."""
+    found = statuses_of(storage, shard)
+    if len(found) != shard.rows:
+        raise ShardError(f"{shard.path} has {len(found)} rows, the log says {shard.rows}; see `modmill verify`")
+    return bool((np.isin(found, list(statuses)) & unpacked(bits, shard.rows)).any())
+
+
+def statuses_of(storage: Storage, shard: ShardAdded) -> np.ndarray:
+    """uint8 (rows,): what became of each row of a shard. Raises ShardError where it cannot be read."""
+    try:
+        if shard.format == "parquet":
+            with storage.open(shard.path) as file:
+                return parquet.read(file, ["status"])["status"].to_numpy()
+        found = shards.read_tar(io.BytesIO(storage.read(shard.path)), values=False)
+        return np.array(found.statuses, np.uint8)
+    except (OSError, KeyError, pa.ArrowException, ShardError) as error:
+        where = storage.location(shard.path)
+        raise ShardError(f"{where} cannot be read ({error}); see `modmill verify {storage.uri}`") from error

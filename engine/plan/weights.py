@@ -1,0 +1,278 @@
+"""Weights of labelers: found or fetched once a node, and known by the digest of their files.
+
+A checkpoint is named by a path, an fsspec URI, or a hub id (`org/name`, `org/name@revision`). What it is named does not
+decide what a labeler makes, so recipes hold the digest and not the name: a folder may move, and a hub id may be
+replaced by a copy on a disk, without anything becoming stale.
+"""
+
+import fcntl
+import functools
+import json
+import os
+import posixpath
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests.errors import ConfigError
+from manifests.recipe import canonical_json, sha256_hex, sha256_of_stream
+from manifests.store.storage import cache_folder
+
+# Files of a checkpoint's folder that decide what comes out. Pickles only where there are no safetensors.
+_ALWAYS = (".json", ".safetensors", ".txt", ".model")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_WEIGHTS = (".safetensors", *_PICKLES)
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A checkpoint that lies on this machine.
+
+    path        the local folder or file
+    digest      of a file its sha256; of a folder the sha256 of the names and sha256s of the files that matter
+    size_bytes  of these files
+    checkpoint  its name for other machines: with the commit, for a hub id
+    """
+
+    path: Path
+    digest: str
+    size_bytes: int
+    checkpoint: str
+
+
+def resolve(checkpoint: str) -> Weights:
+    """The checkpoint called so, fetched if it must be.
+
+    A hub id without a revision is the commit that this machine saw first. Raises ConfigError where there is no such
+    checkpoint, where it cannot be fetched, and where a file of it is cut short.
+    """
+    path, pinned = _locate(checkpoint)
+    files = _files(path, checkpoint)
+    for file in files:
+        if file.suffix == ".safetensors":
+            _check_whole(file)
+    sums = {file.name: _sha256(file) for file in files}
+    return Weights(
+        path=path,
+        digest=sums[path.name] if path.is_file() else sha256_hex(canonical_json(sums)),
+        size_bytes=sum(file.stat().st_size for file in files),
+        checkpoint=pinned,
+    )
+
+
+def fetch(checkpoint: str, digest: str) -> Weights:
+    """The checkpoint, which must have this digest: what the driver planned with. Raises ConfigError where it has not."""
+    found = resolve(checkpoint)
+    if found.digest != digest:
+        sums = {file.name: _sha256(file)[:12] for file in _files(found.path, checkpoint)}
+        listed = ", ".join(f"{name} {sha256}" for name, sha256 in sorted(sums.items()))
+        raise ConfigError(
+            f"checkpoint {checkpoint}: {found.path} on {os.uname().nodename} has the digest {found.digest[:12]}, expected "
+            f"{digest[:12]} ({listed}); put the driver's copy there, or delete that one if it was fetched"
+        )
+    return found
+
+
+def is_hub_id(checkpoint: str) -> bool:
+    """Whether a name is `org/name` or `org/name@revision`; a path of that form must start with `./`."""
+    return bool(_HUB_ID.match(checkpoint))
+
+
+def _locate(checkpoint: str) -> tuple[Path, str]:
+    """Where the checkpoint lies on this machine, and its name for others."""
+    if "://" in checkpoint:
+        return _from_store(checkpoint), checkpoint
+    path = Path(checkpoint).expanduser().absolute()
+    if path.exists():
+        return path, str(path)
+    if is_hub_id(checkpoint):
+        repo, _, revision = checkpoint.partition("@")
+        folder, commit = _from_hub(repo, revision or "main", os.environ.get("HF_ENDPOINT"))
+        return folder, f"{repo}@{commit}"
+    raise ConfigError(
+        f"checkpoint {checkpoint}: no such file or folder on {os.uname().nodename}; expected a path that every node sees, "
+        "a URI such as s3://bucket/weights, or a hub id such as facebook/dinov2-base"
+    )
+
+
+# -- files and digests ------------------------------------------------------------------------------------------------
+
+
+def _files(path: Path, checkpoint: str) -> list[Path]:
+    """The files that matter, by name. Raises ConfigError where none of them holds weights."""
+    if path.is_file():
+        return [path]
+    names = _that_matter(entry.name for entry in path.iterdir() if entry.is_file())
+    if not any(name.endswith(_WEIGHTS) for name in names):
+        raise ConfigError(f"checkpoint {checkpoint}: {path} holds no weights; expected *.safetensors (or *.bin, *.pt)")
+    index = path / "model.safetensors.index.json"
+    wanted = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    if missing := sorted(wanted - set(names)):
+        raise ConfigError(
+            f"checkpoint {checkpoint}: {path} lacks {missing[0]}, which {index.name} names; fetch it again"
+        )
+    return [path / name for name in names]
+
+
+def _that_matter(names: Iterable[str]) -> list[str]:
+    """Of the names in a folder those whose files decide what comes out."""
+    plain = sorted(name for name in names if "/" not in name and not name.startswith("."))
+    pickles = () if any(name.endswith(".safetensors") for name in plain) else _PICKLES
+    return [name for name in plain if name.endswith((*_ALWAYS, *pickles))]
+
+
+def _check_whole(path: Path) -> None:
+    """Raises ConfigError where a safetensors file is shorter or longer than its header says."""
+    size = path.stat().st_size
+    expected = 8
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            expected += length
+            if expected <= size:
+                tensors = [fact for name, fact in json.loads(file.read(length)).items() if name != "__metadata__"]
+                expected += max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: the header is no safetensors header ({error}); fetch the file again") from error
+    if size != expected:
+        raise ConfigError(
+            f"{path}: the file has {size} bytes, its header says {expected}: it was cut short or overwritten; "
+            "fetch it again"
+        )
+
+
+def _sha256(path: Path) -> str:
+    """The sha256 of a file, remembered for as long as its size and time stay: weights are gigabytes."""
+    path = path.resolve()
+    stat = path.stat()
+    identity = sha256_hex(f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}".encode())
+    remembered = cache_folder() / "weights" / "digests" / identity
+    if remembered.is_file():
+        return remembered.read_text()
+    with path.open("rb") as file:
+        digest = sha256_of_stream(file)
+    _write(remembered, digest)
+    return digest
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a small file whole: other processes see none or all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Holds a lock of this node by that name: one process fetches, the others wait and then find what it fetched."""
+    folder = cache_folder() / "weights"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# -- object stores ----------------------------------------------------------------------------------------------------
+
+
+def _from_store(uri: str) -> Path:
+    """A local copy of what lies at an fsspec URI: a folder of it for each state of its files."""
+    import fsspec
+
+    try:
+        fs, root = fsspec.core.url_to_fs(uri)
+        found = _listed(fs, root)
+    except (OSError, ImportError, ValueError) as error:
+        raise ConfigError(f"checkpoint {uri} cannot be read: {error}") from error
+    if not found:
+        raise ConfigError(f"checkpoint {uri}: there is nothing there; expected a file, or a folder with *.safetensors")
+    key = sha256_hex(canonical_json([uri, {name: fs.ukey(path) for name, path in found.items()}]))[:24]
+    folder = cache_folder() / "weights" / key
+    with _alone(key):
+        if not folder.is_dir():
+            # What a killed process left is begun anew: only the lock's holder writes here.
+            partial = folder.with_name(f".{key}")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                for name, path in found.items():
+                    fs.get_file(path, str(partial / name))
+            except OSError as error:
+                raise ConfigError(f"checkpoint {uri} cannot be fetched to {partial}: {error}") from error
+            partial.rename(folder)
+    single = posixpath.basename(root.rstrip("/"))
+    return folder / single if list(found) == [single] else folder
+
+
+def _listed(fs, root: str) -> dict[str, str]:
+    """The files that matter of a store's folder, or the one file there: name to path."""
+    root = root.rstrip("/")
+    if fs.isfile(root):
+        return {posixpath.basename(root): root}
+    paths = {posixpath.basename(path): path for path in fs.find(root, maxdepth=1)}
+    return {name: paths[name] for name in _that_matter(paths)}
+
+
+# -- the hub ----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _from_hub(repo: str, revision: str, endpoint: str | None) -> tuple[Path, str]:
+    """The folder of a hub repository's files in Hugging Face's own cache, and their commit.
+
+    Which commit a branch stands for is remembered, so that a repository that moves makes nothing stale by itself.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    name = sha256_hex(f"{endpoint} {repo}@{revision}".encode())[:24]
+    marker = cache_folder() / "weights" / f"hub-{name}.json"
+    try:
+        with _alone(f"hub-{name}"):
+            known = _remembered(marker)
+            if known is None:
+                if _is_offline():
+                    folder = _cached_by_hub(repo, revision)
+                    return folder, folder.name
+                info = HfApi(endpoint=endpoint).model_info(repo, revision=revision)
+                names = _that_matter(file.rfilename for file in info.siblings or ())
+                folder = snapshot_download(repo, revision=info.sha, allow_patterns=names, endpoint=endpoint)
+                known = {"folder": folder, "commit": str(info.sha)}
+                _write(marker, json.dumps(known))
+    # Which client it asks by, and so what is raised, differs between releases of the library.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        offline = "HF_HUB_OFFLINE is set, and it is not in the cache; " if _is_offline() else ""
+        raise ConfigError(
+            f"checkpoint {repo}@{revision} cannot be fetched: {offline}{reason}; fetch it where there is a network "
+            "(a private or gated one needs HF_TOKEN), or give the path of a copy"
+        ) from error
+    return Path(known["folder"]), known["commit"]
+
+
+def _cached_by_hub(repo: str, revision: str) -> Path:
+    """The folder of a revision in Hugging Face's cache. Raises FileNotFoundError where it lacks.
+
+    Not asked of the library, for which a snapshot without the repository's README is incomplete.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    branch = folder / "refs" / revision
+    return (folder / "snapshots" / (branch.read_text().strip() if branch.is_file() else revision)).resolve(strict=True)
+
+
+def _remembered(marker: Path) -> Mapping[str, str] | None:
+    """What an earlier fetch left, if its folder still stands."""
+    if not marker.is_file():
+        return None
+    known = json.loads(marker.read_text())
+    return known if Path(known["folder"]).is_dir() else None
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

@@ -1,0 +1,220 @@
+"""The events of a run, one JSON document a line: written by the driver, read by who watches.
+
+In a local workspace they are appended to `runs/<run>/events.jsonl`. On an object store they stand in segments
+`runs/<run>/events-000001.jsonl`, of which the newest is written again every 15 s while it grows. Every now and then comes
+an event `state` that holds the fold of all before it, and a segment begins with one: who comes late reads from the newest.
+
+Each event has `time` (UTC), `t` (seconds since the run began, monotonic), and `event`, its kind:
+
+    run          run, kind, host, pid                            the run began
+    message      text                                            one line for people
+    stage        stage, total, unit                              a stage that counts units begins
+    progress     stage, done, total, failed, note                how far it is, every 10 s and at its end
+    plan         modalities {name: parts}, workers, price        labeling begins: the parts of each modality to be made
+    workers      pool, ready, wanted                             workers of a pool came or went
+    started      worker, pool, item, rows, modalities [name]     a worker took an item up
+    beat         worker, item, rows, stage, stage_s, busy,       a sign of life of a worker; of many workers each is
+                 queue_fill, rss_bytes                           written more seldom: 20 a second in all, at most
+    item         item, pool, rows, shards, failed, seconds,      an item is done and in the log; failed counts rows
+                 busy, modalities {name: failed rows}
+    failed_item  item, error, message, modalities [name]         an item failed for good; it stays to be done
+    strike       item, worker, reason, strikes                   a worker was lost at an item
+    alarm        text                                            a shard departs from the history of its recipe
+    error        error, message, trace                           what ended the run
+    ended        status, counts                                  done, failed, over_budget or interrupted
+    state        state                                           everything so far; its fields are not promised
+
+Kinds and fields stay; others may join them.
+"""
+
+import json
+import logging
+import re
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from manifests.errors import ModmillError
+from manifests.store.storage import Storage
+
+_STORE_EVERY_S = 15.0
+_TAIL_BYTES = 1 << 20
+_SEGMENT = re.compile(r"events-(\d{6})\.jsonl")
+_STATE = b'"event": "state"'
+
+_log = logging.getLogger(__name__)
+
+
+class EventSink(Protocol):
+    """Where lines go. One thread at a time."""
+
+    def begin(self) -> None:
+        """What is written next is a `state`: a place to begin reading at."""
+        ...
+
+    def write(self, lines: bytes) -> None: ...
+
+    def flush(self, *, now: bool) -> None:
+        """Lets others see what was written, at once or when it is due."""
+        ...
+
+
+def sink(storage: Storage, run: str) -> EventSink:
+    """Where the events of a run that begins are written."""
+    return _File(Path(storage.full(f"runs/{run}/events.jsonl"))) if storage.is_local else _Segments(storage, run)
+
+
+class _File:
+    """Events of a local workspace; a disk that takes no more costs events, not the run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._told = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def begin(self) -> None:
+        pass
+
+    def write(self, lines: bytes) -> None:
+        try:
+            with open(self._path, "ab") as file:
+                file.write(lines)
+        except OSError as error:
+            if not self._told:
+                _log.warning("%s: events are lost: %s", self._path, error)
+            self._told = True
+
+    def flush(self, *, now: bool) -> None:
+        pass
+
+
+class _Segments:
+    """Events on an object store: what a segment has so far is kept, and put again as it grows."""
+
+    def __init__(self, storage: Storage, run: str) -> None:
+        self._storage = storage
+        self._run = run
+        self._number = 1
+        self._held = b""
+        self._put = 0
+        self._next = time.monotonic()
+
+    def begin(self) -> None:
+        self.flush(now=True)
+        self._number += 1
+        self._held, self._put = b"", 0
+
+    def write(self, lines: bytes) -> None:
+        self._held += lines
+
+    def flush(self, *, now: bool) -> None:
+        if len(self._held) == self._put or (not now and time.monotonic() < self._next):
+            return
+        try:
+            self._storage.replace(f"runs/{self._run}/events-{self._number:06d}.jsonl", self._held)
+            self._put = len(self._held)
+        except (ModmillError, OSError) as error:
+            _log.info("events were not written, it is tried again: %s", error)
+        self._next = time.monotonic() + _STORE_EVERY_S
+
+
+class EventReader:
+    """Follows the events of a run from its newest `state` on. Raises FileNotFoundError where it has none."""
+
+    def __init__(self, storage: Storage, run: str) -> None:
+        self._storage = storage
+        self._run = run
+        self._at = -1
+        self._segment = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """The events since the last call."""
+        return self._read_file() if self._storage.is_local else self._read_segments()
+
+    def _read_file(self) -> list[dict[str, Any]]:
+        with open(self._storage.full(f"runs/{self._run}/events.jsonl"), "rb") as file:
+            if self._at < 0:
+                self._at = _newest_state(file)
+            file.seek(self._at)
+            return self._whole(file.read())
+
+    def _read_segments(self) -> list[dict[str, Any]]:
+        found = (_SEGMENT.fullmatch(name) for name in self._storage.names(f"runs/{self._run}"))
+        newest = max((int(match[1]) for match in found if match), default=0)
+        if not newest:
+            raise FileNotFoundError(self._storage.location(f"runs/{self._run}"))
+        events = []
+        if self._at < 0:
+            self._segment, self._at = newest, 0
+        for number in range(self._segment, newest + 1):
+            if number > self._segment:
+                self._segment, self._at = number, 0
+            data = self._storage.read(f"runs/{self._run}/events-{number:06d}.jsonl")
+            events += self._whole(data[self._at :])
+        return events
+
+    def _whole(self, data: bytes) -> list[dict[str, Any]]:
+        """The events of whole lines; the rest is read again next time."""
+        end = data.rfind(b"\n") + 1
+        self._at += end
+        return [event for line in data[:end].splitlines() if (event := _parsed(line)) is not None]
+
+
+def files(storage: Storage, run: str) -> list[str]:
+    """The files that hold the events of a run, in order; none where it has none."""
+    names = storage.names(f"runs/{run}")
+    return [f"runs/{run}/{name}" for name in names if name == "events.jsonl" or _SEGMENT.fullmatch(name)]
+
+
+def redact(storage: Storage, named: re.Pattern[str], *, but: str) -> None:
+    """Puts "(forgotten)" where texts in the events of all runs but one match a pattern."""
+    for run in storage.names("runs"):
+        for path in files(storage, run) if run != but else []:
+            text = storage.read(path).decode()
+            left = "".join(_redacted(line, named) for line in text.splitlines(keepends=True))
+            if left != text:
+                storage.replace(path, left.encode())
+
+
+def _redacted(line: str, named: re.Pattern[str]) -> str:
+    def without(value: Any) -> Any:
+        if isinstance(value, str):
+            return named.sub("(forgotten)", value)
+        if isinstance(value, dict):
+            return {name: without(one) for name, one in value.items()}
+        return [without(one) for one in value] if isinstance(value, list) else value
+
+    event = _parsed(line)
+    changed = without(event)
+    return line if changed == event else json.dumps(changed) + "\n"
+
+
+def _newest_state(file: Any) -> int:
+    """Where the line of the newest `state` begins in a file of events; 0 where there is none."""
+    size = end = file.seek(0, 2)
+    while end > 0:
+        begin = max(0, end - _TAIL_BYTES)
+        file.seek(begin)
+        # A little more than the block: the mark may stand across its end.
+        data = file.read(min(end - begin + len(_STATE), size - begin))
+        at = data.rfind(_STATE)
+        if at >= 0:
+            return _line_start(file, begin + at)
+        end = begin
+    return 0
+
+
+def _line_start(file: Any, at: int) -> int:
+    """`time` and `t` come before the kind, and are short."""
+    begin = max(0, at - 1000)
+    file.seek(begin)
+    return begin + file.read(at - begin).rfind(b"\n") + 1
+
+
+def _parsed(line: bytes | str) -> dict[str, Any] | None:
+    """An event; None for a line that is none (a disk was full)."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "t" in event and "event" in event else None

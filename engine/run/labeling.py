@@ -1,0 +1,186 @@
+"""The labeling of a run: its head that says what will be done and why, the items handed to a runner, their records
+committed as they come, and the summary at its end.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from engine.pipeline.config import EngineConfig
+from engine.plan import costs as probe
+from engine.plan import missing as plan
+from engine.plan import reasons
+from engine.plan.corpus import CorpusPlan, LabelerUse
+from engine.plan.groups import Group, groups
+from engine.plan.items import Target, WorkItem
+from engine.plan.missing import Request
+from engine.plan.reasons import NewSamples
+from engine.progress.record import Execution
+from engine.run.alarms import Alarms
+from engine.run.commit import _Labeled
+from engine.run.runners.protocol import Runner
+from engine.run.runners.schedule import in_turn
+from manifests.catalog.catalog import Catalog
+from manifests.log.actions import TokenizerAdded
+from manifests.queries import planning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a group of a corpus has to do: parts that lack something, their rows, the shards they lack.
+
+    `rows_by_labeler` are the rows of the parts that each labeler has work in, of those that have any. With a selection
+    those that it picks, and the figures are the most it can be: which shards lack one is seen when they are looked at.
+    `samples_by_form` is of how many samples each form of a modality, as "modality/form", is to be written: one crop of
+    three is a third of its sample.
+    """
+
+    plan: CorpusPlan
+    group: Group
+    parts: int
+    rows: int
+    shards: int
+    rows_by_labeler: tuple[tuple[LabelerUse, int], ...]
+    samples_by_form: Mapping[str, float]
+
+    def samples_of(self, use: LabelerUse) -> dict[str, float]:
+        """Of how many samples a labeler of the group is to write what, by "modality/form"."""
+        made = {output.name for output in use.outputs}
+        return {form: count for form, count in self.samples_by_form.items() if form.partition("/")[0] in made}
+
+
+def jobs(
+    catalog: Catalog,
+    plans: Mapping[str, CorpusPlan],
+    engine: EngineConfig,
+    request: Request,
+    new: Mapping[str, NewSamples] | None = None,
+) -> list[Job]:
+    """The groups of all corpora that have work, in order; `new` samples by corpus, which are not ingested yet, count."""
+    found = []
+    for planned in plans.values():
+        for group in groups(
+            planned, engine, lambda use, pool, planned=planned: probe.model_bytes(planned, use, engine, pool)
+        ):
+            coming = (new or {}).get(planned.corpus)
+            targets = plan.group_targets(planned, group, request.forms)
+            counts = _count(catalog, planned, targets, request, coming)
+            if not counts["parts"]:
+                continue
+            rows = []
+            for use in group.labelers:
+                made = {output.name for output in use.outputs}
+                own = [target for target in targets if target.modality in made]
+                rows.append((use, _count(catalog, planned, own, request, coming)["rows"]))
+            by_form: dict[str, list[Target]] = {}
+            for target in targets:
+                by_form.setdefault(f"{target.modality}/{target.form}", []).append(target)
+            samples = {}
+            for form, own in by_form.items():
+                lacking = _count(catalog, planned, own, request, coming)
+                samples[form] = lacking["rows"] * lacking["shards"] / max(1, lacking["parts"] * len(own))
+            found.append(
+                Job(
+                    plan=planned,
+                    group=group,
+                    rows_by_labeler=tuple((use, count) for use, count in rows if count),
+                    samples_by_form={form: count for form, count in samples.items() if count},
+                    **counts,
+                )
+            )
+    return found
+
+
+def _count(
+    catalog: Catalog,
+    planned: CorpusPlan,
+    targets: Sequence[Target],
+    request: Request,
+    new: NewSamples | None,
+) -> dict[str, int]:
+    """What lacks of some targets: `parts`, their `rows`, `shards`."""
+    if not targets:
+        return {"parts": 0, "rows": 0, "shards": 0}
+    among = None if request.selection is None else request.selection.parts(planned.corpus)
+    counts = planning.to_do(catalog, planned.corpus, plan.places_of(targets), retry=request.retry, among=among)
+    if request.selection is not None:
+        counts["rows"] = math.ceil(counts["rows"] * request.selection.share(planned.corpus))
+    if new is None:
+        return counts
+    coming = {"parts": new.parts, "rows": new.rows, "shards": new.parts * len(targets)}
+    return {name: count + coming[name] for name, count in counts.items()}
+
+
+def known_cost(job: Job, engine: EngineConfig) -> probe.Cost | None:
+    """What a job takes by earlier probes, None where one of its labelers was never probed."""
+    labelers = []
+    for use, rows in job.rows_by_labeler:
+        measured = probe.known(job.plan, use, engine, job.group.pool)
+        if measured is None:
+            return None
+        labelers.append((measured, rows, job.samples_of(use)))
+    return probe.total(probe.costs(job.rows, labelers))
+
+
+def items(
+    catalog: Catalog, found: Sequence[Job], tokenizers: Mapping[str, TokenizerAdded], request: Request
+) -> Iterator[WorkItem]:
+    """The items of jobs: those of a pool group by group, the pools by turns."""
+    by_pool: dict[str, list[Iterator[WorkItem]]] = {}
+    for job in found:
+        by_pool.setdefault(job.group.pool, []).append(
+            plan.work_items(catalog, job.plan, job.group, tokenizers, request)
+        )
+    return in_turn(chain.from_iterable(streams) for streams in by_pool.values())
+
+
+def label(
+    execution: Execution,
+    plans: Mapping[str, CorpusPlan],
+    tokenizers: Mapping[str, TokenizerAdded],
+    engine: EngineConfig,
+    request: Request,
+    *,
+    workers: int,
+    runner: Callable[[int], Runner],
+) -> None:
+    """Makes what is missing. `runner` gives a runner for so many items at most; it is asked only where there is one.
+
+    Raises TooManyFailures where more rows or items fail than the pipeline file allows; what is done is committed.
+    """
+    catalog, progress = execution.catalog, execution.progress
+    found = jobs(catalog, plans, engine, request)
+    stream = items(catalog, found, tokenizers, request)
+    first = next(stream, None)
+    if first is None:
+        return
+    lines = [line for planned in plans.values() for line in reasons.lines(catalog, planned, request)]
+    lines = [line for line in lines if line.to_do]
+    for text in (*reasons.table(lines).splitlines(), *_head(found, engine, request, workers)):
+        progress.say(text)
+    parts: dict[str, int] = {}
+    for corpus in plans:
+        of_corpus = [line for line in lines if line.corpus == corpus]
+        for name in dict.fromkeys(line.modality for line in of_corpus):
+            parts[name] = parts.get(name, 0) + max(line.to_do for line in of_corpus if line.modality == name)
+    working = runner(sum(job.parts for job in found))
+    made = _Labeled(execution, engine, Alarms(catalog, plans))
+    progress.plan(parts, workers, engine.gpu_hour_price)
+    try:
+        for pairs in working.work(chain([first], stream), progress):
+            made.add(pairs)
+    finally:
+        made.summarize()
+
+
+def _head(found: Sequence[Job], engine: EngineConfig, request: Request, workers: int) -> list[str]:
+    most = "at most " if request.selection is not None else ""
+    total = sum(job.parts for job in found)
+    shards, rows = sum(job.shards for job in found), sum(job.rows for job in found)
+    lines = [f"to do: {most}{shards:,} shards in {total:,} work items ({rows:,} samples to read)"]
+    costs = [known_cost(job, engine) for job in found]
+    if all(cost is not None for cost in costs):
+        cost = probe.total([cost for cost in costs if cost is not None])
+        lines.append(f"by the last probe: {cost.words(engine.gpu_hour_price)}, {cost.wall(min(workers, total))}")
+    return lines

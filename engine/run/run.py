@@ -1,0 +1,293 @@
+"""The main job, told once: ingest, fit the tokenizers that are missing, label and tokenize what is missing, freeze,
+train.
+
+Each step does only what the manifest lacks, so that running it again finishes what a crash, a failure or new
+photographs left over.
+"""
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from engine.ingest import ingest
+from engine.pipeline import config as pipeline
+from engine.plan import missing, selection
+from engine.plan.corpus import TEXT_TOKENIZER, CorpusPlan, corpus_modalities, corpus_plan
+from engine.plan.items import FitItem
+from engine.plan.missing import Request
+from engine.progress.record import Done, Execution, recorded
+from engine.run import labeling, snapshot
+from engine.run.runners.protocol import Runner
+from engine.run.runners.ray import address as ray_address
+from manifests.catalog.catalog import Catalog
+from manifests.errors import ConfigError, nearest
+from manifests.log import entries as log
+from manifests.log.actions import Action, RecipeAdded, RecipeCurrent, TokenizerAdded
+from manifests.modality import Form
+from manifests.queries import planning
+from manifests.store.storage import open_storage
+
+if TYPE_CHECKING:
+    # Torch takes seconds to load, and only some pipelines train.
+    from engine.work.worker import WorkerSettings
+    from train.run.run import Outcome
+
+Step = Literal["ingest", "fit", "label", "tokenize", "snapshot", "train"]
+STEPS: tuple[Step, ...] = ("ingest", "fit", "label", "tokenize", "snapshot", "train")
+_FORMS: Mapping[Step, Form] = {"label": "label", "tokenize": "token"}
+_ON_WORKERS: frozenset[Step] = frozenset(("fit", *_FORMS))
+
+
+def run(
+    config: pipeline.PipelineConfig,
+    *,
+    steps: Sequence[Step] = STEPS,
+    refit: bool = False,
+    retry: Collection[str] | None = None,
+    where: str | None = None,
+    kind: str = "run",
+    quiet: bool = False,
+) -> Done:
+    """Runs the pipeline; what was done. Raises TooManyFailures, and any ModmillError of its parts.
+
+    retry   classes of failures whose rows are made again, empty: every failed row, None: none
+    where   SQL over `samples`: only these rows are labeled; the others of their parts stay as they are, or null
+    """
+    pipeline.check_labelers(config)
+    # A mistake in the trainer file, or a cluster that is not there, is told before hours of work, not after.
+    train = trainer(config.train, quiet=quiet) if config.train and "train" in steps else None
+    check_cluster(config.engine, steps)
+    storage = open_storage(config.workspace)
+    log.create_workspace(storage)
+    with recorded(storage, kind, pipeline.document(config), quiet=quiet) as execution:
+        _Run(config, execution).all(steps, refit=refit, retry=retry, where=where)
+    # Without the lease: others may write to the workspace while a model is trained.
+    if train is not None:
+        outcome = train()
+        execution.done.add("training_steps", outcome.steps_done)
+        execution.done.training_folder = outcome.folder
+    return execution.done
+
+
+def check_cluster(engine: pipeline.EngineConfig, steps: Sequence[Step]) -> None:
+    """Raises UserError where these steps need a Ray cluster, and nothing listens at its address."""
+    address = ray_address.address_of(engine)
+    if address is not None and not _ON_WORKERS.isdisjoint(steps):
+        ray_address.check_listens(address)
+
+
+def trainer(file: str, *, quiet: bool) -> "Callable[[], Outcome]":
+    """What trains as a trainer file says, or goes on with it.
+
+    Raises ConfigError where the file is not right.
+    """
+    from engine.run import train as train_run
+
+    loaded = train_run.load(Path(file))
+
+    def train() -> "Outcome":
+        outcome = train_run.run(loaded, resume="auto", quiet=quiet)
+        if outcome.status == "interrupted":
+            raise KeyboardInterrupt
+        return outcome
+
+    return train
+
+
+class _Run:
+    """One execution: what it was given, and the runner once there is work for one."""
+
+    def __init__(self, config: pipeline.PipelineConfig, execution: Execution) -> None:
+        self.config = config
+        self.catalog = execution.catalog
+        self.progress = execution.progress
+        self.done = execution.done
+
+    def all(self, steps: Sequence[Step], *, refit: bool, retry: Collection[str] | None, where: str | None) -> None:
+        roots = self._ingest(steps)
+        runner: Runner | None = None
+
+        def start(most: int) -> Runner:
+            nonlocal runner
+            runner = runner or self._runner(most)
+            return runner
+
+        try:
+            # A mistake in a condition is told before hours of fits.
+            request = request_of(self.catalog, roots, steps, retry=retry, where=where)
+            fits = self._missing_fits(roots, refit=refit) if "fit" in steps else []
+            if fits:
+                self._fit(start(len(fits)), fits)
+            for line in [] if refit else missing.otherwise_fitted(self.config, self._plans(roots), self._fitted()):
+                self.progress.say(line)
+            plans = self._plans(roots)
+            self._commit_recipes(plans)
+            if request.forms:
+                fitted = {name: known for name, known in self._fitted().items() if known is not None}
+                execution = Execution(catalog=self.catalog, progress=self.progress, done=self.done)
+                workers = workers_of(self.config.engine)
+                labeling.label(execution, plans, fitted, self.config.engine, request, workers=workers, runner=start)
+        finally:
+            if runner is not None:
+                runner.close()
+        if "snapshot" in steps:
+            snapshot.freeze(self.config.snapshots, self.catalog, self.progress, self.done)
+
+    # -- ingest -------------------------------------------------------------------------------------------------------
+
+    def _ingest(self, steps: Sequence[Step]) -> dict[str, str]:
+        """Ingests every corpus; where each one's source is."""
+        roots = {}
+        for corpus, section in self.config.corpora.items():
+            if "ingest" not in steps:
+                roots[corpus] = ingest.root_of(self.catalog, corpus, section)
+                continue
+            stage = f"ingest {corpus}"
+            found = ingest.ingest(
+                self.catalog,
+                corpus,
+                section,
+                run=self.done.run,
+                on_new=partial(self.progress.stage, stage, unit="samples"),
+                on_rows=partial(self.progress.update, stage),
+            )
+            roots[corpus] = found.root
+            self.done.add("new_samples", found.new)
+            self.done.add("new_parts", found.new_parts)
+            self.done.add("dropped_samples", found.dropped)
+            gone = (
+                f"; {found.vanished:,} gone, {found.changed:,} changed since" if found.vanished or found.changed else ""
+            )
+            self.progress.say(f"{corpus}: {found.samples:,} samples, {found.new:,} new{gone}")
+            for note in found.notes:
+                self.progress.say(f"{corpus}: note: {note}")
+        return roots
+
+    # -- plan ---------------------------------------------------------------------------------------------------------
+
+    def _fitted(self) -> dict[str, TokenizerAdded | None]:
+        return {name: self.catalog.tokenizer(name) for name in sorted(tokenizer_names(self.config))}
+
+    def _plans(self, roots: Mapping[str, str]) -> dict[str, CorpusPlan]:
+        fitted = self._fitted()
+        return {corpus: corpus_plan(self.config, corpus, root, fitted) for corpus, root in roots.items()}
+
+    def _missing_fits(self, roots: Mapping[str, str], *, refit: bool) -> list[FitItem]:
+        return missing.fit_items(
+            self.config, self._plans(roots), self.catalog.parts, refit=refit, fitted=self._fitted()
+        )
+
+    def _commit_recipes(self, plans: Mapping[str, CorpusPlan]) -> None:
+        """Puts recipes that the log does not know into it, and says which are current from here on."""
+        known = self.catalog.known_recipes()
+        actions: list[Action] = []
+        for corpus, planned in plans.items():
+            current = self.catalog.current_recipes(corpus)
+            for name, modality in planned.modalities.items():
+                for form, recipe in modality.written().items():
+                    grains = planned.grains(name, form)
+                    crops = None if grains == (None,) else len(grains)
+                    if recipe.fingerprint not in known:
+                        known.add(recipe.fingerprint)
+                        actions.append(RecipeAdded(fingerprint=recipe.fingerprint, document=recipe.document()))
+                    before = current.get((name, form))
+                    if before is None or (before.fingerprint, before.crops) != (recipe.fingerprint, crops):
+                        actions.append(
+                            RecipeCurrent(
+                                corpus=corpus, modality=name, form=form, fingerprint=recipe.fingerprint, crops=crops
+                            )
+                        )
+        if actions:
+            self.catalog.commit(actions, run=self.done.run)
+
+    # -- work ---------------------------------------------------------------------------------------------------------
+
+    def _runner(self, most: int) -> Runner:
+        engine = self.config.engine
+        settings = worker_settings(engine, self.done.run)
+        workers = workers_of(engine)
+        if engine.runner == "local":
+            from engine.run.runners.local import LocalRunner
+
+            self.progress.say(f"{workers} worker{'s' * (workers > 1)} in this process")
+            return LocalRunner(self.catalog.storage.uri, settings, engine)
+        from engine.run.runners.ray.runner import RayRunner
+
+        if address := ray_address.address_of(engine):
+            self.progress.say(f"joining the Ray cluster at {address}")
+        else:
+            self.progress.say(f"starting Ray with {workers} worker{'s' * (workers > 1)} (some seconds)")
+        return RayRunner(self.catalog.storage.uri, settings, engine)
+
+    def _fit(self, runner: Runner, items: Sequence[FitItem]) -> None:
+        for item in items:
+            if item.family != "text":
+                self.progress.stage(f"fit {item.name}", int(item.options["steps"]), "steps")
+        for item, fitted in runner.fit(items, self.progress):
+            self.catalog.commit([fitted], run=self.done.run)
+            for stale in self.catalog.storage.names("runs"):
+                if stale.startswith(f"fit-{item.name}-"):
+                    self.catalog.storage.remove_folder(f"runs/{stale}")
+            self.done.add("tokenizers_fitted", 1)
+            self.progress.update(f"fit {item.name}", int(item.options.get("steps", 0)))
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in fitted.metrics.items())
+            self.progress.say(
+                f"tokenizer {item.name}: {fitted.rows:,} labels, vocabulary {fitted.vocabulary:,}; {figures}"
+            )
+
+
+def request_of(
+    catalog: Catalog,
+    corpora: Collection[str],
+    steps: Sequence[Step],
+    *,
+    retry: Collection[str] | None,
+    where: str | None,
+) -> Request:
+    """What the options of a run ask for. Raises ConfigError for a class that no failed row has, and for `where`."""
+    forms: frozenset[Form] = frozenset(form for step, form in _FORMS.items() if step in steps)
+    for name in retry or ():
+        known = planning.failure_classes(catalog)
+        if known and name not in known:
+            raise ConfigError(f"--class {name}: no row failed with that; {nearest(name, known)}")
+    return Request(
+        forms=forms,
+        selection=None if where is None or not forms else selection.pick(catalog, where, corpora),
+        retry=None if retry is None else frozenset(retry),
+    )
+
+
+def tokenizer_names(config: pipeline.PipelineConfig) -> set[str]:
+    """The names of all tokenizers that a pipeline may need."""
+    names = {TEXT_TOKENIZER}
+    for corpus in config.corpora:
+        names |= set(corpus_modalities(config, corpus))
+    return names
+
+
+def workers_of(engine: pipeline.EngineConfig) -> int:
+    """How many workers the engine's options ask for; by default as many as this machine's cores allow."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return engine.workers or max(1, cores // engine.threads)
+
+
+def worker_settings(engine: pipeline.EngineConfig, run: str, pool: str = "") -> "WorkerSettings":
+    """How the workers of a run work, in a pool or in none."""
+    from engine.work.worker import WorkerSettings
+
+    own = engine.pools.get(pool)
+    return WorkerSettings(
+        run=run,
+        threads=(own and own.threads) or engine.threads,
+        batch=(own and own.batch) or engine.batch,
+        decode_threads=engine.decode_threads,
+        queue_bytes=engine.queue_mb << 20,
+        models_bytes=engine.models_mb << 20,
+        device=(own and own.device) or engine.device,
+        dtype=engine.dtype,
+        compile=engine.compile,
+        batch_deadline_s=engine.batch_deadline_s,
+        spill_after_s=engine.spill_after_s,
+    )

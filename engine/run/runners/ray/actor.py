@@ -1,0 +1,166 @@
+"""The worker as an actor of Ray, and what the driver knows of each: nothing but items, results and signs of life pass."""
+
+import contextlib
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from engine.plan.corpus import CorpusPlan
+from engine.plan.items import Beat, FitItem, ItemResult, WorkItem
+from engine.run.runners.pools import Pool
+from engine.run.runners.turns import Turns
+from engine.work.fit import fit
+from engine.work.worker import Worker, WorkerSettings
+from manifests.log.actions import TokenizerAdded
+
+# What all items of a corpus have in common goes to a worker once.
+Shared = tuple[CorpusPlan, Mapping[str, TokenizerAdded]]
+FitStep = tuple[str, int, int, Mapping[str, float]]
+_SHARED_WITHIN_S = 120.0
+
+
+class RayWorker:
+    """A worker in an actor: one item at work, a second one that fetches its bytes ahead until the first is only written.
+
+    Other threads answer beside them.
+    """
+
+    def __init__(self, workspace: str, settings: WorkerSettings) -> None:
+        self._worker: Worker | None = None
+        self._reason: Exception | None = None
+        self._stopped = False
+        self._beat: Beat | None = None
+        self._fit: FitStep | None = None
+        self._shared: dict[int, Shared] = {}
+        self._came = threading.Condition()
+        self._turns = Turns()
+        try:
+            import modmill
+
+            modmill.check_packages()
+            # The first array makes pyarrow import pandas, where that is installed: here, not within the first item.
+            pa.array(np.zeros(1))
+            self._worker = Worker(workspace, settings, own_process=True)
+        except Exception as error:
+            # Told by `ready`, so that a run ends with the reason and not with a dead actor.
+            self._reason = error
+
+    @ray.method(concurrency_group="side")
+    def ready(self) -> tuple[str, str, int, Exception | None]:
+        """The node, its host, the process, and why no work can be done here, if so."""
+        return ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid(), self._reason
+
+    @ray.method(concurrency_group="side")
+    def learn(self, number: int, shared: Shared) -> None:
+        with self._came:
+            self._shared[number] = shared
+            self._came.notify_all()
+
+    @ray.method(concurrency_group="work")
+    def work(self, item: WorkItem, number: int) -> tuple[ItemResult, frozenset[str]] | None:
+        """The result of an item and the models held after it; None where the run was stopped before it began."""
+        ticket, waits = self._turns.take()
+        try:
+            with self._turns.place(ticket):
+                item = self._whole(item, number)
+                if waits:
+                    # What cannot be fetched ahead is fetched again, and an error told, when its turn comes.
+                    with contextlib.suppress(Exception):
+                        self._own().prefetch(item)
+                self._turns.wait(ticket)
+                if self._stopped:
+                    return None
+                worker = self._own()
+                written = worker.label(item, self._set_beat)
+            # The next item has its turn while this one is written.
+            return written(), worker.models.held
+        finally:
+            beat = self._beat
+            if beat is not None and beat.item == item.name:
+                self._beat = None
+
+    @ray.method(concurrency_group="work")
+    def fit(self, item: FitItem) -> TokenizerAdded:
+        def on_step(step: int, steps: int, losses: Mapping[str, float]) -> None:
+            self._fit = (item.name, step, steps, losses)
+
+        try:
+            return fit(item, self._own(), on_step)
+        finally:
+            self._fit = None
+
+    @ray.method(concurrency_group="side")
+    def beat(self) -> tuple[Beat | None, FitStep | None]:
+        """The last sign of life of the item at work, and the step of the fit."""
+        return self._beat, self._fit
+
+    @ray.method(concurrency_group="side")
+    def stop(self) -> None:
+        """What is at work is done to its end; what waits is not begun."""
+        self._stopped = True
+
+    def _own(self) -> Worker:
+        if self._worker is None:
+            raise RuntimeError(f"the worker did not start: {self._reason}")
+        return self._worker
+
+    def _whole(self, item: WorkItem, number: int) -> WorkItem:
+        with self._came:
+            if not self._came.wait_for(lambda: number in self._shared, _SHARED_WITHIN_S):
+                raise RuntimeError(f"{item.name}: the plan of its corpus did not arrive in {_SHARED_WITHIN_S:g} s")
+            plan, tokenizers = self._shared[number]
+        return replace(item, plan=plan, tokenizers=tokenizers)
+
+    def _set_beat(self, beat: Beat) -> None:
+        self._beat = beat
+
+
+ACTOR_CLASS: Any = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"work": 2, "side": 1})(RayWorker)  # pyright: ignore[reportCallIssue] the stub knows no runtime type of actors
+
+# What came of a call: its kind, the actor, the item if there is one, the result or the error.
+Answer = tuple[str, "Actor", Any, Any, BaseException | None]
+
+
+@dataclass(eq=False)
+class Actor:
+    """The driver's side of one actor. `node` is known once ready.
+
+    `items` are those it was given: the first is at work, or only written by now; `seen_at` is the one that its last sign of
+    life was about.
+    """
+
+    pool: Pool
+    name: str
+    handle: Any
+    answer: Callable[[Answer], None]
+    node: str = ""
+    ready: bool = False
+    gone: bool = False
+    doubted: bool = False
+    items: deque[Any] = field(default_factory=deque)
+    held: frozenset[str] = frozenset()
+    knows: set[int] = field(default_factory=set)
+    seen_at: str = ""
+    asking: bool = False
+    asked_at: float = 0.0
+
+    def call(self, method: str, *arguments: Any, kind: str = "", item: Any = None) -> None:
+        """Calls a method; the answer comes as one of `kind` (the method's name unless said), on a thread of Ray's."""
+
+        def told(future: Any) -> None:
+            error = future.exception()
+            self.answer((kind or method, self, item, None if error else future.result(), error))
+
+        getattr(self.handle, method).remote(*arguments).future().add_done_callback(told)
+
+    def kill(self) -> None:
+        self.gone = True
+        ray.kill(self.handle)

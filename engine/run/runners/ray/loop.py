@@ -1,0 +1,239 @@
+"""The driver's loop over one kind of items: hands them out, hears answers, asks for signs of life, sees to the dead."""
+
+import logging
+import time
+from typing import Any, Literal
+
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError, RuntimeEnvSetupError
+
+from engine.plan.items import FitItem
+from engine.progress.progress import Progress
+from engine.run.runners.ray.actor import Actor, Answer
+from engine.run.runners.ray.crew import Crew
+from engine.run.runners.schedule import FitSchedule, Schedule
+from engine.run.runners.strikes import WHY, Cause, Strikes, stops_the_run, then_words
+from engine.work import marks
+from manifests.errors import ModmillError
+from manifests.store.storage import Storage
+
+_log = logging.getLogger(__name__)
+# A worker is asked for a sign of life so often, and all of them together at most so often.
+_BEAT_S = 2.0
+_BEATS_A_SECOND = 20
+
+
+class Loop:
+    """Items of one kind on their way: `method` is what an actor does with them. `done` holds what is to be given on."""
+
+    def __init__(
+        self,
+        method: Literal["fit", "work"],
+        schedule: Schedule | FitSchedule,
+        crew: Crew,
+        progress: Progress,
+        strikes: Strikes,
+        storage: Storage,
+        run: str,
+    ) -> None:
+        self.done: list[tuple[Any, Any]] = []
+        self._method = method
+        self._schedule = schedule
+        self._crew = crew
+        self._progress = progress
+        self._strikes = strikes
+        self._storage = storage
+        self._run = run
+        self._draining = False
+
+    @property
+    def busy(self) -> list[Actor]:
+        """The actors that have items."""
+        return [actor for actor in self._crew.actors if actor.items]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is to be done and nothing at work."""
+        return not self.busy and (self._draining or self._schedule.exhausted)
+
+    def hand_out(self) -> None:
+        """Sees that there are as many actors as are wanted, and gives items to those that are ready for one."""
+        loads = {name: self._schedule.waiting(name) for name in self._crew.pools}
+        for actor in self.busy:
+            loads[actor.pool.name] += len(actor.items)
+        self._crew.tend(loads, self._progress)
+        ready: dict[str, list[Actor]] = {}
+        for actor in self._crew.actors:
+            if actor.ready:
+                ready.setdefault(actor.pool.name, []).append(actor)
+        for pool, actors in ready.items():
+            for actor in actors:
+                if not actor.items:
+                    self._give(actor, pool)
+            # Towards the end an item is kept for whoever is free first.
+            if self._method == "work" and self._schedule.waiting(pool) > len(actors):
+                for actor in actors:
+                    if len(actor.items) == 1 and not actor.items[0].attempt.alone:
+                        self._give(actor, pool)
+
+    def ask(self) -> None:
+        """Asks workers that were not asked of late for a sign of life; their answers come when they come."""
+        busy = self.busy
+        moment = time.monotonic()
+        every_s = max(_BEAT_S, len(busy) / _BEATS_A_SECOND)
+        for actor in busy:
+            if actor.ready and not actor.asking and moment - actor.asked_at >= every_s:
+                actor.asking, actor.asked_at = True, moment
+                actor.call("beat")
+
+    def hear(self, answer: Answer) -> None:
+        """Does what an answer asks for."""
+        kind, actor, item, result, error = answer
+        if actor.gone:
+            return
+        if kind == "ready":
+            self._crew.is_ready(actor, result, error)
+        elif kind == "beat":
+            actor.asking = False
+            if error is None:
+                self._show(actor, *result)
+        elif kind == "doubt":
+            self._died(actor, error or ActorUnavailableError("it could not be reached for a while", None))
+        elif kind in ("learn", "stop"):
+            if isinstance(error, RayTaskError):
+                raise error
+        elif error is None:
+            self._finished(actor, item, result)
+        else:
+            self._failed(actor, item, error)
+
+    def drain(self, wait_s: float) -> None:
+        """Nothing more is begun: items that wait in workers stay to be done."""
+        self._draining = True
+        at_work = len(self.busy)
+        for actor in self.busy:
+            actor.call("stop")
+        if at_work:
+            self._progress.say(
+                f"interrupted: waiting up to {wait_s:g} s for {at_work} item{'s' * (at_work > 1)} at work; "
+                "again to stop at once"
+            )
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _give(self, actor: Actor, pool: str) -> None:
+        item = self._schedule.next(pool, actor.held, alone=not actor.items)
+        if item is None:
+            return
+        if isinstance(item, FitItem):
+            actor.items.append(item)
+            actor.call("fit", item, item=item)
+            return
+        if not actor.items:
+            self._progress.started(item, actor.name)
+        self._crew.give(actor, item)
+
+    def _finished(self, actor: Actor, item: Any, result: Any) -> None:
+        actor.items.remove(item)
+        if self._strikes.done(item):
+            marks.clear(self._storage, self._run, item.name)
+        if self._method == "fit":
+            self.done.append((item, result))
+            return
+        if result is None:
+            # It waited in a worker when the run was interrupted.
+            self._schedule.put_back(item)
+            return
+        outcome, actor.held = result
+        self.done.append((item, outcome))
+        if actor.items:
+            self._progress.started(actor.items[0], actor.name)
+
+    def _failed(self, actor: Actor, item: Any, error: BaseException) -> None:
+        """A call for an item ended in an error: the worker raised, or it is out of reach, or dead."""
+        if isinstance(error, RayTaskError):
+            self._raised(actor, item, error)
+        elif isinstance(error, ActorUnavailableError):
+            self._doubt(actor)
+        elif isinstance(error, RayActorError | OutOfMemoryError | RuntimeEnvSetupError):
+            # Of a worker in doubt Ray's last word is awaited.
+            if not actor.doubted:
+                self._died(actor, error)
+        else:
+            raise ModmillError(f"{item.name}: Ray failed: {type(error).__name__}: {error}") from error
+
+    def _raised(self, actor: Actor, item: Any, error: RayTaskError) -> None:
+        """A worker raised: for good, where that is the item's own doing."""
+        actor.items.remove(item)
+        # What the worker raised, with the driver's own class, so that the command line knows it.
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        if self._method == "fit" or stops_the_run(cause):
+            raise cause
+        _log.warning("%s: %s raised %s: %s", item.name, actor.name, type(cause).__name__, cause)
+        _log.debug("%s", error)
+        self._again(item, self._strikes.raised(item, cause))
+        if "CUDA error" in str(cause):
+            # Whatever such a process does on its GPU from here on fails.
+            self._give_back(actor)
+            self._crew.remove(actor)
+            self._crew.hurry()
+
+    def _doubt(self, actor: Actor) -> None:
+        """An actor does not answer: its node is lost, or the network was for a moment. Ray will know in some seconds."""
+        if not actor.doubted:
+            actor.doubted, actor.ready = True, False
+            actor.call("ready", kind="doubt")
+
+    def _died(self, actor: Actor, error: BaseException) -> None:
+        """An actor is dead: the item at work pays for it, the one that waited behind it or was only written does not."""
+        cause = self._crew.cause(actor, error)
+        _log.debug("worker %s: %s", actor.name, error)
+        at_work, mark = self._to_blame(actor, cause)
+        self._give_back(actor)
+        self._crew.remove(actor)
+        self._crew.hurry()
+        if at_work is None:
+            return
+        why = WHY[cause]
+        if mark is not None and mark.reason == "deadline":
+            why = "a batch took longer than engine.batch_deadline_s"
+        outcome = self._strikes.died(at_work, cause, why, mark)
+        strikes = at_work.attempt.strikes if isinstance(outcome, Exception) else outcome.attempt.strikes
+        self._progress.strike(at_work, actor.name, why, strikes, then_words(at_work, outcome))
+        if self._method == "fit" and isinstance(outcome, Exception):
+            raise ModmillError(f"fit of {outcome}") from error
+        self._again(at_work, outcome)
+
+    def _to_blame(self, actor: Actor, cause: Cause) -> tuple[Any, marks.Mark | None]:
+        """The item that was at work in an actor that died, taken from it, and the mark that it left; None for neither.
+
+        While the first of two items is written the second may be labeled: a mark tells, else the last sign of life.
+        """
+        if not actor.items:
+            return None, None
+        found: dict[str, marks.Mark | None] = {}
+        for item in actor.items if cause != "left" else ():
+            found[item.name] = marks.read(self._storage, self._run, item.name)
+            marks.clear(self._storage, self._run, item.name)
+        marked = [item for item in actor.items if found.get(item.name) is not None]
+        seen = [item for item in actor.items if item.name == actor.seen_at]
+        at_work = (*marked, *seen, actor.items[0])[0]
+        actor.items.remove(at_work)
+        return at_work, found.get(at_work.name)
+
+    def _give_back(self, actor: Actor) -> None:
+        while actor.items:
+            self._schedule.put_back(actor.items.pop())
+
+    def _again(self, item: Any, outcome: Any) -> None:
+        if isinstance(outcome, Exception):
+            self._strikes.done(item)
+            self.done.append((item, outcome))
+        else:
+            self._schedule.put_back(outcome)
+
+    def _show(self, actor: Actor, beat: Any, fit: Any) -> None:
+        if beat is not None:
+            actor.seen_at = beat.item
+            self._progress.beat(actor.name, beat)
+        if fit is not None:
+            self._progress.fit_step(*fit)

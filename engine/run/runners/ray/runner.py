@@ -1,0 +1,188 @@
+"""Work items on Ray: actors of one class, each a worker; only items and results cross between them, never pixels.
+
+Ray is imported here and in `engine/ray_*.py`, and nowhere else. The driver hands out two items a worker, the second one
+for its bytes to be fetched ahead, and hands out again what a dead worker had, so that every attempt is counted.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import ray
+
+from engine.pipeline.sections import EngineConfig
+from engine.plan.items import FitItem, ItemResult, WorkItem
+from engine.progress.progress import Progress
+from engine.run.runners.pools import pool_of_fit, pools
+from engine.run.runners.ray.address import address_of, check_listens, out_of_reach
+from engine.run.runners.ray.crew import Crew
+from engine.run.runners.ray.loop import Loop
+from engine.run.runners.schedule import Draining, FitSchedule, Schedule, needed_models
+from engine.run.runners.strikes import Strikes
+from engine.work.worker import WorkerSettings
+from manifests.errors import ModmillError
+from manifests.log.actions import TokenizerAdded
+from manifests.store.storage import open_storage
+
+_log = logging.getLogger(__name__)
+_TICK_S = 0.1
+# Results are given to be committed so often, many in one log entry; workers go on meanwhile.
+_GATHER_S = 0.25
+_MOST_STARTS = 3
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+class RayRunner:
+    """Runs items on actors of a Ray cluster: one of this machine's own unless an address is given.
+
+    The address is `engine.ray_address`, else the variable RAY_ADDRESS, which Ray sets inside its jobs.
+    """
+
+    def __init__(self, workspace: str, settings: WorkerSettings, engine: EngineConfig) -> None:
+        self._storage = open_storage(workspace)
+        self._run = settings.run
+        self._engine = engine
+        self._open: Generator[Any, None, None] | None = None
+        self._empty = tempfile.TemporaryDirectory(prefix="modmill-ray-")
+        self._started = not ray.is_initialized()
+        address = address_of(engine)
+        if self._started:
+            start_ray(address, engine, self._empty.name)
+        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        # To a Ray that runs in this process already nothing can be added for the whole job.
+        late = {} if self._started else engine.runtime_env
+        self._crew = Crew(workspace, pools(engine, settings, has_gpus=has_gpus, runtime_env=late))
+        if self._started and not address:
+            self._crew.check_room()
+
+    def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
+        """Fits tokenizers, one a worker; each with its item as soon as it is ready."""
+        schedule = FitSchedule(replace(item, pool=pool_of_fit(item, self._engine)) for item in items)
+        for done in self._each(self._loop("fit", schedule, progress), Draining()):
+            yield from done
+
+    def work(
+        self, items: Iterable[WorkItem], progress: Progress
+    ) -> Iterator[list[tuple[WorkItem, ItemResult | Exception]]]:
+        """Does work items; lists of those that are done, each with its result or the error it failed with for good.
+
+        The first Ctrl-C stops handing out, waits up to `engine.drain_s` for what is at work, and ends in KeyboardInterrupt.
+        """
+
+        def drained() -> Generator[list[Any], None, None]:
+            with Draining() as draining:
+                yield from self._each(self._loop("work", Schedule(items, needed_models), progress), draining)
+
+        self._open = drained()
+        return self._open
+
+    def close(self) -> None:
+        """Ends the actors, and Ray where it was started here."""
+        if self._open is not None:
+            self._open.close()
+        # A cluster that is gone keeps whoever says goodbye waiting, or ends the process.
+        if not self._crew.lost:
+            for actor in list(self._crew.actors):
+                self._crew.remove(actor)
+            if self._started:
+                ray.shutdown()
+        self._empty.cleanup()
+
+    def _loop(self, method: Literal["fit", "work"], schedule: Schedule | FitSchedule, progress: Progress) -> Loop:
+        batches = {name: pool.settings.batch for name, pool in self._crew.pools.items()}
+        return Loop(method, schedule, self._crew, progress, Strikes(batches), self._storage, self._run)
+
+    def _each(self, loop: Loop, draining: Draining) -> Iterator[list[Any]]:
+        until: float | None = None
+        yielded = 0.0
+        self._crew.hurry()
+        try:
+            while True:
+                if draining.asked and until is None:
+                    until = time.monotonic() + self._engine.drain_s
+                    loop.drain(self._engine.drain_s)
+                if until is None:
+                    loop.hand_out()
+                if loop.is_over or (until is not None and time.monotonic() > until):
+                    break
+                loop.ask()
+                for answer in self._crew.hear(_TICK_S):
+                    loop.hear(answer)
+                if loop.done and time.monotonic() - yielded >= _GATHER_S:
+                    done, loop.done = loop.done, []
+                    yield done
+                    yielded = time.monotonic()
+        except Exception:
+            # What is done is not lost because something else went wrong.
+            if loop.done:
+                yield loop.done
+            raise
+        if loop.done:
+            yield loop.done
+        if draining.asked:
+            raise KeyboardInterrupt
+
+
+def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:
+    """Starts Ray, or connects to it. Raises UserError where a cluster is out of reach, ModmillError where no Ray starts."""
+    if address:
+        check_listens(address)
+    if not sys.stdout.isatty():
+        # Ray prints what became of processes, in color even into files.
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    # Ray would take SIGTERM for itself and abort; ours ends a run as Ctrl-C does.
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if is_main else None
+    own = {} if address else {"num_cpus": _processors(engine), "include_dashboard": False}
+    for attempt in range(1, _MOST_STARTS + 1):
+        try:
+            ray.init(
+                address=address or "local",
+                runtime_env=_runtime_env(engine, empty),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **own,
+            )
+            break
+        except Exception as error:
+            # Ray gives its processes 30 seconds, which a busy machine may need more of, and raises a bare Exception.
+            ray.shutdown()
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if address:
+                raise out_of_reach(address, first) from error
+            if attempt == _MOST_STARTS:
+                raise ModmillError(
+                    f"Ray did not start on this machine ({attempt} tries): {first}; run with --runner local, or see that the "
+                    "machine has processors and memory to spare"
+                ) from error
+            _log.warning("Ray did not start (%s), trying again", first)
+    if is_main:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _runtime_env(engine: EngineConfig, empty: str) -> dict[str, Any]:
+    """What workers get of this machine: by itself an empty working directory.
+
+    Ray puts the driver's folder first on the workers' path, where a train.py would hide ours. In a job of Ray the job's own
+    working directory is that of the workers.
+    """
+    job = json.loads(os.environ.get(_JOB_VARIABLE) or "{}")
+    has_own = "working_dir" in (job.get("runtime_env") or {})
+    return {**({} if has_own else {"working_dir": empty}), **engine.runtime_env}
+
+
+def _processors(engine: EngineConfig) -> int:
+    """CPUs that a Ray of this machine's own counts: those there are, and more where more workers are asked for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = [(engine.workers, engine.threads)]
+    asked += [(pool.workers, pool.threads or engine.threads) for pool in engine.pools.values()]
+    # A pool whose number of workers is open has one at least.
+    return max(cores, sum((workers or 1) * threads for workers, threads in asked))

@@ -1,0 +1,172 @@
+"""Which work item a worker gets next. A policy: no Ray, no threads, no clock.
+
+Items are pulled from an iterator only as far as workers need them, so that a driver holds as much for a million items as
+for a thousand.
+"""
+
+import contextlib
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.plan.items import FitItem, WorkItem
+
+# Items held for choosing among. More are pulled, up to the second number, only where a pool would stand still.
+_WINDOW = 256
+_MOST_HELD = 8192
+
+
+@dataclass
+class _Group:
+    """Items that need the same models, in their order."""
+
+    pool: str
+    needs: frozenset[str]
+    items: deque[WorkItem] = field(default_factory=deque)
+
+
+class Schedule:
+    """Items not handed out yet, by group; first in line are those to be done again.
+
+    `needs` tells the identities of the models that an item needs, as `Models.held` names them.
+    """
+
+    def __init__(
+        self, items: Iterable[WorkItem], needs: Callable[[WorkItem], frozenset[str]], window: int = _WINDOW
+    ) -> None:
+        self._items = iter(items)
+        self._needs = needs
+        self._window = window
+        self._groups: dict[tuple[str, str, str], _Group] = {}
+        self._waiting: dict[str, int] = {}
+        self._exhausted = False
+
+    def next(self, pool: str, held: frozenset[str] = frozenset(), *, alone: bool = True) -> WorkItem | None:
+        """The item for a worker of a pool that holds these models, None where there is none.
+
+        The group with the fewest models to load comes first, of equal ones the older. A worker that has another item at
+        hand (not `alone`) gets none that must run alone.
+        """
+        self._pull(pool)
+        best: tuple[int, _Group] | None = None
+        for group in self._groups.values():
+            if group.pool != pool or not group.items or not (alone or not group.items[0].attempt.alone):
+                continue
+            lacking = len(group.needs - held)
+            if best is None or lacking < best[0]:
+                best = (lacking, group)
+        if best is None:
+            return None
+        self._waiting[pool] -= 1
+        return best[1].items.popleft()
+
+    def put_back(self, item: WorkItem) -> None:
+        """Takes back an item to be done (again) before all others of its group."""
+        self._group(item).items.appendleft(item)
+        self._waiting[item.pool] = self._waiting.get(item.pool, 0) + 1
+
+    def waiting(self, pool: str) -> int:
+        """Items of the pool that could be handed out at once, as far as it is worth knowing (see `_WINDOW`)."""
+        self._pull(pool)
+        return self._waiting.get(pool, 0)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left to hand out."""
+        self._pull("")
+        return self._exhausted and not any(self._waiting.values())
+
+    def _pull(self, pool: str) -> None:
+        held = sum(self._waiting.values())
+        while not self._exhausted and (held < self._window or (not self._waiting.get(pool) and held < _MOST_HELD)):
+            item = next(self._items, None)
+            if item is None:
+                self._exhausted = True
+                # A group without items costs nothing, but groups of all corpora would pile up.
+                self._groups = {key: group for key, group in self._groups.items() if group.items}
+                return
+            self._group(item).items.append(item)
+            self._waiting[item.pool] = self._waiting.get(item.pool, 0) + 1
+            held += 1
+
+    def _group(self, item: WorkItem) -> _Group:
+        key = (item.pool, item.plan.corpus, item.group)
+        if key not in self._groups:
+            self._groups[key] = _Group(item.pool, self._needs(item))
+        return self._groups[key]
+
+
+class FitSchedule:
+    """Items of another kind, in their order. Otherwise as a `Schedule`."""
+
+    def __init__(self, items: Iterable[FitItem]) -> None:
+        self._items = list(items)
+
+    def next(self, pool: str, held: frozenset[str] = frozenset(), *, alone: bool = True) -> FitItem | None:
+        found = next((item for item in self._items if item.pool == pool), None) if alone else None
+        if found is not None:
+            self._items.remove(found)
+        return found
+
+    def put_back(self, item: FitItem) -> None:
+        self._items.insert(0, item)
+
+    def waiting(self, pool: str) -> int:
+        return sum(item.pool == pool for item in self._items)
+
+    @property
+    def exhausted(self) -> bool:
+        return not self._items
+
+
+def needed_models(item: WorkItem) -> frozenset[str]:
+    """The identities of the models that an item's targets need: labelers with their parameters, tokenizers."""
+    from engine.plan.corpus import identity, identity_of_tokenizer
+
+    made = {target.modality for target in item.targets}
+    found = {identity(use) for use in item.plan.labelers if any(output.name in made for output in use.outputs)}
+    for name in {target.modality for target in item.targets if target.form == "token"}:
+        found.add(identity_of_tokenizer(item.tokenizers[item.plan.modalities[name].tokenizer], name))
+    return frozenset(found)
+
+
+class Draining(contextlib.AbstractContextManager["Draining"]):
+    """Within it the first Ctrl-C asks for an end (`asked`), and a second one interrupts at once.
+
+    `modmill` turns SIGTERM into the same signal. Python runs signal handlers in the main thread alone: in another one
+    nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> "Draining":
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and before is not signal.SIG_IGN:
+            self._before = signal.signal(signal.SIGINT, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+    def _hear(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def in_turn(parts: Iterable[Iterator[WorkItem]]) -> Iterator[WorkItem]:
+    """Items of several iterators by turns, so that the workers of no pool wait for another pool's items to end."""
+    rest = deque(parts)
+    while rest:
+        source = rest.popleft()
+        item = next(source, None)
+        if item is not None:
+            rest.append(source)
+            yield item

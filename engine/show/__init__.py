@@ -1,0 +1,1 @@
+"""What people look at: tables, pictures of labels and tokens, contact sheets, and the report."""

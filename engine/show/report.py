@@ -1,0 +1,189 @@
+"""The report of a workspace: one HTML page with its pictures beside it, made from what the manifest and shards say."""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from engine.show import contact
+from engine.show.codebooks import CodebookUse, codebook_use
+from engine.show.contact_sheet import add_contact_sheet
+from engine.show.page import Page, many
+from manifests.catalog.catalog import Catalog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question in words, and the query over the views of `modmill sql` that answers it (without double quotes)."""
+
+    words: str
+    query: str
+
+
+# Names of a tokenizer's figures: those that the charts show too, and the mark of the baseline's.
+_OF_CODES, _FLAT = ("codebook_use", "entropy_bits", "perplexity"), "flat_"
+
+# Questions that any workspace has an answer to, if an empty one.
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        words="How many tokens does each modality of each corpus have?",
+        query="SELECT corpus, modality, sum(tokens) AS tokens, count(*) AS shards FROM shards\n"
+        "WHERE is_current AND form = 'token' GROUP BY ALL ORDER BY corpus, tokens DESC",
+    ),
+    Question(
+        words="Which photographs are the most colorful?",
+        query="SELECT s.source, round(m.colorfulness, 1) AS colorfulness, c.caption FROM metadata m\n"
+        "JOIN samples s USING (corpus, key) LEFT JOIN captions c USING (corpus, key)\n"
+        "ORDER BY m.colorfulness DESC LIMIT 8",
+    ),
+    Question(
+        words="Which kinds of boxes are there, and how large are they?",
+        query="SELECT corpus, class, count(*) AS boxes, round(100 * avg(area), 1) AS mean_area_percent FROM boxes\n"
+        "GROUP BY ALL ORDER BY boxes DESC LIMIT 12",
+    ),
+)
+
+
+def write_report(
+    workspace: str | Path,
+    out: Path,
+    *,
+    title: str = "",
+    questions: Sequence[Question] = QUESTIONS,
+    class_names: Sequence[str] = (),
+    most_samples: int = 6,
+    more: Mapping[str, Callable[[Page], None]] | None = None,
+) -> Path:
+    """Writes `out/report.html` and `out/pictures/*.png`; the path of the page.
+
+    `class_names` are the names of segmentation's class numbers, for the legend; `more` adds sections, by their anchors,
+    after the contact sheets. Raises WorkspaceError where there is no
+    workspace, QueryError where a question cannot be asked.
+    """
+    with Catalog.open(workspace) as catalog:
+        page = Page(title or f"modmill: {workspace}", out)
+        notes: list[str] = []
+        corpora = sorted(catalog.corpora(), key=lambda row: (row["kind"] != "image", row["corpus"]))
+        more = more or {}
+        _lead(page, _figures(catalog), corpora, list(more))
+        for corpus in corpora:
+            shown = contact.samples(catalog, corpus["corpus"], most_samples, notes)
+            add_contact_sheet(page, corpus, shown, class_names)
+        for add in more.values():
+            add(page)
+        _tokenizers(page, codebook_use(catalog))
+        page.section("coverage", "Coverage", "Corpus by modality: what is done, and what is missing.")
+        page.table(catalog.status())
+        _failures(page, catalog, notes)
+        page.section("questions", "Questions in SQL", "Any view of the manifest can be asked from the command line.")
+        for question in questions:
+            page.add(page.body, "h3", question.words)
+            page.add(page.body, "pre", f'modmill sql {shlex.quote(str(workspace))} "{question.query}"')
+            page.table(catalog.sql(question.query))
+    return page.write()
+
+
+def _figures(catalog: Catalog) -> dict[str, Any]:
+    """What the manifest counts, for the first paragraph."""
+    (figures,) = catalog.sql(
+        "SELECT count(*) AS shards, coalesce(sum(tokens), 0)::BIGINT AS tokens, "
+        "coalesce(sum(size_bytes), 0)::BIGINT AS size_bytes FROM shards WHERE is_current"
+    ).to_pylist()
+    (crops,) = catalog.sql(
+        "SELECT coalesce(sum(rows), 0)::BIGINT AS crops FROM "
+        "(SELECT corpus, max(rows) AS rows FROM coverage WHERE crops IS NOT NULL GROUP BY corpus)"
+    ).to_pylist()
+    (failed,) = catalog.sql("SELECT count(DISTINCT (corpus, key)) AS failed FROM failures").to_pylist()
+    (time,) = catalog.sql(
+        "SELECT coalesce(sum(time_s), 0)::DOUBLE AS time_s, count(*) AS runs FROM runs WHERE time_s IS NOT NULL"
+    ).to_pylist()
+    return {**figures, **crops, **failed, **time}
+
+
+def _lead(page: Page, figures: Mapping[str, Any], corpora: Sequence[Mapping[str, Any]], more: Sequence[str]) -> None:
+    """One paragraph of what was done, and where to find it on the page."""
+    named = ", ".join(f"{row['samples']:,} {row['corpus']}" for row in corpora)
+    crops = f", {figures['crops']:,} crops of images" if figures["crops"] else ""
+    failed = "no row failed" if not figures["failed"] else f"{many(figures['failed'], 'sample')} failed in part"
+    page.add(
+        page.body,
+        "p",
+        f"{many(len(corpora), 'corpus', 'corpora')} ({named or 'nothing in them'}){crops}: {figures['tokens']:,} tokens "
+        f"and the labels that are kept, in {many(figures['shards'], 'shard')} of {figures['size_bytes'] / 1e6:,.1f} MB; "
+        f"{failed}. {many(figures['runs'], 'run')} took {_duration(figures['time_s'])} in all.",
+        class_="lead",
+    )
+    navigation = page.add(page.body, "nav")
+    for corpus in corpora:
+        page.add(navigation, "a", corpus["corpus"], href=f"#corpus-{corpus['corpus']}")
+    for anchor in (*more, "tokenizers", "coverage", "questions"):
+        page.add(navigation, "a", anchor, href=f"#{anchor}")
+
+
+def _tokenizers(page: Page, uses: Sequence[CodebookUse]) -> None:
+    """What was measured on held-out labels, and how the vocabularies are used."""
+    page.section(
+        "tokenizers",
+        "Tokenizers and their codebooks",
+        "Judged by: so many labels of held-out samples; where there is none, a figure is of what was fitted on. Beside it "
+        "stands what the best picture of one color (value, class) for each label would reach. The charts show how often each "
+        "code occurs, commonest first, on a "
+        "logarithmic scale; the dashed line is even use.",
+    )
+    page.table(pa.Table.from_pylist([row for use in uses for row in _measures(use)]))
+    charts = page.add(page.body, "div", class_="charts")
+    for use in uses:
+        panel = page.add(charts, "div")
+        page.add(panel, "h3", use.tokenizer.name)
+        page.add(panel, "p", _use_words(use))
+        page.chart(panel, use.counts)
+
+
+def _measures(use: CodebookUse) -> list[dict[str, Any]]:
+    """A row for each figure of a tokenizer, beside that of the best picture of one color (or value, or class) a row."""
+    metrics = dict(use.tokenizer.metrics)
+    held_out = metrics.pop("held_out_rows", None)
+    # The charts show these of all tokens.
+    shown = [name for name in metrics if name not in _OF_CODES and not name.startswith(_FLAT)]
+    return [
+        {
+            "tokenizer": use.tokenizer.name,
+            "fitted on": use.tokenizer.rows,
+            "judged by": None if held_out is None else int(held_out),
+            "figure": name,
+            "value": float(metrics[name]),
+            "one color only": metrics.get(_FLAT + name),
+        }
+        for name in shown
+    ]
+
+
+def _use_words(use: CodebookUse) -> str:
+    total = len(use.counts)
+    served = "" if use.modalities == (use.tokenizer.name,) else f" Serves {', '.join(use.modalities)}."
+    part = "" if use.shards_read == use.shards else f" Counted in {use.shards_read} of {use.shards:,} shards."
+    return (
+        f"{use.used:,} of {total:,} codes used ({100 * use.used / total:.0f} %), perplexity {use.perplexity:,.0f}, "
+        f"{int(use.counts.sum()):,} tokens.{served}{part}"
+    )
+
+
+def _failures(page: Page, catalog: Catalog, notes: Sequence[str]) -> None:
+    """What failed, and what this report could not read."""
+    failed = catalog.sql(
+        "SELECT corpus, modality, stage, class, count(DISTINCT key) AS samples, any_value(message) AS example "
+        "FROM failures GROUP BY corpus, modality, stage, class ORDER BY samples DESC, corpus, modality LIMIT 40"
+    )
+    if failed.num_rows:
+        page.section("failures", "Failures", "Rows that could not be made; each is null in its shard.")
+        page.table(failed)
+    for note in notes:
+        page.add(page.body, "p", f"Not shown: {note}", class_="wrong")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

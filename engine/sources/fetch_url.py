@@ -1,0 +1,304 @@
+"""The one place where URLs that come from data are fetched.
+
+A URL may name anything, a server in this network or this machine among it. So only http and https are spoken, a name is
+resolved once, every address it has is checked, and the connection goes to the address that was checked; each redirect is
+a URL like the first. Sizes and times are bounded, hosts are asked politely, and what their headers forbid is left alone.
+"""
+
+import contextlib
+import email.utils
+import http.client
+import importlib.metadata
+import ipaddress
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+from engine.pipeline.sections import FetchConfig
+from manifests.errors import FetchError, FetchRefused
+
+AGENT = "modmill"
+_CONNECT_S = 10.0
+_READ_S = 20.0
+_REDIRECTS = 5
+_CHUNK_BYTES = 64 << 10
+_LONGEST_WAIT_S = 60.0
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_FORBIDDING = {"noai", "noimageai"}
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class _Again(Exception):
+    """A try failed in a way that another may not; `wait_s` is what the server asks for, None where it says nothing."""
+
+    def __init__(self, message: str, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class _Redirect(Exception):
+    """The server names another URL."""
+
+
+@dataclass
+class _Host:
+    """How a host is treated: so many requests at once, and none before a time (monotonic seconds)."""
+
+    slots: threading.Semaphore
+    not_before: float = 0.0
+
+
+@dataclass
+class _Connection:
+    """One connection, and the socket that its deadline closes under it."""
+
+    socket: socket.socket
+    is_over: bool = field(default=False)
+
+    def end(self) -> None:
+        """Wakes whoever reads or writes: the time is over."""
+        self.is_over = True
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+
+class Fetcher:
+    """Fetches URLs from any number of threads, within the bounds of a corpus's `fetch` section."""
+
+    def __init__(self, config: FetchConfig) -> None:
+        self._config = config
+        self._all = threading.Semaphore(config.parallel)
+        self._hosts: dict[str, _Host] = {}
+        self._lock = threading.Lock()
+        self._agent = config.user_agent or f"{AGENT}/{_version()}"
+        self._tls = ssl.create_default_context()
+
+    def fetch(self, url: str) -> bytes:
+        """The bytes that a URL gives. Raises FetchRefused where it must not be asked, FetchError where it gives none."""
+        wait_s = 1.0
+        for left in range(self._config.tries - 1, -1, -1):
+            try:
+                return self._follow(url)
+            except _Again as error:
+                if not left:
+                    tried = f"; tried {self._config.tries} times" if self._config.tries > 1 else ""
+                    raise FetchError(f"{error}{tried}") from error
+                time.sleep(min(wait_s if error.wait_s is None else error.wait_s, _LONGEST_WAIT_S))
+                wait_s *= 2
+        raise AssertionError("there is at least one try")
+
+    def _follow(self, url: str) -> bytes:
+        deadline: float | None = None
+        seen = [url]
+        for _ in range(_REDIRECTS + 1):
+            try:
+                parts = _checked(seen[-1])
+                with self._turn(parts.hostname or ""):
+                    # The wait for a turn is not the server's time.
+                    deadline = deadline or time.monotonic() + self._config.timeout_s
+                    return self._get(parts, deadline)
+            except _Redirect as redirect:
+                seen.append(urljoin(seen[-1], str(redirect)))
+            except FetchError as error:
+                raise type(error)(_through(str(error), seen)) from error
+        raise FetchError(f"redirected more than {_REDIRECTS} times, at last to {seen[-1][:200]}")
+
+    @contextlib.contextmanager
+    def _turn(self, name: str) -> Iterator[None]:
+        """Waits for a place among all requests and those of the host."""
+        with self._lock:
+            host = self._hosts.setdefault(name, _Host(threading.Semaphore(self._config.per_host)))
+        with host.slots:
+            pause = host.not_before - time.monotonic()
+            if pause > 0:
+                time.sleep(min(pause, _LONGEST_WAIT_S))
+            with self._all:
+                yield
+
+    def _get(self, parts: SplitResult, deadline: float) -> bytes:
+        name = (
+            (parts.hostname or "").encode("idna").decode() if not _is_address(parts.hostname) else parts.hostname or ""
+        )
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        address = self._address(name, port)
+        connection = None
+        timer = None
+        try:
+            plain = socket.create_connection((address, port), timeout=min(_CONNECT_S, self._config.timeout_s))
+            connection = _Connection(plain)
+            timer = threading.Timer(max(deadline - time.monotonic(), 0.001), connection.end)
+            timer.daemon = True
+            timer.start()
+            if parts.scheme == "https":
+                # The handshake comes after, so that the deadline can end it too.
+                wrapped = self._tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+                connection.socket = wrapped
+                wrapped.do_handshake()
+            connection.socket.settimeout(_READ_S)
+            client = http.client.HTTPConnection(name, port)
+            client.sock = connection.socket
+            data = self._exchange(client, parts, name, port)
+            if not connection.is_over:
+                return data
+            # A body without a length ends where the connection does, and so does one that was cut off.
+            raise _Again("")
+        except (_Redirect, FetchError, _Again) as error:
+            if isinstance(error, _Again) and connection is not None and connection.is_over:
+                raise _Again(f"took more than {self._config.timeout_s:g} s") from error
+            raise
+        except ssl.SSLCertVerificationError as error:
+            raise FetchError(f"the certificate of {name} is not good: {error.verify_message}") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if connection is not None and connection.is_over:
+                raise _Again(f"took more than {self._config.timeout_s:g} s") from error
+            raise _Again(f"{type(error).__name__}: {str(error)[:200] or 'the connection ended'}") from error
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if connection is not None:
+                connection.socket.close()
+
+    def _address(self, name: str, port: int) -> str:
+        """An address of a host, every one of which may be asked. Raises FetchRefused, FetchError."""
+        try:
+            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise _Again(f"the name {name!r} cannot be resolved: {error}") from error
+        addresses = [str(entry[4][0]) for entry in found]
+        if not self._config.allow_private:
+            for address in addresses:
+                if not is_public(address):
+                    raise FetchRefused(
+                        f"{name} is {address}, an address of this machine or of a private network; fetch.allow_private lets "
+                        "such be asked"
+                    )
+        return addresses[0]
+
+    def _exchange(self, client: http.client.HTTPConnection, parts: SplitResult, name: str, port: int) -> bytes:
+        shown = f"[{name}]" if ":" in name else name
+        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._") + (
+            f"?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]|')}" if parts.query else ""
+        )
+        client.putrequest("GET", target, skip_host=True, skip_accept_encoding=True)
+        client.putheader("Host", shown if port in (80, 443) else f"{shown}:{port}")
+        client.putheader("User-Agent", self._agent)
+        client.putheader("Accept", "image/*, */*;q=0.5")
+        client.putheader("Accept-Encoding", "identity")
+        client.putheader("Connection", "close")
+        client.endheaders()
+        response = client.getresponse()
+        with response:
+            return self._answer(response, parts.hostname or "")
+
+    def _answer(self, response: http.client.HTTPResponse, name: str) -> bytes:
+        status = response.status
+        if status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
+            raise _Redirect(location)
+        if status in _BUSY:
+            wait_s = _retry_after(response.getheader("Retry-After"))
+            if wait_s is not None:
+                with self._lock:
+                    self._hosts[name] = self._hosts.get(name) or _Host(threading.Semaphore(self._config.per_host))
+                    self._hosts[name].not_before = time.monotonic() + min(wait_s, _LONGEST_WAIT_S)
+            raise _Again(f"the server answered {status} {response.reason}", wait_s)
+        if status != 200:
+            raise FetchError(f"the server answered {status} {response.reason}")
+        if not self._config.ignore_x_robots_tag:
+            tag = forbidding_tag(response.headers.get_all("X-Robots-Tag") or [])
+            if tag is not None:
+                raise FetchRefused(f"the server answered X-Robots-Tag: {tag[:100]}")
+        if (coding := response.getheader("Content-Encoding", "identity").strip().lower()) not in ("", "identity"):
+            raise FetchError(f"the server sent the coding {coding[:50]!r}, which was not asked for")
+        return self._body(response)
+
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
+        most = int(self._config.max_mb * 1e6)
+        said = response.getheader("Content-Length", "")
+        if said.isdigit() and int(said) > most:
+            raise FetchError(f"{int(said):,} bytes, more than fetch.max_mb = {self._config.max_mb:g} allows")
+        received = bytearray()
+        while chunk := response.read(min(_CHUNK_BYTES, most + 1 - len(received))):
+            received += chunk
+            if len(received) > most:
+                raise FetchError(f"more bytes than fetch.max_mb = {self._config.max_mb:g} allows")
+        if said.isdigit() and len(received) < int(said):
+            raise _Again(f"the connection ended after {len(received):,} of {int(said):,} bytes")
+        return bytes(received)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, and so is the IPv4 address that it may carry within."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is None and ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+        if ip.is_site_local:
+            return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
+
+
+def forbidding_tag(values: list[str]) -> str | None:
+    """The `X-Robots-Tag` that forbids the use of an image for this; tags that name another robot do not count."""
+    for value in values:
+        robot = ""
+        for rule in value.split(","):
+            head, colon, rest = rule.partition(":")
+            # `unavailable_after: DATE` and the like are rules; any other name before a colon is a robot's.
+            if colon and not re.fullmatch(r"\s*(unavailable_after|max-[a-z-]+)\s*", head, re.IGNORECASE):
+                robot, rule = head.strip().lower(), rest
+            if robot in ("", "*", AGENT) and rule.strip().lower() in _FORBIDDING:
+                return value
+    return None
+
+
+def _checked(url: str) -> SplitResult:
+    """The parts of a URL that may be asked. Raises FetchRefused."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise FetchRefused(f"no URL: {error}") from error
+    if parts.scheme not in ("http", "https"):
+        raise FetchRefused(f"the scheme {parts.scheme!r} is not fetched, expected http or https")
+    if not parts.hostname or " " in parts.netloc or any(ord(letter) < 32 for letter in url):
+        raise FetchRefused("no URL: it has no host, or control characters")
+    if parts.username is not None or parts.password is not None:
+        raise FetchRefused("the URL has a user name or password in it, which is not sent")
+    if port is not None and port < 1024 and port not in (80, 443):
+        raise FetchRefused(f"port {port} is no web server's")
+    return parts
+
+
+def _is_address(name: str | None) -> bool:
+    return name is not None and (":" in name or name.replace(".", "").isdigit())
+
+
+def _through(message: str, seen: list[str]) -> str:
+    return message if len(seen) == 1 else f"{message} (redirected to {seen[-1][:200]})"
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds that a server asks to be left alone; None where it does not say."""
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("modmill")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"

@@ -1,0 +1,315 @@
+"""The files of a source, on this machine or on any fsspec store: listed once, read in place, never copied."""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from manifests.errors import ConfigError, SourceError
+from manifests.store.uris import is_uri, without_credentials
+
+_MAGIC = re.compile(r"[*?\[]")
+_NAMES_SHOWN = 3
+_KEY_DIGITS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file below a root: its path with '/' separators, bytes, and time of change (ns; None where not local)."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """One sample of a source.
+
+    `source` is its path below the root, `docs.jsonl#17` for a row of a file, `a.tar#sub/b.jpg` for a member of a tar, or
+    a URL. `size_bytes` counts the image's file, or the document's text in UTF-8; None where only reading tells. `mtime_ns` is
+    the file's time of change, None where it is not local. `offset` is where the bytes begin in a tar, `beside` the suffix,
+    offset and size of the members beside it that hold its source columns.
+    """
+
+    key: str
+    source: str
+    size_bytes: int | None
+    mtime_ns: int | None
+    offset: int | None = None
+    beside: tuple[tuple[str, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the user should know of a source: counts by kind, with the first names of each."""
+
+    counts: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def add(self, noun: str, what: str, name: str) -> None:
+        """One more of a kind: `add("row", "of captions.csv without an image", "a.jpg")`."""
+        self.counts.setdefault((noun, what), []).append(name)
+
+    def lines(self) -> list[str]:
+        """A line a kind: "2 rows of captions.csv without an image: a.jpg, b.jpg"."""
+        lines = []
+        for (noun, what), names in self.counts.items():
+            more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+            plural = "s" if len(names) > 1 else ""
+            lines.append(f"{len(names)} {noun}{plural} {what}: {', '.join(names[:_NAMES_SHOWN])}{more}")
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The files of a source, by path. `files` are all that lie around it, `chosen` those that it names."""
+
+    root: str
+    files: Sequence[File]
+    chosen: Sequence[File]
+
+    def with_suffix(self, source: str, suffixes: Sequence[str], noun: str) -> list[File]:
+        """The chosen files of these suffixes, in any case. Raises ConfigError where there is none."""
+        found = [file for file in self.chosen if suffix(file.path) in suffixes]
+        if found:
+            return found
+        counts = Counter(suffix(file.path) or "no suffix" for file in self.chosen)
+        others = ", ".join(f"{count} with {name}" for name, count in counts.most_common(5))
+        raise ConfigError(
+            f"source {without_credentials(source)} holds no {noun}: found {len(self.chosen)} files"
+            f"{f' ({others})' if others else ''}, expected {', '.join(suffixes)}; hidden files are passed over"
+        )
+
+
+def list_source(source: str, notes: Notes) -> Listing:
+    """The files of a folder (with all below it), a glob, or a single file.
+
+    Hidden files and folders, and names that are no UTF-8, are left out. A linked folder is followed unless it lies in the
+    source already, so that loops end. Raises ConfigError where there is nothing of that name.
+    """
+    is_remote = is_uri(source) and not source.startswith("file://")
+    text = source if is_remote else os.path.abspath(os.path.expanduser(source.removeprefix("file://")))
+    kind = _remote_kind(text) if is_remote else _local_kind(text)
+    list_below: Callable[..., list[File]] = _list_remote if is_remote else _list_local
+    if kind == "folder":
+        files = list_below(text.rstrip("/") or "/", None, False, notes)
+        return Listing(root=text.rstrip("/") or "/", files=files, chosen=files)
+    if kind == "file":
+        root, _, name = text.rpartition("/")
+        files = _files_beside(root or "/", name, notes) if is_remote else _list_local(root or "/", 1, True, notes)
+        return Listing(root=root or "/", files=files, chosen=[file for file in files if file.path == name])
+    if not _MAGIC.search(text):
+        raise ConfigError(f"source {without_credentials(source)} is not there; expected a folder, a file or a glob")
+    root, pattern = _split_glob(text)
+    depth = None if "**" in pattern else pattern.count("/") + 1
+    hidden = any(name.startswith(".") for name in pattern.split("/"))
+    files = list_below(root, depth, hidden, notes)
+    matches = _glob_matcher(pattern)
+    chosen = [file for file in files if matches(file.path)]
+    if not chosen:
+        raise ConfigError(
+            f"source {without_credentials(source)}: no file matches; {len(files)} files were looked at below "
+            f"{without_credentials(root)} (`*` stays within one folder, `**/` goes through all below)"
+        )
+    return Listing(root=root, files=files, chosen=chosen)
+
+
+def suffix(path: str) -> str:
+    """The suffix of a path, in lower case, with its dot."""
+    return os.path.splitext(path)[1].lower()
+
+
+def stem(path: str) -> str:
+    """The path without its suffix."""
+    return os.path.splitext(path)[0]
+
+
+def key_of(source: str) -> str:
+    """The key of a sample that has none of its own: 16 hex digits of the sha256 of its source's name."""
+    return hashlib.sha256(source.encode()).hexdigest()[:_KEY_DIGITS]
+
+
+def uri(root: str, path: str) -> str:
+    """What opens a file of a source: a path of this machine, or an fsspec URI. Of URLs the root is empty."""
+    return path if not root else f"{root.rstrip('/')}/{path}"
+
+
+def open_file(root: str, path: str) -> IO[bytes]:
+    """A seekable stream over a file of a source. Raises SourceError where it cannot be opened."""
+    try:
+        if not is_uri(root):
+            return open(uri(root, path), "rb")
+        fs, base = _filesystem(root)
+        return fs.open(f"{base}/{path}" if base else path, "rb")
+    except Exception as error:
+        # Every store has error classes of its own.
+        raise _unreadable(path, error) from error
+
+
+def read_file(root: str, path: str) -> bytes:
+    """All bytes of a file of a source. Raises SourceError where it cannot be read."""
+    try:
+        if not is_uri(root):
+            with open(uri(root, path), "rb") as file:
+                return file.read()
+        fs, base = _filesystem(root)
+        return fs.cat_file(f"{base}/{path}" if base else path)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def read_range(root: str, path: str, begin: int, size: int) -> bytes:
+    """`size` bytes of a file of a source from `begin` on; fewer where it ends before. Raises SourceError as `read_file`."""
+    try:
+        if not is_uri(root):
+            with open(uri(root, path), "rb", buffering=0) as file:
+                file.seek(begin)
+                return file.read(size) or b""
+        if size == 0:
+            return b""
+        fs, base = _filesystem(root)
+        return fs.cat_file(f"{base}/{path}" if base else path, start=begin, end=begin + size)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> SourceError:
+    if isinstance(error, FileNotFoundError):
+        return SourceError(f"{path} is gone from the source; put it back, or leave it as a failed row")
+    return SourceError(f"{path} cannot be read: {type(error).__name__}: {without_credentials(str(error))}")
+
+
+def _local_kind(path: str) -> str | None:
+    if os.path.isdir(path):
+        return "folder"
+    return "file" if os.path.isfile(path) else None
+
+
+def _remote_kind(text: str) -> str | None:
+    fs, path = _filesystem(text)
+    # Another process may have written since this one last looked.
+    fs.invalidate_cache()
+    try:
+        return "folder" if fs.info(path)["type"] == "directory" else "file"
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        if _MAGIC.search(text):
+            return None
+        raise _unlistable(text, error) from error
+
+
+def _filesystem(text: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        fs, path = fsspec.core.url_to_fs(text)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"source {without_credentials(text)}: {error}; s3:// needs the extra modmill[s3], gs:// modmill[gcs]"
+        ) from error
+    return fs, path.rstrip("/")
+
+
+def _unlistable(text: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"source {without_credentials(text)} cannot be listed: {type(error).__name__}: {without_credentials(str(error))}"
+    )
+
+
+def _split_glob(text: str) -> tuple[str, str]:
+    """The folder before the first name with a wildcard, and the pattern below it."""
+    begin = text.index("://") + 3 if "://" in text else 0
+    match = _MAGIC.search(text, begin)
+    cut = text.rindex("/", 0, match.start()) if match else len(text)
+    return text[:cut] or "/", text[cut + 1 :]
+
+
+def _glob_matcher(pattern: str) -> Callable[[str], Any]:
+    from fsspec.utils import glob_translate
+
+    return re.compile(glob_translate(pattern)).match
+
+
+def _files_beside(root: str, name: str, notes: Notes) -> list[File]:
+    """A file of a store and those beside it; web servers may serve a file and list no folder."""
+    try:
+        files = _list_remote(root, 1, True, notes)
+    except ConfigError:
+        files = []
+    if any(file.path == name for file in files):
+        return files
+    fs, path = _filesystem(uri(root, name))
+    return [*files, File(path=name, size_bytes=int(fs.size(path) or 0), mtime_ns=None)]
+
+
+def _list_remote(root: str, depth: int | None, hidden: bool, notes: Notes) -> list[File]:
+    fs, base = _filesystem(root)
+    try:
+        found = fs.find(base, maxdepth=depth, detail=True)
+    except Exception as error:
+        raise _unlistable(root, error) from error
+    files = []
+    for name, info in found.items():
+        path = name.removeprefix(base).lstrip("/")
+        is_hidden = not hidden and any(part.startswith(".") for part in path.split("/"))
+        if path and not path.endswith("/") and info.get("type") == "file" and not is_hidden:
+            files.append(File(path=path, size_bytes=int(info.get("size") or 0), mtime_ns=None))
+    return sorted(files, key=lambda file: file.path)
+
+
+def _list_local(root: str, depth: int | None, hidden: bool, notes: Notes) -> list[File]:
+    """Real folders first, then linked ones in the order of their paths: each folder once, whatever links to it."""
+    files: list[File] = []
+    folders, links = [""], list[str]()
+    seen: set[tuple[int, int]] = set()
+    while folders or links:
+        if not folders:
+            links.sort(reverse=True)
+            folders.append(links.pop())
+        folder = folders.pop()
+        try:
+            status = os.stat(os.path.join(root, folder))
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(os.path.join(root, folder)) as entries:
+                for entry in entries:
+                    if hidden or not entry.name.startswith("."):
+                        path = f"{folder}/{entry.name}" if folder else entry.name
+                        within = depth is None or path.count("/") + 1 < depth
+                        _sort_entry(entry, path, files, *((folders, links) if within else ([], [])), notes)
+        except OSError as error:
+            notes.add("folder", "that cannot be read, passed over", f"{folder or root} ({error.strerror})")
+    return sorted(files, key=lambda file: file.path)
+
+
+def _sort_entry(
+    entry: os.DirEntry[str], path: str, files: list[File], folders: list[str], links: list[str], notes: Notes
+) -> None:
+    if not _is_utf8(path):
+        notes.add("name", "not in UTF-8, passed over", repr(os.fsencode(path))[2:-1])
+        return
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            folders.append(path)
+        elif entry.is_dir():
+            links.append(path)
+        elif entry.is_file():
+            status = entry.stat()
+            files.append(File(path=path, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns))
+        elif entry.is_symlink():
+            notes.add("link", "leading nowhere, passed over", path)
+    except OSError as error:
+        notes.add("file", "that cannot be read, passed over", f"{path} ({error.strerror})")
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,174 @@
+"""The source bytes of some samples, read where they lie: files, members of tars, cells of Parquet files, the workspace.
+
+Members that lie close together in a tar of an object store are read at once; Parquet is read row group by row group.
+"""
+
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.pipeline.config import CorpusConfig
+from engine.sources import listing
+from engine.sources.parquet import ParquetImages
+from engine.sources.tars import tar_of
+from manifests.errors import FetchError, FetchRefused, SourceError
+from manifests.store.storage import Storage
+from manifests.store.uris import is_uri
+
+_PARQUET_ROW = re.compile(r"(.+\.parquet)#([0-9]+)", re.IGNORECASE | re.DOTALL)
+# One request to an object store takes as long as some megabytes do.
+_BLOCK_BYTES = 8 << 20
+_GAP_BYTES = 1 << 20
+_BLOCKS_HELD = 3
+_ERRORS = {kind.__name__: kind for kind in (SourceError, FetchError, FetchRefused)}
+
+
+@dataclass(eq=False)
+class _Block:
+    """A range of one file that is read at once; `rows` are those that wait for it."""
+
+    path: str
+    read: Callable[[str, int, int], bytes]
+    begin: int
+    end: int
+    rows: int = 1
+    data: bytes | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class SourceBytes:
+    """The bytes of the samples of a part, by their place among `rows`; quick in their order, from any thread."""
+
+    def __init__(
+        self,
+        root: str,
+        config: CorpusConfig,
+        rows: Sequence[Mapping[str, Any]],
+        storage: Storage | None = None,
+        *,
+        beside: Sequence[Sequence[tuple[str, int, int]]] = (),
+    ) -> None:
+        """`rows` are those of a samples file: `source`, `size_bytes`, and the columns that say where the bytes lie.
+
+        `storage` is the workspace, for rows that were packed into it. `beside` are the suffix, offset and size of members
+        beside each row, which are read with it.
+        """
+        self._root = root
+        self._rows = rows
+        self._storage = storage
+        self._beside = beside
+        self._blocks: dict[int, _Block] = {}
+        self._last: _Block | None = None
+        self._loaded: deque[_Block] = deque()
+        self._lock = threading.Lock()
+        self._ready: dict[int, bytes | None] = {}
+        parquet: dict[str, set[int]] = {}
+        for place, row in enumerate(rows):
+            if row["source"] is None or row.get("source_error"):
+                continue
+            if row.get("source_offset") is not None:
+                self._add_range(place, row)
+            elif match := _PARQUET_ROW.fullmatch(row["source"]):
+                parquet.setdefault(match[1], set()).add(int(match[2]))
+        self._parquet = ParquetImages(root, config.image, parquet) if parquet else None
+
+    def read(self, place: int) -> bytes | None:
+        """The bytes of a sample, None where its source has none. Raises SourceError where they cannot be read."""
+        if place in self._ready:
+            with suppress(KeyError):
+                return self._ready.pop(place)
+        row = self._rows[place]
+        if row.get("source_error"):
+            name, _, message = row["source_error"].partition(": ")
+            raise _ERRORS.get(name, SourceError)(message)
+        block = self._blocks.get(place)
+        if block is not None:
+            begin, size = row["source_offset"], row["size_bytes"]
+            data = self._block(block)[begin - block.begin : begin - block.begin + size]
+            if len(data) < size:
+                raise SourceError(f"{row['source']} is cut short: {len(data):,} of {size:,} bytes; mend the tar")
+            return data
+        match = _PARQUET_ROW.fullmatch(row["source"]) if self._parquet else None
+        if self._parquet and match:
+            return self._parquet.read(match[1], int(match[2]))
+        return listing.read_file(self._root, row["source"])
+
+    def read_beside(self, place: int) -> dict[str, bytes]:
+        """The members beside a sample, by suffix; what is cut short is left out. Quick before the sample itself is read."""
+        block = self._blocks.get(place)
+        if block is None or not self._beside[place]:
+            return {}
+        data = self._block(block, done=False)
+        found = {suffix: data[at - block.begin : at - block.begin + size] for suffix, at, size in self._beside[place]}
+        return {suffix: found[suffix] for suffix, _, size in self._beside[place] if len(found[suffix]) == size}
+
+    def prefetch(self, limit_bytes: int) -> None:
+        """Reads the first samples into memory, up to so many bytes; what cannot be read is left for `read` to tell."""
+        held = 0
+        for place in range(len(self._rows)):
+            if held >= limit_bytes:
+                return
+            with suppress(SourceError):
+                if self._rows[place]["source"] is not None:
+                    data = self.read(place)
+                    held += len(data or b"")
+                    self._ready[place] = data
+
+    def close(self) -> None:
+        """Closes the files that are open."""
+        if self._parquet is not None:
+            self._parquet.close()
+
+    def _add_range(self, place: int, row: Mapping[str, Any]) -> None:
+        if row.get("source_pack"):
+            path, read = row["source_pack"], self._read_pack
+            is_remote = self._storage is not None and not self._storage.is_local
+        else:
+            path, read, is_remote = tar_of(row["source"]), self._read_source, is_uri(self._root)
+        spans = [(row["source_offset"], row["size_bytes"])]
+        spans += [(offset, size) for _, offset, size in (self._beside[place] if self._beside else ())]
+        begin = min(offset for offset, _ in spans)
+        end = max(offset + size for offset, size in spans)
+        last = self._last
+        if (
+            is_remote
+            and last is not None
+            and last.path == path
+            and last.begin <= begin <= last.end + _GAP_BYTES
+            and end - last.begin <= _BLOCK_BYTES
+        ):
+            last.end = max(last.end, end)
+            last.rows += 1
+            self._blocks[place] = last
+        else:
+            self._last = self._blocks[place] = _Block(path=path, read=read, begin=begin, end=end)
+
+    def _block(self, block: _Block, *, done: bool = True) -> bytes:
+        """A block's bytes. They are let go of when all its rows are done, or when others came to be read after it."""
+        with block.lock:
+            data = block.data
+            if data is None:
+                data = block.read(block.path, block.begin, block.end - block.begin)
+            block.rows -= done
+            block.data = data if block.rows > 0 else None
+        with self._lock:
+            if block.data is not None and block not in self._loaded:
+                self._loaded.append(block)
+            while len(self._loaded) > _BLOCKS_HELD:
+                self._loaded.popleft().data = None
+        return data
+
+    def _read_source(self, path: str, begin: int, size: int) -> bytes:
+        return listing.read_range(self._root, path, begin, size)
+
+    def _read_pack(self, path: str, begin: int, size: int) -> bytes:
+        if self._storage is None:
+            raise ValueError("rows that were packed need the workspace")
+        try:
+            return self._storage.read_range(path, begin, size)
+        except FileNotFoundError as error:
+            raise SourceError(f"{path} is gone from the workspace; restore it from a copy") from error

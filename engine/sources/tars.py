@@ -1,0 +1,286 @@
+"""Images in WebDataset tars, listed by their headers and read in place; nothing is ever extracted to a disk.
+
+Members that follow each other and share a name up to the first dot (`sub/0001.jpg`, `sub/0001.txt`, `sub/0001.json`) are
+one sample, and that name its `__key__`. What a header says is trusted no further than its checksum.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import IO, Any
+
+from engine.sources.columns import caption_of, object_of
+from engine.sources.listing import File, Listed, Notes, key_of, open_file, read_range
+from manifests.errors import ConfigError, SourceError
+
+SUFFIXES = (".tar",)
+COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+COLUMN_FIELDS = ("txt", "json")
+_BLOCK = 512
+_REGULAR = (b"0", b"\0", b"7")
+# What is passed over; none of them has bytes behind its header.
+_KINDS = {b"1": "hard link", b"2": "symbolic link", b"3": "device", b"4": "device", b"5": "folder", b"6": "pipe"}
+_LONG_NAME_BYTES = 1 << 20
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Member:
+    """A plain file in a tar: its name, where its bytes begin, and how many they are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass
+class Directory:
+    """What the headers of a tar say: its plain files, and what is wrong with it, each as a kind and a name."""
+
+    members: list[Member] = field(default_factory=list)
+    passed_over: list[tuple[str, str]] = field(default_factory=list)
+    broken: str | None = None
+    cut: str | None = None
+    is_compressed: bool = False
+
+
+def read_directory(stream: IO[bytes], size: int) -> Directory:
+    """The plain files of a tar of `size` bytes, by its headers alone: their bytes are sought over.
+
+    Where a header is damaged the list ends, and `broken` says where: what follows cannot be found. Where the file ends too
+    early `cut` says so; the member that it cuts short is listed.
+    """
+    found = Directory()
+    at, name, length = 0, None, None
+    while True:
+        stream.seek(at)
+        header = stream.read(_BLOCK)
+        if at == 0 and header[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5"):
+            found.is_compressed = True
+            return found
+        if len(header) < _BLOCK:
+            found.cut = f"at byte {size:,}: it ends without an end mark"
+            return found
+        if not any(header):
+            return found
+        try:
+            kind, member_size, own_name = _fields(header)
+        except ValueError as error:
+            found.broken = f"at byte {at:,}: {error}"
+            return found
+        begin = at + _BLOCK
+        if kind in (b"x", b"g", b"L", b"K"):
+            if member_size > _LONG_NAME_BYTES:
+                found.broken = f"at byte {at:,}: an extended header of {member_size:,} bytes"
+                return found
+            extension = stream.read(member_size)
+            if kind == b"L":
+                name = extension.rstrip(b"\0")
+            elif kind == b"x":
+                records = _pax(extension)
+                name = records.get(b"path", name)
+                length = int(records[b"size"]) if records.get(b"size", b"").isdigit() else length
+        else:
+            member_size = 0 if kind in _KINDS else member_size if length is None else length
+            _add(found, kind, name or own_name, begin, member_size)
+            if begin + member_size > size:
+                found.cut = f"at byte {size:,}: it ends within {_shown(name or own_name)}"
+                return found
+            name = length = None
+        at = begin + -(-member_size // _BLOCK) * _BLOCK
+
+
+def _add(found: Directory, kind: bytes, raw: bytes, begin: int, size: int) -> None:
+    if kind == b"5" or raw.endswith(b"/"):
+        return
+    if kind not in _REGULAR:
+        found.passed_over.append((f"being no plain file but a {_KINDS.get(kind, repr(kind))}", _shown(raw)))
+        return
+    try:
+        name = raw.decode().removeprefix("./")
+    except UnicodeDecodeError:
+        found.passed_over.append(("of a name that is no UTF-8", _shown(raw)))
+        return
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts or any(ord(letter) < 32 for letter in name):
+        found.passed_over.append(("of an absolute name, or one with .. or control characters", _shown(raw)))
+    elif name and not any(part.startswith(".") for part in parts):
+        found.members.append(Member(name, begin, size))
+
+
+def _fields(header: bytes) -> tuple[bytes, int, bytes]:
+    """Kind, size and name of a header. Raises ValueError where its checksum or a number is wrong."""
+    said = _number(header[148:156])
+    if said != sum(header) - sum(header[148:156]) + 256 and said != _signed_sum(header):
+        raise ValueError("the checksum of a header is wrong")
+    size = _number(header[124:136])
+    if size < 0:
+        raise ValueError(f"a header says {size} bytes")
+    if header[156:157] == b"S":
+        raise ValueError("a sparse file, which is read by no plain reader")
+    name = header[:100].partition(b"\0")[0]
+    prefix = header[345:500].partition(b"\0")[0]
+    # The GNU format has other things where USTAR has a prefix.
+    is_ustar = header[257:263] == b"ustar\0"
+    return header[156:157], size, prefix + b"/" + name if is_ustar and prefix else name
+
+
+def _signed_sum(header: bytes) -> int:
+    return sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:]) + 256
+
+
+def _number(text: bytes) -> int:
+    """Octal digits, or GNU's base 256."""
+    if text[0] in (0x80, 0xFF):
+        return int.from_bytes(text[1:], "big", signed=text[0] == 0xFF)
+    digits = text.partition(b"\0")[0].strip()
+    try:
+        return int(digits or b"0", 8)
+    except ValueError:
+        raise ValueError(f"a header has the number {text!r}") from None
+
+
+def _pax(data: bytes) -> dict[bytes, bytes]:
+    """The records of an extended header; what is no record ends it."""
+    records = {}
+    while data:
+        length, _, _ = data.partition(b" ")
+        if not length.isdigit() or not len(length) < int(length) <= len(data):
+            break
+        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
+        records[key] = value
+        data = data[int(length) :]
+    return records
+
+
+def _shown(name: bytes) -> str:
+    return repr(name[:200])[2:-1]
+
+
+# -- samples ----------------------------------------------------------------------------------------------------------
+
+
+def scan_tars(
+    root: str, files: Sequence[File], image: str | None, key: str | None, suffixes: Sequence[str], notes: Notes
+) -> list[Listed]:
+    """The samples of all tars, in the order of the tars and of their members.
+
+    `image` is the field that holds the image (`jpg`, `rgb.png`), by default the first whose suffix is one of `suffixes`;
+    `key` "source" makes keys of tar and name, where the names alone are not unique. Raises ConfigError where no tar holds
+    an image.
+    """
+    if key not in (None, "source"):
+        raise ConfigError(
+            f"key is {key!r}, but a sample of a tar has no such field before it is read; leave it out for the member's "
+            "name up to its first dot, or write `key: source` to make keys of tar and name"
+        )
+
+    def directory(file: File) -> Directory:
+        try:
+            with open_file(root, file.path) as stream:
+                return read_directory(stream, file.size_bytes)
+        except OSError as error:
+            return Directory(broken=f"{type(error).__name__}: {error}")
+        except SourceError as error:
+            return Directory(broken=str(error))
+
+    samples: list[Listed] = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for file, found in zip(files, pool.map(directory, files), strict=True):
+            if found.is_compressed:
+                notes.add("tar", "compressed, passed over (unpack it: members are read in place)", file.path)
+                continue
+            for kind, name in found.passed_over:
+                notes.add("member", f"{kind}, passed over", f"{file.path}#{name}")
+            if found.broken:
+                notes.add("tar", "broken, what follows in it is lost", f"{file.path} {found.broken}")
+            if found.cut:
+                notes.add("tar", "cut short", f"{file.path} {found.cut}")
+            samples += _samples(file, found, image, key, suffixes, notes)
+    if not samples:
+        wanted = f"named .{image}" if image else f"of {', '.join(suffixes)}"
+        told = "; ".join(notes.lines())
+        raise ConfigError(f"the {len(files)} tars hold no images {wanted}{f' ({told})' if told else ''}")
+    return samples
+
+
+def _samples(
+    file: File, found: Directory, image: str | None, key: str | None, suffixes: Sequence[str], notes: Notes
+) -> Iterator[Listed]:
+    groups = [(name, list(members)) for name, members in groupby(found.members, lambda member: _split(member.name)[0])]
+    if found.broken and groups:
+        # Its other members may be among those that are lost. When the tar is mended it is a new sample, and whole.
+        notes.add("sample", "before the damage, left out until its tar is mended", f"{file.path}#{groups.pop()[0]}")
+    for name, members in groups:
+        fields: dict[str, Member] = {}
+        for member in members:
+            if fields.setdefault(_split(member.name)[1], member) is not member:
+                notes.add("member", "of a name that stands twice, the later left out", f"{file.path}#{member.name}")
+        chosen = fields.get(image or "") or next(
+            (member for kind, member in fields.items() if image is None and f".{kind}" in suffixes), None
+        )
+        if chosen is None:
+            notes.add("sample", "without an image, passed over", f"{file.path}#{name}")
+            continue
+        for kind in fields:
+            if fields[kind] is not chosen and kind not in COLUMN_FIELDS:
+                notes.add("member", f"of kind .{kind} beside an image, passed over", f"{file.path}#{fields[kind].name}")
+        source = f"{file.path}#{chosen.name}"
+        yield Listed(
+            key=name if key is None else key_of(source),
+            source=source,
+            size_bytes=chosen.size,
+            mtime_ns=file.mtime_ns,
+            offset=chosen.offset,
+            beside=tuple((kind, fields[kind].offset, fields[kind].size) for kind in COLUMN_FIELDS if kind in fields),
+        )
+
+
+def _split(name: str) -> tuple[str, str]:
+    """`__key__` and field, in lower case: `a.b/c.seg.PNG` is `a.b/c` and `seg.png`."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, kind = base.partition(".")
+    return f"{folder}{slash}{stem}", kind.lower()
+
+
+def tar_of(source: str) -> str:
+    """The path of the tar that holds a sample, from `a.tar#sub/b.jpg`."""
+    return source[: source.lower().index(".tar#") + len(".tar")]
+
+
+class TarColumns:
+    """The source columns of samples: `.txt` is the caption, the keys of `.json` are columns.
+
+    What was read beside an image is handed in by `keep`, so that it is not read again.
+    """
+
+    def __init__(self, root: str, samples: Sequence[Listed], notes: Notes) -> None:
+        self._root = root
+        self._notes = notes
+        self._beside = {listed.source: listed.beside for listed in samples if listed.beside}
+        self._kept: dict[str, dict[str, bytes]] = {}
+
+    def keep(self, source: str, members: dict[str, bytes]) -> None:
+        """What stands beside an image, until its columns are asked for."""
+        self._kept[source] = members
+
+    def __call__(self, source: str) -> dict[str, Any]:
+        columns: dict[str, Any] = {}
+        kept = self._kept.pop(source, {})
+        for kind, offset, size in self._beside.get(source, ()):
+            read = _reader(kept.get(kind), self._root, source, offset, size)
+            of_kind = caption_of if kind == "txt" else object_of
+            columns.update(of_kind(read, f"{source.rpartition('.')[0]}.{kind}", self._notes))
+        return columns
+
+
+def _reader(kept: bytes | None, root: str, source: str, offset: int, size: int) -> Callable[[], bytes]:
+    def read() -> bytes:
+        path = tar_of(source)
+        data = read_range(root, path, offset, size) if kept is None else kept
+        if len(data) < size:
+            raise SourceError(f"{source}: the member beside it is cut short")
+        return data
+
+    return read

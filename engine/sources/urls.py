@@ -1,0 +1,67 @@
+"""Lists of URLs: a text file with one a line, or a table (CSV, TSV, Parquet, JSONL) with a column of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine.pipeline.config import CorpusConfig
+from engine.sources.columns import TABLE_SUFFIXES, Table, read_table
+from engine.sources.listing import File, Listed, Notes, key_of, read_file, suffix, uri
+from engine.sources.values import decoded
+from manifests.errors import ConfigError, SourceError, nearest
+
+SUFFIXES = (".txt", *TABLE_SUFFIXES)
+
+
+def scan_urls(
+    root: str, files: Sequence[File], config: CorpusConfig, notes: Notes
+) -> tuple[list[Listed], Callable[[str], dict[str, Any]]]:
+    """A sample a URL, in the order of the files and rows, and what reads its source columns: the row's other fields.
+
+    A URL that stands twice is one sample. Raises ConfigError where a table lacks the column of URLs or of keys.
+    """
+    column = config.url or ""
+    samples: list[Listed] = []
+    places: dict[str, tuple[Table, int]] = {}
+    for file in files:
+        if suffix(file.path) == ".txt":
+            table = _lines(root, file, column)
+        else:
+            table = read_table(uri(root, file.path), config.key, notes)
+        for option, name in (("url", column), ("key", config.key)):
+            if name is not None and name not in table.columns:
+                raise ConfigError(f"{file.path} has no column {name!r} (`{option}`); {nearest(name, table.columns)}")
+        for number, value in enumerate(table.columns[column]):
+            url = value.strip() if isinstance(value, str) else ""
+            if not url:
+                notes.add("row", f"of {file.path} without a URL, passed over", str(number))
+            elif url in places:
+                notes.add("URL", "that stands twice, taken once", url)
+            else:
+                key = key_of(url) if config.key is None else _key(table.columns[config.key][number], file.path, number)
+                places[url] = table, number
+                samples.append(Listed(key=key, source=url, size_bytes=None, mtime_ns=None))
+    if not samples:
+        raise ConfigError(f"the {len(files)} lists hold no URLs")
+
+    def read(url: str) -> dict[str, Any]:
+        table, number = places[url]
+        return {name: value for name, value in table.row(number, column).items() if name != config.key}
+
+    return samples, read
+
+
+def _lines(root: str, file: File, column: str) -> Table:
+    try:
+        text, _ = decoded(read_file(root, file.path))
+    except SourceError as error:
+        raise ConfigError(str(error)) from error
+    lines = [line.strip() for line in text.splitlines()]
+    urls = [line for line in lines if line and not line.startswith("#")]
+    return Table(name=file.path, rows=len(urls), columns={column: urls})
+
+
+def _key(value: Any, path: str, number: int) -> str:
+    text = "" if value is None or isinstance(value, bool | float) else str(value).strip()
+    if not text:
+        raise ConfigError(f"{path}, row {number}: the key is {value!r}, expected text or an integer that is not empty")
+    return text

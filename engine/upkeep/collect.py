@@ -1,0 +1,127 @@
+"""`modmill forget --collect`: which files of a workspace nothing needs any more, and their deletion.
+
+What is needed: every file of a record that was live at any moment of the retention, and of every snapshot that nothing
+replaces. What holds forgotten rows goes at once. Files that no record names may be a writer's at work, and go after a day.
+"""
+
+import datetime
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from engine.progress.record import recorded
+from engine.upkeep.forget import clear_caches
+from manifests.catalog import checkpoint
+from manifests.catalog.catalog import Catalog
+from manifests.errors import ConfigError
+from manifests.queries import retention
+from manifests.snapshots import successor
+from manifests.store.storage import Storage, StoredFile, open_storage
+
+RETENTION_DAYS = 7.0
+_ORPHANS_AFTER = datetime.timedelta(hours=24)
+_CHECKPOINTS_KEPT = 2
+_THREADS = 8
+# Only names that modmill gives: what people put beside their data is theirs.
+_OURS = re.compile(r"(?:part-\d{7}(?:\.c\d{2,})?|changes|dropped)-[0-9a-f]{8}(?=\.)")
+_TEMPORARY = re.compile(r"\..+\.tmp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deletion:
+    """A file that nothing needs, and why."""
+
+    path: str
+    size_bytes: int
+    why: str
+
+
+def plan(catalog: Catalog, *, retention_days: float, now: datetime.datetime | None = None) -> list[Deletion]:
+    """What a collection deletes, in order; `now` is this moment unless it is said.
+
+    Raises ShardError where a snapshot cannot be read: what it needs is not known then.
+    """
+    if not retention_days >= 0:
+        raise ConfigError(f"--retention {retention_days:g}: expected a number of days from 0 up")
+    moment = now or datetime.datetime.now(datetime.UTC)
+    needs = _Needs(catalog, retention.version_before(catalog, moment - datetime.timedelta(days=retention_days)))
+    found = [*_of_files(catalog.storage, needs, moment), *_checkpoints(catalog.storage)]
+    return sorted(found, key=lambda deletion: deletion.path)
+
+
+def collect(uri: str, *, retention_days: float = RETENTION_DAYS, quiet: bool = False) -> list[Deletion]:
+    """Deletes what nothing needs; what was deleted. Raises what `plan` raises."""
+    storage = open_storage(uri)
+    with recorded(storage, "collect", {"retention_days": retention_days}, quiet=quiet) as execution:
+        catalog = execution.catalog
+        # A forget that was killed may have left snapshots on files that go now.
+        for renewed in successor.renew(catalog, run=execution.done.run):
+            execution.progress.say(f"snapshot {renewed.snapshot} is replaced by {renewed.successor}")
+        deletions = plan(catalog, retention_days=retention_days)
+        execution.progress.stage("collect", len(deletions), "files")
+        with ThreadPoolExecutor(_THREADS) as pool:
+            paths = [deletion.path for deletion in deletions]
+            for done, _ in enumerate(pool.map(storage.remove, paths), start=1):
+                execution.progress.update("collect", done)
+        clear_caches(catalog)
+        execution.done.add("files_deleted", len(deletions))
+        execution.done.add("bytes_deleted", sum(deletion.size_bytes for deletion in deletions))
+    return deletions
+
+
+class _Needs:
+    """What is said of each file, by its path up to its ending: a shard, its failed file and its sidecar go together."""
+
+    def __init__(self, catalog: Catalog, since: int) -> None:
+        ends = retention.ends_of_files(catalog)
+        live = {_stem(path) for path, end in ends.items() if end is None}
+        self._ended = {_stem(path): end for path, end in ends.items() if end is not None}
+        self.forgotten = {_stem(path) for action in retention.forgotten(catalog) for path in action.files} - live
+        frozen = {_stem(shard.path) for snapshot in successor.standing(catalog) for shard in snapshot.shards}
+        recent = {stem for stem, end in self._ended.items() if end > since}
+        self._needed = (live | recent | frozen) - self.forgotten
+
+    def why_not(self, stem: str, *, is_old: bool) -> str | None:
+        """Why a file of this stem is not needed, None where it is, or may be. `is_old` for those that wait a day."""
+        if stem in self._needed:
+            return None
+        if stem in self.forgotten:
+            return "holds rows that are forgotten"
+        if stem in self._ended:
+            return f"replaced or retired at version {self._ended[stem]}"
+        return "no record names it" if is_old else None
+
+
+def _of_files(storage: Storage, needs: _Needs, moment: datetime.datetime) -> Iterator[Deletion]:
+    for folder in ("data", "_meta"):
+        for file in storage.walk(folder):
+            is_old = moment - file.modified > _ORPHANS_AFTER
+            if _TEMPORARY.fullmatch(_name(file.path)):
+                if is_old:
+                    yield _deletion(file, "a writer that was killed left it")
+            elif folder == "data" and _OURS.match(_name(file.path)):
+                why = needs.why_not(_stem(file.path), is_old=is_old)
+                if why is not None:
+                    yield _deletion(file, why)
+
+
+def _checkpoints(storage: Storage) -> Iterator[Deletion]:
+    for version in checkpoint.versions(storage)[:-_CHECKPOINTS_KEPT]:
+        for file in storage.walk(checkpoint.folder_of(version)):
+            yield _deletion(file, "an old checkpoint of the log")
+
+
+def _deletion(file: StoredFile, why: str) -> Deletion:
+    return Deletion(path=file.path, size_bytes=file.size_bytes, why=why)
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _stem(path: str) -> str:
+    """A path up to its ending; as it is where it is none of ours."""
+    folder, _, name = path.rpartition("/")
+    match = _OURS.match(name)
+    return f"{folder}/{match[0]}" if match else path

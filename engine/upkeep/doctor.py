@@ -1,0 +1,217 @@
+"""What this machine has and lacks for modmill: packages, GPUs, Ray, disk, memory, and what each labeler needs."""
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from labelers import protocol
+from labelers.protocol import LabelerSpec
+from manifests.errors import ConfigError
+
+_PYTHON_AT_LEAST = (3, 11)
+_DISK_AT_LEAST_BYTES = 1 << 30
+_COMMAND_SECONDS = 10
+_LABEL_EXTRA = "pip install 'modmill[label]'"
+_EXTRAS_TOLD = ("label", "train", "ray", "view", "s3", "gcs")
+_REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+).*?(?:extra == ['\"](\w+)['\"])?$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One finding. `ok` is None where it is neither right nor wrong: something optional lacks."""
+
+    name: str
+    value: str
+    ok: bool | None
+    advice: str = ""
+
+
+def report(folder: str | Path = Path(), *, load_torch: bool = False) -> list[Check]:
+    """All findings; `folder` is where the free disk is looked at.
+
+    Nothing heavy is imported, unless `load_torch` asks torch itself for its GPUs.
+    """
+    return [
+        Check(name="modmill", value=metadata.version("modmill"), ok=True),
+        _python(),
+        *_packages(),
+        _gpus(load_torch),
+        _ray_cluster(),
+        _disk(Path(folder)),
+        _memory(),
+        Check(name="cores", value=str(_cores()), ok=True),
+        _cache(),
+        *_labelers(),
+    ]
+
+
+def text(checks: list[Check]) -> str:
+    """The findings as lines: a mark (ok, -, or WRONG), name, value, and what to do."""
+    marks = {True: "ok", None: "-", False: "WRONG"}
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        advice = f"  → {check.advice}" if check.advice else ""
+        lines.append(f"{marks[check.ok]:<5}  {check.name:<{width}}  {check.value}{advice}")
+    return "\n".join(lines)
+
+
+def _python() -> Check:
+    ok = sys.version_info[:2] >= _PYTHON_AT_LEAST
+    least = ".".join(map(str, _PYTHON_AT_LEAST))
+    return Check(
+        name="python", value=platform.python_version(), ok=ok, advice="" if ok else f"modmill needs {least} or newer"
+    )
+
+
+def _packages() -> Iterator[Check]:
+    """The packages that modmill's own metadata asks for, those of extras with the extra that brings them."""
+    extras: dict[str, list[str]] = {}
+    for requirement in metadata.requires("modmill") or ():
+        match = _REQUIREMENT.match(requirement)
+        if match is not None and (match[2] is None or match[2] in _EXTRAS_TOLD):
+            extras.setdefault(match[1].lower(), []).append(match[2] or "")
+    for name, wanted_by in extras.items():
+        is_base = "" in wanted_by
+        try:
+            yield Check(name=name, value=metadata.version(name), ok=True)
+        except metadata.PackageNotFoundError:
+            package = "modmill" if is_base else f"modmill[{wanted_by[0]}]"
+            yield Check(name=name, value="missing", ok=False if is_base else None, advice=f"pip install '{package}'")
+
+
+def _gpus(load_torch: bool) -> Check:
+    found = _nvidia_smi()
+    if not found and load_torch and importlib.util.find_spec("torch"):
+        import torch
+
+        found = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if found:
+        return Check(name="GPUs", value="; ".join(found), ok=True)
+    return Check(name="GPUs", value="none", ok=None, advice="everything runs on the CPU, fits and big labelers slowly")
+
+
+def _nvidia_smi() -> list[str]:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    query = [command, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def _ray_cluster() -> Check:
+    if importlib.util.find_spec("ray") is None:
+        return Check(
+            name="Ray cluster",
+            value="Ray is not installed",
+            ok=None,
+            advice="pip install 'modmill[ray]', or run with --runner local",
+        )
+    address = os.environ.get("RAY_ADDRESS") or _address_of_running_cluster()
+    if address:
+        return Check(name="Ray cluster", value=address, ok=True)
+    return Check(name="Ray cluster", value="none running: a run starts its own", ok=True)
+
+
+def _address_of_running_cluster() -> str:
+    """What `ray start` wrote for others to find it by."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    try:
+        return Path(folder, "ray", "ray_current_cluster").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _disk(folder: Path) -> Check:
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    ok = free >= _DISK_AT_LEAST_BYTES
+    advice = "" if ok else "a workspace needs room for shards and tokenizers; free some, or choose another disk"
+    return Check(name="free disk", value=f"{_gigabytes(free)} at {there}", ok=ok, advice=advice)
+
+
+def _memory() -> Check:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _cgroup_limit_bytes()
+    if limit is not None and limit < total:
+        return Check(name="memory", value=f"{_gigabytes(limit)} (this container's share)", ok=True)
+    return Check(name="memory", value=_gigabytes(total), ok=True)
+
+
+def _cgroup_limit_bytes() -> int | None:
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return int(Path(path).read_text())
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cache() -> Check:
+    try:
+        from manifests.store.storage import cache_folder
+    except ImportError as error:
+        # What lacks is told by its own line above.
+        return Check(name="cache folder", value=f"not looked for: {error}", ok=None)
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        advice = "indexes of workspaces lie there; set MODMILL_CACHE to a folder of a local disk"
+        return Check(name="cache folder", value=f"{folder}: {error.strerror}", ok=False, advice=advice)
+    return Check(name="cache folder", value=str(folder), ok=True)
+
+
+def _labelers() -> Iterator[Check]:
+    for name in protocol.names():
+        try:
+            yield labeler_check(protocol.find(name).spec)
+        except ConfigError as error:
+            yield Check(name=f"labeler {name}", value=str(error), ok=None, advice=_LABEL_EXTRA)
+
+
+def labeler_check(spec: LabelerSpec) -> Check:
+    """What a labeler still lacks: packages, or its default weights."""
+    name = f"labeler {spec.name}"
+    missing = [package for package in spec.requires if importlib.util.find_spec(package.partition(".")[0]) is None]
+    if missing:
+        return Check(name=name, value=f"lacks {', '.join(missing)}", ok=None, advice=_LABEL_EXTRA)
+    if not has_weights(spec):
+        advice = "they are downloaded at first use; or name a folder that has them in its parameters"
+        return Check(name=name, value=f"lacks its weights, {spec.checkpoint}", ok=None, advice=advice)
+    return Check(name=name, value="ready", ok=True)
+
+
+def has_weights(spec: LabelerSpec) -> bool:
+    """Whether a labeler's default weights are on this machine: a file, a folder, or in the Hugging Face cache."""
+    if spec.checkpoint is None or Path(spec.checkpoint).expanduser().exists():
+        return True
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    snapshots = hub / f"models--{spec.checkpoint.replace('/', '--')}" / "snapshots"
+    return snapshots.is_dir() and any(snapshots.iterdir())
+
+
+def _gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB"

@@ -1,0 +1,273 @@
+"""`modmill forget`: takes samples out of a workspace for good, and retires recipes that are superseded.
+
+A part is done by one entry of the log: its samples and every live shard of it are recorded anew with null rows, and the
+files that hold those rows are named, to be deleted by a collection (`engine/upkeep/collect.py`). What is done is in the log, so
+the same command goes on where it was killed.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.ingest import stats
+from engine.progress import events
+from engine.progress.record import Execution, recorded
+from engine.upkeep.receipt import Receipt, make_receipt
+from manifests.catalog.catalog import Catalog
+from manifests.errors import ConfigError, nearest
+from manifests.formats import rewrite, shards
+from manifests.locked import locked
+from manifests.log.actions import Forgotten, ShardsRetired
+from manifests.queries import retention
+from manifests.queries.retention import NO_BYTES, RecipeShards, Row
+from manifests.recipe import sha256_hex
+from manifests.snapshots import successor
+from manifests.store.storage import open_storage, read_same
+
+_THREADS = 4
+_NAME_DIGITS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What lines ask for: rows that are there still, rows that were forgotten before, and lines that name nothing.
+
+    `names` has, for lines that are no corpus/key and no hash, a digest of the line and the rows it names: the log may
+    keep that, and not the line, so that a second try knows what the first one forgot.
+    """
+
+    rows: list[Row]
+    earlier: list[Row]
+    unknown: list[str]
+    names: dict[str, list[str]]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file that ask for something, each once. Raises ConfigError where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--keys {path} cannot be read: {error}; expected a text file, a sample a line") from error
+    lines = [line.strip() for line in text.splitlines()]
+    asked = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    if not asked:
+        raise ConfigError(
+            f"--keys {path} names nothing; expected a line for each sample: corpus/key, sha256, or source"
+        )
+    return asked
+
+
+def forget(uri: str, lines: Sequence[str], *, ignore_unknown: bool = False, quiet: bool = False) -> Receipt | None:
+    """Takes the samples that lines name out of the workspace at `uri`, and all others of the same source bytes.
+
+    A line is `corpus/key`, the sha256 of the source bytes, or the sample's `source` or `url`. None where no line names a
+    sample. Raises ConfigError that has every line that names none, unless `ignore_unknown`; ShardError where a file that
+    must be rewritten is not the one that was committed.
+    """
+    storage = open_storage(uri)
+    with Catalog(storage) as catalog:
+        asked = _resolve(catalog, lines)
+    if asked.unknown and not ignore_unknown:
+        named = "\n".join(f"  {line}" for line in asked.unknown)
+        raise ConfigError(
+            f"{len(asked.unknown):,} of {len(lines):,} lines name no sample of {uri}; expected corpus/key, the sha256 of the "
+            f"source bytes, or the source as `samples` has it; mend them, or pass over them with --ignore-unknown:\n{named}"
+        )
+    if not asked.rows and not asked.earlier:
+        return None
+    config = {
+        "lines": len(lines),
+        "unknown": len(asked.unknown),
+        "lines_sha256": sha256_hex("\n".join(lines).encode()),
+        "names": asked.names,
+    }
+    with recorded(storage, "forget", config, quiet=quiet) as execution:
+        # Again, as the one writer: a part may have come since.
+        asked = _resolve(execution.catalog, lines)
+        _forget_rows(execution, asked.rows)
+        for renewed in successor.renew(execution.catalog, run=execution.done.run):
+            execution.done.add("snapshots_replaced", 1)
+            execution.progress.say(
+                f"snapshot {renewed.snapshot} is replaced by {renewed.successor}, without {renewed.rows:,} of its rows"
+            )
+        clear_caches(execution.catalog)
+        return make_receipt(execution.catalog, execution.done.run, [*asked.earlier, *asked.rows], config)
+
+
+def _resolve(catalog: Catalog, lines: Sequence[str]) -> Asked:
+    found = retention.find_rows(catalog, lines)
+    gone: dict[str, list[Row]] = {}
+    for action in retention.forgotten(catalog):
+        for number, key, sha256 in zip(action.rows, action.keys, action.sources_sha256, strict=True):
+            row = Row(corpus=action.corpus, part=action.part, row=number, key=key, sha256=sha256)
+            gone.setdefault(f"{row.corpus}/{row.key}", []).append(row)
+            gone.setdefault(sha256, []).append(row)
+    names = _names_of_earlier_runs(catalog)
+    earlier: dict[Row, None] = {}
+    unknown, own_names = [], {}
+    for line in lines:
+        digest = sha256_hex(line.encode())[:_NAME_DIGITS]
+        keys = [line, line.lower(), *names.get(digest, ())]
+        before = [row for key in dict.fromkeys(keys) for row in gone.get(key, ())]
+        earlier.update(dict.fromkeys(before))
+        if line not in found and not before:
+            unknown.append(line)
+        elif line not in gone:
+            rows = dict.fromkeys(f"{row.corpus}/{row.key}" for row in [*before, *found.get(line, ())])
+            if line not in rows and not re.fullmatch("[0-9a-fA-F]{64}", line):
+                own_names[digest] = list(rows)
+    asked = dict.fromkeys(row for rows in found.values() for row in rows)
+    asked.update(dict.fromkeys(retention.rows_of_bytes(catalog, [row.sha256 for row in asked])))
+    return Asked(rows=list(asked), earlier=list(earlier), unknown=unknown, names=own_names)
+
+
+def _names_of_earlier_runs(catalog: Catalog) -> dict[str, list[str]]:
+    rows = catalog.sql("SELECT config FROM runs WHERE kind = 'forget'")
+    found: dict[str, list[str]] = {}
+    for text in rows["config"].to_pylist():
+        found.update(json.loads(text).get("names", {}))
+    return found
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _forget_rows(execution: Execution, rows: Iterable[Row]) -> None:
+    by_part: dict[tuple[str, int], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.corpus, row.part, row.row)):
+        by_part.setdefault((row.corpus, row.part), []).append(row)
+    if not by_part:
+        return
+    frozen: dict[tuple[str, int], set[str]] = {}
+    for snapshot in successor.standing(execution.catalog):
+        for shard in snapshot.shards:
+            frozen.setdefault((shard.corpus, shard.part), set()).add(shard.path)
+    earlier = retention.forgotten(execution.catalog)
+    execution.progress.stage("forget", len(by_part), "parts")
+    for done, (place, of_part) in enumerate(by_part.items(), start=1):
+        before = [action for action in earlier if (action.corpus, action.part) == place]
+        _forget_of_part(execution, of_part, before, frozen.get(place, set()))
+        execution.done.add("forgotten_rows", len(of_part))
+        execution.progress.update("forget", done)
+
+
+def _forget_of_part(execution: Execution, rows: Sequence[Row], earlier: Sequence[Forgotten], frozen: set[str]) -> None:
+    """Takes rows out of one part, in one entry of the log. `frozen` are the files of it that snapshots name."""
+    catalog, storage = execution.catalog, execution.catalog.storage
+    corpus, part, live = retention.part_records(catalog, rows[0].corpus, rows[0].part)
+    named_before = {path for action in earlier for path in action.files}
+    held = {*retention.files_of_part(catalog, part.corpus, part.part), *frozen} - named_before
+    numbers = {row.row for row in rows}
+    forgotten = Forgotten(
+        corpus=part.corpus,
+        part=part.part,
+        rows=[row.row for row in rows],
+        keys=[row.key for row in rows],
+        sources_sha256=[row.sha256 for row in rows],
+        files=[path for file in sorted(held) for path in rewrite.files_of(file)],
+    )
+    samples = shards.read_samples(read_same(storage, part.path, part.sha256))
+    _redact_events(catalog, execution.done.run, [samples[number]["source"] for number in numbers])
+    new_part = rewrite.rewrite_part(storage, part, corpus, forgotten, earlier)
+    documents = retention.recipe_documents(catalog, {shard.fingerprint for shard in live})
+    with ThreadPoolExecutor(_THREADS) as pool:
+        new_shards = list(
+            pool.map(lambda shard: rewrite.rewrite_shard(storage, shard, documents[shard.fingerprint], numbers), live)
+        )
+    catalog.commit([new_part, *new_shards, forgotten], run=execution.done.run)
+    execution.done.add("shards_rewritten", len(new_shards))
+
+
+def _redact_events(catalog: Catalog, own_run: str, sources: Sequence[str]) -> None:
+    """Takes the sources' names out of what earlier runs told: a note of an ingest may have one."""
+    named = re.compile(r"(?<![\w./-])(" + "|".join(re.escape(source) for source in sources) + r")(?![\w/-])")
+    events.redact(catalog.storage, named, but=own_run)
+
+
+def clear_caches(catalog: Catalog) -> None:
+    """Takes what was forgotten out of this user's cache on this machine."""
+    everything = retention.forgotten(catalog)
+    held = {path for action in everything for path in action.files}
+    of_snapshots = {
+        shard.sha256 for snapshot in successor.every(catalog) for shard in snapshot.shards if shard.path in held
+    }
+    try:
+        from train.data import token_cache
+    except ModuleNotFoundError:  # The extra is not installed: nothing here trains.
+        pass
+    else:
+        token_cache.forget_shards({*retention.sha256_of_shards(catalog, held), *of_snapshots})
+    sources: dict[str, set[str]] = {}
+    for action in everything:
+        sources.setdefault(action.corpus, set()).update(action.sources_sha256)
+    for corpus, sources_sha256 in sources.items():
+        stats.forget_sources(catalog.workspace_id, corpus, sources_sha256 - {NO_BYTES})
+    if everything:
+        locked.clear(catalog.workspace_id)
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def retire(
+    uri: str, *, recipe: str | None, modality: str | None, corpus: str | None, quiet: bool = False
+) -> list[RecipeShards]:
+    """Retires the live shards of a recipe, by its first digits, or of all recipes of a modality that are not current.
+
+    Their files stay until they are collected. Raises ConfigError where a current recipe is named, or nothing is there.
+    """
+    storage = open_storage(uri)
+    with Catalog(storage) as catalog:
+        _superseded(catalog, recipe, modality, corpus)
+    config: Mapping[str, Any] = {"recipe": recipe, "modality": modality, "corpus": corpus}
+    with recorded(storage, "retire", config, quiet=quiet) as execution:
+        found = _superseded(execution.catalog, recipe, modality, corpus)
+        actions = [
+            ShardsRetired(
+                corpus=each.corpus,
+                modality=each.modality,
+                form=each.form,
+                fingerprint=each.fingerprint,
+                reason="superseded",
+            )
+            for each in found
+        ]
+        execution.catalog.commit(actions, run=execution.done.run)
+        execution.done.add("shards_retired", sum(each.shards for each in found))
+    return found
+
+
+def _superseded(catalog: Catalog, recipe: str | None, modality: str | None, corpus: str | None) -> list[RecipeShards]:
+    there = retention.recipe_shards(catalog)
+    for option, asked, known in (
+        ("--corpus", corpus, {each.corpus for each in there}),
+        ("--modality", modality, {each.modality for each in there}),
+    ):
+        if asked is not None and asked not in known:
+            raise ConfigError(f"{option} {asked}: no live shards are of it; {nearest(asked, known)}")
+    found = [
+        each
+        for each in there
+        if corpus in (None, each.corpus)
+        and modality in (None, each.modality)
+        and each.fingerprint.startswith((recipe or "").lower())
+    ]
+    fingerprints = sorted({each.fingerprint for each in found})
+    if recipe is not None and len(fingerprints) != 1:
+        begun = f": {', '.join(digits[:16] for digits in fingerprints)}" if fingerprints else ""
+        raise ConfigError(
+            f"--recipe {recipe}: {len(fingerprints)} recipes with live shards begin so{begun}; the view `shards` has them"
+        )
+    if recipe is not None and (current := [each for each in found if each.is_current]):
+        raise ConfigError(
+            f"--recipe {recipe} is the current recipe of {current[0].modality} in {current[0].corpus}, which is in use; "
+            "change the pipeline file and run it first, or name another corpus with --corpus"
+        )
+    found = [each for each in found if not each.is_current]
+    if not found:
+        raise ConfigError(f"nothing to retire: all live shards of {modality} are of its current recipe")
+    return found

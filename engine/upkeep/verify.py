@@ -1,0 +1,275 @@
+"""Whether a workspace is what its log says: files, counts, hashes, rows aligned over modalities, tokens in range.
+
+What is wrong is told apart from what is only left over: replaced and retired files, orphans of killed runs, temporary
+files, and files without a sidecar, which loses nothing as long as the log stands.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from engine.upkeep.leftovers import leftovers
+from engine.upkeep.verify_shard import PartRows, check_bytes, check_part, check_shard, check_sidecar, check_tokenizer
+from manifests.catalog.catalog import Catalog
+from manifests.errors import LogError, ModmillError, ShardError
+from manifests.formats import sidecars
+from manifests.formats import snapshots as snapshot_files
+from manifests.log import entries as log
+from manifests.log.actions import PartAdded, ShardAdded
+from manifests.queries import audit
+from manifests.snapshots import snapshot as snapshots
+from manifests.store.storage import Storage
+
+if TYPE_CHECKING:
+    # It loads OpenCV, and for tokens torch.
+    from engine.upkeep.verify_values import DeepCheck
+
+_THREADS = 4
+_PARTS_AT_ONCE = 32
+Kind = Literal["wrong", "orphan", "replaced", "temporary", "no sidecar"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_WRITE_IT = "`modmill verify --recover` writes it from the log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something about a file: what is wrong with it, or why it stands there though no live record names it."""
+
+    path: str
+    problem: str
+    kind: Kind = "wrong"
+
+
+@dataclass(kw_only=True)
+class Verified:
+    """What was looked at, what was found wrong, what is left over, and what could not be checked."""
+
+    versions: int
+    parts: int = 0
+    shards: int = 0
+    tokenizers: int = 0
+    snapshots: int = 0
+    rows: int = 0
+    size_bytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    left_over: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(
+    catalog: Catalog, on_shard: Callable[[int, int], None] = lambda done, total: None, *, deep: bool = False
+) -> Verified:
+    """Reads every live file of the workspace, some parts at a time; `on_shard` is told (done, total).
+
+    With `deep` values are decoded and held against their modality, replaced files that snapshots name are hashed, and the
+    index and the checkpoints are compared with a replay of the log.
+    """
+    return _Verifier(catalog, on_shard, deep=deep).all()
+
+
+class _Verifier:
+    def __init__(self, catalog: Catalog, on_shard: Callable[[int, int], None], *, deep: bool) -> None:
+        self._catalog = catalog
+        self._storage = catalog.storage
+        self._on_shard = on_shard
+        self._is_deep = deep
+        self._deep: DeepCheck | None = None
+        self._done = Verified(versions=catalog.version)
+        self._frozen: set[str] = set()
+        self._forgotten = audit.forgotten_rows(catalog)
+
+    def all(self) -> Verified:
+        done = self._done
+        done.findings += _check_log(self._storage)
+        if not self._catalog.version and self._storage.names("data"):
+            self._wrong(
+                log.LOG_FOLDER, "the log is empty or lost, but there is data; `modmill verify --recover` makes it anew"
+            )
+        counts = audit.counts(self._catalog)
+        if counts["strays"]:
+            self._wrong(log.LOG_FOLDER, f"{counts['strays']} live shards are of parts that the log does not know")
+        self._check_tokenizers()
+        if self._is_deep:
+            self._prepare_deep()
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for corpus in audit.corpora_with_parts(self._catalog):
+                self._check_corpus(pool, corpus, counts["shards"])
+            self._check_snapshots(pool)
+        if self._is_deep:
+            done.findings += (Finding(path=path, problem=why) for path, why in audit.check_index(self._catalog))
+        if self._deep is not None:
+            done.notes += sorted(self._deep.notes)
+        for left in leftovers(self._catalog, self._frozen):
+            done.left_over.append(Finding(path=left.file.path, problem=left.why, kind=left.kind))
+        done.left_over.sort(key=lambda finding: (finding.kind, finding.path))
+        return done
+
+    def _wrong(self, path: str, problem: str) -> None:
+        self._done.findings.append(Finding(path=path, problem=problem))
+
+    def _prepare_deep(self) -> None:
+        from engine.upkeep.verify_values import DeepCheck, tokenizers_by_recipe
+
+        known = {tokenizer.digest: tokenizer for tokenizer in audit.tokenizers(self._catalog)}
+        self._deep = DeepCheck(self._storage, tokenizers_by_recipe(audit.recipes(self._catalog), known))
+
+    # -- tokenizers, parts and their shards ---------------------------------------------------------------------------
+
+    def _check_tokenizers(self) -> None:
+        for known in self._catalog.tokenizers():
+            self._done.tokenizers += 1
+            try:
+                check_tokenizer(self._storage, known)
+                self._note_sidecar(known)
+            except ShardError as error:
+                self._wrong(known.path, str(error))
+
+    def _note_sidecar(self, described: sidecars.Described) -> None:
+        """Lists a part or tokenizer without a sidecar: they had none before modmill made them."""
+        if not check_sidecar(self._storage, described):
+            problem = f"has no sidecar; {_WRITE_IT}"
+            self._done.left_over.append(Finding(path=described.path, problem=problem, kind="no sidecar"))
+
+    def _check_corpus(self, pool: ThreadPoolExecutor, corpus: str, shards: int) -> None:
+        parts = self._catalog.parts(corpus)
+        missing = sorted(set(range(parts[-1].part + 1)) - {part.part for part in parts})
+        if missing:
+            self._wrong(f"data/{corpus}/_samples", f"the log has {len(parts)} parts, but no part {missing[0]}")
+        for first in range(0, len(parts), _PARTS_AT_ONCE):
+            some = parts[first : first + _PARTS_AT_ONCE]
+            rows: dict[int, PartRows] = {}
+            checked = _ahead(pool, lambda part: self._part(part, self._forgotten.get((corpus, part.part), set())), some)
+            for part, found in zip(some, checked, strict=True):
+                self._done.parts += 1
+                if isinstance(found, PartRows):
+                    rows[part.part] = found
+                else:
+                    self._wrong(part.path, found)
+            self._check_shards(pool, audit.shards_of(self._catalog, corpus, some[0].part, some[-1].part), rows, shards)
+
+    def _part(self, part: PartAdded, forgotten: set[int]) -> PartRows | str:
+        try:
+            found = check_part(self._storage, part, forgotten)
+            self._note_sidecar(part)
+            return found
+        except ShardError as error:
+            return str(error)
+
+    def _check_shards(
+        self, pool: ThreadPoolExecutor, shards: Sequence[ShardAdded], rows: Mapping[int, PartRows], total: int
+    ) -> None:
+        problems = _ahead(pool, lambda shard: self._shard(shard, rows.get(shard.part)), shards)
+        for shard, problem in zip(shards, problems, strict=True):
+            self._done.shards += 1
+            self._done.rows += shard.rows
+            self._done.size_bytes += shard.size_bytes
+            self._on_shard(self._done.shards, total)
+            if problem is not None:
+                self._wrong(shard.path, problem)
+
+    def _shard(self, shard: ShardAdded, part: PartRows | None) -> str | None:
+        try:
+            found = check_shard(self._storage, shard, part)
+            if self._deep is not None:
+                self._deep.check(found)
+            if not check_sidecar(self._storage, shard):
+                return f"its sidecar is gone; {_WRITE_IT}"
+        except ShardError as error:
+            return str(error)
+        return None
+
+    # -- snapshots ----------------------------------------------------------------------------------------------------
+
+    def _check_snapshots(self, pool: ThreadPoolExecutor) -> None:
+        """Snapshots that are not as they were made, and shards of theirs that are gone or cut.
+
+        Those in the log, and those that stand without being in it. Of shards that were replaced since, and so not read
+        with the live ones, only the size is asked unless the look is deep. What a forget took out of a snapshot that has a
+        successor is no loss.
+        """
+        recorded = {row["snapshot"]: row for row in self._catalog.snapshots().to_pylist()}
+        names = sorted({*snapshots.names(self._storage), *recorded})
+        self._done.snapshots = len(names)
+        for name in names:
+            row = recorded.get(name, {"sha256": None, "replaced_by": None})
+            folder = snapshot_files.folder_of(name)
+            try:
+                found = snapshots.read(self._storage, name, even_replaced=True)
+            except ModmillError as error:
+                self._wrong(folder, str(error))
+                continue
+            if row["sha256"] not in (None, found.sha256):
+                self._wrong(folder, f"its sha256 is {found.sha256[:12]}, the log says {str(row['sha256'])[:12]}")
+            self._check_snapshot_shards(pool, found, row["replaced_by"])
+
+    def _check_snapshot_shards(
+        self, pool: ThreadPoolExecutor, snapshot: snapshots.Snapshot, replaced_by: str | None
+    ) -> None:
+        self._frozen.update(shard.path for shard in snapshot.shards)
+        folders = {shard.path.rpartition("/")[0] for shard in snapshot.shards}
+        named = {folder: audit.named_files(self._catalog, folder) for folder in sorted(folders)}
+        live = {path for files in named.values() for path, name in files.items() if name.is_live}
+        others = [shard for shard in snapshot.shards if shard.path not in live]
+
+        def check(shard: snapshots.SnapshotShard) -> str | None:
+            try:
+                if self._is_deep:
+                    check_bytes(self._storage, shard.path, shard.sha256)
+                elif (is_size := self._storage.size(shard.path)) != shard.size_bytes:
+                    return f"it has {is_size} bytes, the snapshot {snapshot.name!r} says {shard.size_bytes}"
+            except FileNotFoundError:
+                return f"the file is gone, and the snapshot {snapshot.name!r} is of it"
+            except ShardError as error:
+                return f"{error} (the snapshot {snapshot.name!r} is of it)"
+            return None
+
+        found = list(zip(others, _ahead(pool, check, others), strict=True))
+        gone = [shard for shard, problem in found if problem is not None]
+        if gone and replaced_by is not None:
+            problem = f"{len(gone)} of its shards are gone since rows were forgotten; {replaced_by!r} replaces it"
+            path = snapshot_files.folder_of(snapshot.name)
+            self._done.left_over.append(Finding(path=path, problem=problem, kind="replaced"))
+            return
+        known = {finding.path for finding in self._done.findings}
+        for shard, problem in found:
+            if problem is not None and shard.path not in known:
+                self._wrong(shard.path, problem)
+
+
+def _check_log(storage: Storage) -> Iterator[Finding]:
+    """The whole chain of entries, and that no entry stands behind a gap."""
+    last = 0
+    try:
+        for entry in log.entries(storage):
+            last = entry.version
+    except LogError as error:
+        yield Finding(path=log.entry_path(last + 1), problem=str(error))
+        return
+    # A folder that is listed while a driver writes may show an entry without the one before: only a look by name tells.
+    for name in storage.names(log.LOG_FOLDER):
+        version = int(name[:20]) if name[:20].isdecimal() else 0
+        if version > last and not storage.exists(log.entry_path(version - 1)):
+            yield Finding(path=f"{log.LOG_FOLDER}/{name}", problem=f"entry {version - 1} is missing before it")
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results in order; only some items are under way at a time, since each holds a file in memory."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > 2 * _THREADS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def as_rows(verified: Verified) -> list[dict[str, Any]]:
+    """What was found, as rows of a table: first what is wrong."""
+    return [
+        {"kind": finding.kind, "path": finding.path, "problem": finding.problem}
+        for finding in chain(verified.findings, verified.left_over)
+    ]

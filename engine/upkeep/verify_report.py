@@ -1,0 +1,95 @@
+"""What `modmill verify` prints: what is wrong, what is left over, and what a recovery brought back."""
+
+from collections import Counter
+
+import click
+
+from engine.progress.progress import Progress
+from engine.show import tables
+from engine.upkeep import verify as verifying
+from manifests.catalog.catalog import Catalog
+from manifests.log import entries as log
+from manifests.log.lease import writer_lease
+from manifests.recover import missing
+from manifests.recover import recover as recovery
+from manifests.store.storage import open_storage
+
+_COLUMNS = ("kind", "path", "problem")
+_SHOWN = 20
+_EVERY = 10_000
+
+
+def verify(workspace: str, form: str, *, deep: bool) -> bool:
+    """Verifies a workspace and prints what was found; whether nothing is wrong."""
+    with Catalog(open_storage(workspace)) as catalog:
+        progress = Progress(None, quiet=form != "table")
+
+        def report(done: int, total: int) -> None:
+            if done == 1:
+                progress.stage("verify", total, "shards")
+            progress.update("verify", done)
+
+        try:
+            verified = verifying.verify(catalog, report, deep=deep)
+        finally:
+            progress.close()
+    wrong = len(verified.findings)
+    if form != "table":
+        tables.write(tables.rows_table(verifying.as_rows(verified), _COLUMNS), form)
+    else:
+        _print(verified)
+    click.echo(
+        f"{f'WRONG: {wrong} findings' if wrong else 'ok'}: {verified.versions:,} log entries, "
+        f"{verified.parts:,} parts, {verified.shards:,} shards, {verified.rows:,} rows, {verified.tokenizers} tokenizers, "
+        f"{verified.snapshots} snapshots, {verified.size_bytes / 1e6:,.1f} MB read",
+        err=form != "table",
+    )
+    return not wrong
+
+
+def _print(verified: verifying.Verified) -> None:
+    if verified.findings:
+        rows = [(finding.kind, finding.path, finding.problem) for finding in verified.findings]
+        tables.write_rows(_COLUMNS, rows, "table")
+    if verified.left_over:
+        kinds = Counter(finding.kind for finding in verified.left_over)
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+        click.echo(f"not wrong, but left over: {counts}")
+        rows = [(finding.kind, finding.path, finding.problem) for finding in verified.left_over[:_SHOWN]]
+        tables.write_rows(_COLUMNS, rows, "table")
+        if len(verified.left_over) > _SHOWN:
+            click.echo(f"and {len(verified.left_over) - _SHOWN:,} more: --format csv lists them all")
+    for note in verified.notes:
+        click.echo(f"note: {note}")
+
+
+def recover(workspace: str, form: str) -> None:
+    """Makes the log of a workspace anew where it is lost, else the sidecars that lack, and prints what was found."""
+    storage = open_storage(workspace)
+    if not recovery.is_lost(storage):
+        recovery.restore_format(storage)
+        with writer_lease(storage, "recover"), Catalog(storage) as catalog:
+            written = missing.write_missing(catalog)
+        click.echo(f"the log stands; {written:,} sidecars were written from it", err=form != "table")
+        return
+    progress = Progress(None, quiet=form != "table")
+    progress.say(f"no log: it is made anew from the sidecars in {storage.uri}/data")
+    try:
+        found = recovery.recover(storage, lambda done: _count(progress, done))
+    finally:
+        progress.close()
+    if found.left_out or form != "table":
+        tables.write_rows(("left out", "why"), sorted(found.left_out.items()), form)
+    click.echo(
+        f"recovered: {found.corpora} corpora, {found.parts:,} parts, {found.shards:,} shards by {found.recipes} recipes, "
+        f"{found.tokenizers} tokenizers, {found.snapshots} snapshots, {found.size_bytes / 1e6:,.1f} MB read; the runs and "
+        f"times of {log.LOG_FOLDER} do not come back",
+        err=form != "table",
+    )
+    for note in found.notes:
+        click.echo(f"note: {note}", err=form != "table")
+
+
+def _count(progress: Progress, done: int) -> None:
+    if done % _EVERY == 0:
+        progress.say(f"{done:,} shards read")

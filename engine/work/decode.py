@@ -1,0 +1,268 @@
+"""The rows of a part, read, decoded and cropped by threads, in order, within a bound of bytes."""
+
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from engine.plan.corpus import CorpusPlan
+from engine.sources import scan
+from engine.sources.read import SourceBytes
+from engine.work.rows import ABSENT, FORGOTTEN, LoadedRow, Needs, failed
+from manifests.errors import SourceError
+from manifests.formats.shards import RESERVED_COLUMNS
+from manifests.pixels import crops, images
+from manifests.recipe import sha256_hex
+from manifests.store.uris import is_uri
+
+# So many rows of an object store, which answers late, are read at once, however few are decoded at once.
+_READERS = 4
+
+
+class ByteBudget:
+    """Lets rows in, in their order, while the bytes inside stay under a limit; one row alone may exceed it."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._used = 0
+        self._next = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def enter(self, ticket: int, size_bytes: int) -> None:
+        """Waits until all rows before `ticket` are in and there is room, or nobody waits for rows, and counts the bytes."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._closed
+                    or (self._next == ticket and (self._used == 0 or self._used + size_bytes <= self._limit))
+                )
+            )
+            self._used += size_bytes
+            self._next += 1
+            self._changed.notify_all()
+
+    def leave(self, size_bytes: int) -> None:
+        """Gives bytes of a row back."""
+        with self._changed:
+            self._used -= size_bytes
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Lets all in from here on, so that no thread waits for a reader that hangs."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def fill(self) -> float:
+        """The share of the limit that is in use."""
+        return self._used / self._limit
+
+
+class _Job:
+    """A row on its way: its bytes are known before it is let in, so that a chunk never waits for itself."""
+
+    def __init__(self) -> None:
+        self.sized: Future[int] = Future()
+        self.done: Future[tuple[LoadedRow, int]] | None = None
+
+
+def load_chunks(
+    plan: CorpusPlan,
+    samples: Sequence[Mapping[str, Any]],
+    units: Sequence[Sequence[int]],
+    source: SourceBytes,
+    *,
+    needs: Needs,
+    threads: int,
+    queue_bytes: int,
+    most: int,
+    budget: ByteBudget | None = None,
+) -> Generator[list[LoadedRow], None, None]:
+    """The samples at the places that `units` name, in order, in chunks of at most `most` rows of one unit.
+
+    Whatever is wrong with a row is its `problem`, never an exception. `threads` decode at once. What is decoded and not yet
+    taken, plus the chunk at hand, plus what decoding itself takes, stays under `queue_bytes`; one photograph alone may
+    exceed it. How rows fall into chunks depends on the sizes of photographs alone, never on time: a chunk ends before a row
+    with which it would take more than half of the bytes.
+    """
+    if plan.config.kind == "text":
+        yield from _documents(plan, samples, units, most)
+        return
+    if not needs.decode:
+        for unit in units:
+            for first in range(0, len(unit), most):
+                yield [_row(plan, samples[place]) for place in unit[first : first + most]]
+        return
+    loader = _Loader(plan, samples, source, needs, budget or ByteBudget(queue_bytes), threads)
+    yield from loader.run(units, queue_bytes, most)
+
+
+class _Loader:
+    """The threads that read and decode, and the rows on their way."""
+
+    def __init__(
+        self,
+        plan: CorpusPlan,
+        samples: Sequence[Mapping[str, Any]],
+        source: SourceBytes,
+        needs: Needs,
+        budget: ByteBudget,
+        threads: int,
+    ) -> None:
+        self._plan = plan
+        self._samples = samples
+        self._source = source
+        self._needs = needs
+        self._budget = budget
+        self._threads = threads
+        # On a processor that all share, decoding by turns takes less than by several at once: caches stay warm.
+        self._decoding = threading.BoundedSemaphore(threads)
+
+    def run(
+        self, units: Sequence[Sequence[int]], queue_bytes: int, most: int
+    ) -> Generator[list[LoadedRow], None, None]:
+        places = [place for unit in units for place in unit]
+        # Enough rows ahead for a whole unit to be ready when the one before is done; bytes bound them.
+        ahead = max(4 * self._threads, 2 * max(map(len, units), default=0))
+        waiting: deque[_Job] = deque()
+        held = taken = 0
+        chunk: list[LoadedRow] = []
+        # Files of this machine come at once: more threads would only take the interpreter from the labelers.
+        readers = max(_READERS, self._threads) if is_uri(self._plan.root) else self._threads
+        with ThreadPoolExecutor(readers, thread_name_prefix="decode") as pool:
+            try:
+                for unit in units:
+                    for number in range(len(unit)):
+                        while taken < len(places) and len(waiting) < ahead:
+                            waiting.append(self._start(pool, places[taken], taken))
+                            taken += 1
+                        job = waiting[0]
+                        if chunk and (len(chunk) == most or held + job.sized.result() > queue_bytes // 2):
+                            yield chunk
+                            chunk = []
+                            self._budget.leave(held)
+                            held = 0
+                        assert job.done is not None
+                        row, size_bytes = job.done.result()
+                        waiting.popleft()
+                        chunk.append(row)
+                        held += size_bytes
+                        del row
+                        if number == len(unit) - 1:
+                            yield chunk
+                            chunk = []
+                            self._budget.leave(held)
+                            held = 0
+            finally:
+                # A consumer that stops early must not leave threads waiting for their turn.
+                chunk = []
+                self._budget.leave(held)
+                for job in waiting:
+                    assert job.done is not None
+                    job.done.cancel()
+                for job in waiting:
+                    assert job.done is not None
+                    if not job.done.cancelled():
+                        self._budget.leave(job.done.result()[1])
+
+    def _start(self, pool: ThreadPoolExecutor, place: int, ticket: int) -> _Job:
+        job = _Job()
+        job.done = pool.submit(self._load, job, place, ticket)
+        return job
+
+    def _load(self, job: _Job, place: int, ticket: int) -> tuple[LoadedRow, int]:
+        """A row, and how many bytes of it are inside the budget."""
+        sample = self._samples[place]
+        row = _row(self._plan, sample)
+        entered = 0
+        stage = "source"
+        try:
+            if row.problem is not None:
+                return self._let_in(job, ticket, row)
+            data = self._source.read(place)
+            if data is None:
+                return self._let_in(job, ticket, replace(row, problem=ABSENT))
+            if sha256_hex(data) != sample["sha256"].hex():
+                raise SourceError(
+                    f"{sample['source']} is no longer the file that was ingested (its sha256 differs); put the old file "
+                    "back, or give the new one another name so that it becomes a sample of its own"
+                )
+            stage = "decode"
+            short = self._plan.config.decode_short
+            header = images.header_of(data, short=short)
+            crop_bytes = sum(3 * size * size for size in self._needs.sizes) * len(self._needs.crops)
+            entered = header.decode_bytes + crop_bytes
+            job.sized.set_result(entered)
+            self._budget.enter(ticket, entered)
+            # Only once it is let in, so that what waits for room keeps nobody from decoding.
+            with self._decoding:
+                row = self._decoded(row, images.decode_photo(data, short=short))
+            kept = crop_bytes + (header.pixel_bytes if row.image is not None else 0)
+            self._budget.leave(entered - kept)
+            return row, kept
+        except Exception as error:
+            row = replace(row, problem=failed(stage, error))
+            if entered:
+                self._budget.leave(entered)
+                return row, 0
+            return self._let_in(job, ticket, row)
+
+    def _let_in(self, job: _Job, ticket: int, row: LoadedRow) -> tuple[LoadedRow, int]:
+        """A row without pixels takes its turn."""
+        job.sized.set_result(0)
+        self._budget.enter(ticket, 0)
+        return row, 0
+
+    def _decoded(self, row: LoadedRow, photo: images.Photo) -> LoadedRow:
+        """The row with its crops, cut here so that the thread of the labelers need not."""
+        cuts = {
+            number: crops.plan_crop(self._plan.rule, row.key, number, photo.width, photo.height)
+            for number in self._needs.crops
+        }
+        pixels = {
+            (number, size): crops.crop_pixels(photo.pixels, crop, size)
+            for number, crop in cuts.items()
+            for size in self._needs.sizes
+        }
+        image = photo.pixels if self._needs.photo else None
+        return replace(row, image=image, size=(photo.width, photo.height), cuts=cuts, pixels=pixels)
+
+
+def _documents(
+    plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], units: Sequence[Sequence[int]], most: int
+) -> Generator[list[LoadedRow], None, None]:
+    rows = [_row(plan, samples[place]) for unit in units for place in unit]
+    there = [samples[place]["source"] for unit in units for place in unit if not is_forgotten(samples[place])]
+    found = iter(scan.read_documents(plan.root, there, plan.config))
+    left = iter(rows)
+    for unit in units:
+        for first in range(0, len(unit), most):
+            # `left` comes last, of which zip would otherwise take one too many.
+            yield [_with_document(row, found) for _, row in zip(unit[first : first + most], left, strict=False)]
+
+
+def _with_document(row: LoadedRow, found: Iterator[Any]) -> LoadedRow:
+    if not row.readable:
+        return row
+    document = next(found)
+    if isinstance(document, Exception):
+        return replace(row, problem=failed("source", document), readable=False)
+    return replace(row, columns={**row.columns, **document})
+
+
+def is_forgotten(sample: Mapping[str, Any]) -> bool:
+    """Whether a row of a samples file was forgotten: every other has the sha256 of its source, or an error in its place."""
+    return sample["sha256"] is None and not sample.get("source_error")
+
+
+def _row(plan: CorpusPlan, sample: Mapping[str, Any]) -> LoadedRow:
+    if is_forgotten(sample):
+        row, key = sample["row"], sample["key"]
+        return LoadedRow(row=row, key=key, uri="", columns={}, problem=FORGOTTEN, readable=False)
+    columns = {name: value for name, value in sample.items() if name not in RESERVED_COLUMNS}
+    uri = scan.uri(plan.root, sample["source"])
+    return LoadedRow(row=sample["row"], key=sample["key"], uri=uri, columns=columns)

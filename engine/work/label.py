@@ -1,0 +1,284 @@
+"""Labels of loaded rows: labelers of whole photographs, then labelers of crops.
+
+Labelers of crops are given batches of one fixed size; rows that failed, and the rows after the last, are blanks in their
+place, so that a row's labels never depend on what became of its neighbors.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.plan.corpus import CorpusPlan, LabelerUse
+from engine.work.isolate import MicroBatch, isolate
+from engine.work.machine import host, is_tensor, loaded_torch
+from engine.work.rows import ABSENT, Labels, LoadedRow, Needs, Outcome, failed
+from labelers.protocol import Labeler, check_label
+from manifests.errors import LabelError
+from manifests.formats.shards import Status
+from manifests.modality import Modality
+from manifests.pixels import crops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A labeler as it is used: `computing` is entered around its calls, which have at most `micro` rows."""
+
+    use: LabelerUse
+    labeler: Labeler
+    micro: MicroBatch
+    computing: Callable[[], AbstractContextManager[Any]]
+
+
+class Labeling:
+    """The labelers of a corpus at work, for the crops asked for.
+
+    `on_call` is entered around each call of a labeler, with its name and the rows of the part that it labels.
+    """
+
+    def __init__(
+        self,
+        plan: CorpusPlan,
+        loaded: Sequence[Loaded],
+        crop_numbers: Sequence[int],
+        batch: int,
+        on_call: Callable[[str, Sequence[int]], AbstractContextManager[Any]],
+    ) -> None:
+        self._plan = plan
+        self._of_photos = [one for one in loaded if one.labeler.spec.scope == "image"]
+        self._of_crops = [one for one in loaded if one.labeler.spec.scope == "crop"]
+        self._crop_numbers = tuple(crop_numbers)
+        self._batch = batch
+        self._on_call = on_call
+        # Crop-scope labelers see crops at the size of their outputs.
+        self._sizes = tuple(sorted({one.use.outputs[0].size for one in self._of_crops}))
+        # The modalities labeled on whole photographs of which crops are made.
+        self._cut_modalities = [
+            kind for one in self._of_photos for kind in one.use.outputs if kind.token_grain == "crop"
+        ]
+
+    @property
+    def needs(self) -> Needs:
+        """What must be loaded: photographs to be labeled, crops, or only where crops lie."""
+        photo = any("image" in one.labeler.spec.inputs for one in self._of_photos)
+        return Needs(decode=photo or bool(self._crop_numbers), photo=photo, crops=self._crop_numbers, sizes=self._sizes)
+
+    @property
+    def chunk(self) -> int:
+        """Rows that are loaded at once: as many whole photographs as the labelers that see them take in a call."""
+        of_photos = [one.labeler.spec.batch for one in self._of_photos if "image" in one.labeler.spec.inputs]
+        return min(self._batch, max(of_photos)) if of_photos else self._batch
+
+    def unit(self, places: Sequence[int], chunks: Iterator[list[LoadedRow]]) -> list[Labels]:
+        """Labels of the next rows of `chunks`, which stand at these places of a batch; the other places are blank."""
+        pixels = {
+            (number, size): np.zeros((self._batch, size, size, 3), np.uint8)
+            for number in self._crop_numbers
+            for size in self._sizes
+        }
+        labels: list[Labels] = []
+        while len(labels) < len(places):
+            # Photographs are let go of chunk by chunk: only their crops wait for the batch to fill.
+            rows = next(chunks)
+            made = [
+                Labels(row=row.row, key=row.key, place=place)
+                for row, place in zip(rows, places[len(labels) :], strict=False)
+            ]
+            for one in self._of_photos:
+                self._label_photos(one, rows, made)
+            for row, found in zip(rows, made, strict=True):
+                self._cut(row, found)
+                for key, cropped in row.pixels.items():
+                    pixels[key][found.place] = cropped
+            labels += made
+            del rows, row
+        for number in self._crop_numbers:
+            for one in self._of_crops:
+                self._label_crops(one, labels, number, pixels[number, one.use.outputs[0].size])
+        return labels
+
+    def _label_photos(self, one: Loaded, rows: Sequence[LoadedRow], labels: Sequence[Labels]) -> None:
+        """One labeler of whole photographs, on those rows that have what it needs."""
+        spec, outputs = one.labeler.spec, one.use.outputs
+        ready = []
+        for at, (row, made) in enumerate(zip(rows, labels, strict=True)):
+            problem = _problem(spec.inputs, row, made)
+            if problem is None:
+                ready.append(at)
+            else:
+                made.sample.update({kind.name: problem for kind in outputs})
+
+        def call(asked: Sequence[int]) -> list[dict[str, Any]]:
+            made: list[dict[str, Any]] = []
+            most = min(spec.batch, one.micro.size)
+            for first in range(0, len(asked), most):
+                some = asked[first : first + most]
+                inputs = {name: [_input(name, rows[at], labels[at]) for at in some] for name in spec.inputs}
+                if "image" in inputs:
+                    # True sizes, which a scaled decode does not show.
+                    inputs["size"] = [rows[at].size for at in some]
+                with self._on_call(one.use.name, [rows[at].row for at in some]), one.computing():
+                    found = one.labeler.label(inputs)
+                    values = {kind.name: _on_host(_made(found, kind), kind, len(some)) for kind in outputs}
+                made += [{name: value[at] for name, value in values.items()} for at in range(len(some))]
+            return made
+
+        for at, outcome in isolate(call, ready, "label", one.micro).items():
+            for kind in outputs:
+                labels[at].sample[kind.name] = _checked(kind, outcome, any_size=True)
+
+    def _cut(self, row: LoadedRow, labels: Labels) -> None:
+        """The crops of what was labeled on the whole photograph, and what crops of a row without one have."""
+        for number in self._crop_numbers:
+            found = labels.crop.setdefault(number, {})
+            crop = row.cuts.get(number)
+            if crop is None:
+                nothing = row.problem or ABSENT
+                found.update({kind.name: nothing for one in self._of_crops for kind in one.use.outputs})
+                found.update({kind.name: nothing for kind in self._cut_modalities})
+                continue
+            for kind in self._cut_modalities:
+                found[kind.name] = _cut_label(kind, labels.sample[kind.name], crop)
+
+    def _label_crops(self, one: Loaded, batch: Sequence[Labels], number: int, images: np.ndarray) -> None:
+        outputs, names = one.use.outputs, one.labeler.spec.inputs
+        at_place = {made.place: made for made in batch}
+        ready = [made.place for made in batch if outputs[0].name not in made.crop[number]]
+
+        def call(places: Sequence[int]) -> list[dict[str, Any]]:
+            made: list[dict[str, Any]] = []
+            size = one.micro.size
+            for first in range(0, self._batch, size):
+                some = [place for place in places if first <= place < first + size]
+                if not some:
+                    continue
+                pixels = _window(images, some, first, size, whole=len(places) == len(ready))
+                inputs = {
+                    name: pixels if name == "image" else _labels_of(name, at_place, number, some, first, size)
+                    for name in names
+                }
+                with self._on_call(one.use.name, [at_place[place].row for place in some]), one.computing():
+                    found = one.labeler.label(inputs)
+                    values = {kind.name: _in_place(_made(found, kind), kind, size) for kind in outputs}
+                made += [{name: value[place - first] for name, value in values.items()} for place in some]
+            return made
+
+        for place, outcome in isolate(call, ready, "label", one.micro).items():
+            for kind in outputs:
+                at_place[place].crop[number][kind.name] = _checked(kind, outcome)
+
+
+def _problem(inputs: Sequence[str], row: LoadedRow, labels: Labels) -> Outcome | None:
+    """Why a row cannot be given to a labeler with these inputs."""
+    # A photograph that cannot be decoded still has a caption; a document that cannot be read has nothing.
+    if row.problem is not None and ("image" in inputs or not row.readable):
+        return row.problem
+    for name in inputs:
+        if name not in ("image", "columns", "source") and labels.sample[name].status is Status.FAILED:
+            return labels.sample[name]
+    return None
+
+
+def _input(name: str, row: LoadedRow, labels: Labels) -> Any:
+    match name:
+        case "image":
+            return row.image
+        case "columns":
+            return row.columns
+        case "source":
+            return row.uri
+    return labels.sample[name].value
+
+
+def _window(images: np.ndarray, places: Sequence[int], first: int, size: int, *, whole: bool) -> np.ndarray:
+    """`size` rows of a batch from `first` on, every row but those at `places` blank; `whole`: the others are anyway."""
+    if whole and first + size <= len(images):
+        return images[first : first + size]
+    blanked = np.zeros((size, *images.shape[1:]), images.dtype)
+    for place in places:
+        blanked[place - first] = images[place]
+    return blanked
+
+
+def _labels_of(
+    name: str, batch: Mapping[int, Labels], number: int, places: Sequence[int], first: int, size: int
+) -> list[Any]:
+    """Labels of other modalities as a crop-scope labeler gets them: the crop's, else the sample's; None elsewhere."""
+    values: list[Any] = [None] * size
+    for place in places:
+        outcome = batch[place].crop[number].get(name) or batch[place].sample.get(name) or ABSENT
+        values[place - first] = host([outcome.value])[0] if is_tensor(outcome.value) else outcome.value
+    return values
+
+
+def _made(found: Mapping[str, Sequence[Any]], kind: Modality) -> Sequence[Any]:
+    """A labeler's labels of one modality; labelers know nothing of an `@size`."""
+    return found[kind.name] if kind.name in found else found[kind.base_name]
+
+
+def _on_host(made: Any, kind: Modality, count: int) -> Sequence[Any]:
+    """Labels of whole photographs: NumPy arrays, of which crops are cut. Raises LabelError where there are too few."""
+    if len(made) != count:
+        raise LabelError(f"{kind.name}: {len(made)} labels for {count} photographs")
+    return [host([value])[0].astype(kind.dtype, copy=False) if is_tensor(value) else value for value in made]
+
+
+def _in_place(made: Any, kind: Modality, count: int) -> Sequence[Any]:
+    """Labels of crops: a tensor stays one, in the modality's dtype; rows that are not finite become their error.
+
+    Raises LabelError where there are too few or too many.
+    """
+    if len(made) != count:
+        raise LabelError(f"{kind.name}: {len(made)} labels for a batch of {count}")
+    if not is_tensor(made):
+        return made
+    made = made.detach()
+    if not made.is_floating_point():
+        return made
+    if np.dtype(kind.dtype).kind == "f":
+        # Models under autocast answer in what they compute in.
+        made = made.to(getattr(loaded_torch(), kind.dtype))
+    if kind.null != kind.null:
+        return made
+    wrong = (~made.isfinite()).flatten(1).sum(1).tolist()
+    message = f"{kind.name}: the label holds {{}} values that are NaN or infinite"
+    return [LabelError(message.format(count)) if count else row for row, count in zip(made, wrong, strict=True)]
+
+
+def _checked(kind: Modality, outcome: Outcome, *, any_size: bool = False) -> Outcome:
+    """One modality of a labeler's outcome, checked against the modality's facts."""
+    if outcome.status is not Status.OK:
+        return outcome
+    value = outcome.value[kind.name]
+    if value is None:
+        return ABSENT
+    try:
+        if isinstance(value, LabelError):
+            raise value
+        if is_tensor(value):
+            _check_tensor(kind, value)
+        else:
+            check_label(kind, value, any_size=any_size)
+    except Exception as error:
+        return failed("label", error)
+    return Outcome(Status.OK, value)
+
+
+def _check_tensor(kind: Modality, value: Any) -> None:
+    """As `check_label`, without a copy from the device; whether all is finite was asked of the batch."""
+    dtype = str(value.dtype).removeprefix("torch.")
+    if tuple(value.shape) != kind.shape() or dtype != kind.dtype:
+        raise LabelError(
+            f"{kind.name}: the label is {dtype} {tuple(value.shape)}, expected {kind.dtype} ({kind.axes}) = {kind.shape()}"
+        )
+
+
+def _cut_label(kind: Modality, outcome: Outcome, crop: crops.Crop) -> Outcome:
+    if outcome.status is not Status.OK:
+        return outcome
+    try:
+        return Outcome(Status.OK, crops.crop_label(kind, outcome.value, crop, kind.size // kind.stride))
+    except Exception as error:
+        return failed("label", error)

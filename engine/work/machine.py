@@ -1,0 +1,100 @@
+"""What a worker asks of its machine: its device, its threads, its memory."""
+
+import ctypes
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a label is a torch tensor; torch is not imported to know."""
+    torch = loaded_torch()
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def host(arrays: Sequence[Any]) -> np.ndarray:
+    """Arrays or tensors of one shape as one NumPy array (B, ...), in one copy from whatever device they are on."""
+    first = arrays[0]
+    if isinstance(first, np.ndarray):
+        return np.stack([np.asarray(array) for array in arrays])
+    import torch
+
+    stacked = torch.stack(list(arrays)).detach()
+    return (stacked.float() if stacked.dtype == torch.bfloat16 else stacked).cpu().numpy()
+
+
+# Options of glibc's mallopt.
+_M_ARENA_MAX = -8
+_M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD = -1
+_MAPPED_FROM_BYTES = 8 << 20
+_KEPT_BYTES = 64 << 20
+# Without one of these Linux has no GPU, which is known without loading torch.
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl", "/dev/kfd")
+
+
+def device_of(wanted: str) -> str:
+    """The device itself where `auto` was asked for."""
+    if wanted != "auto":
+        return wanted
+    if sys.platform == "linux" and not any(Path(device).exists() for device in _GPU_DEVICES):
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def limit_threads(threads: int) -> None:
+    """The arithmetic of every process has the same number of threads, so that it has the same result."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    limit_torch(threads)
+
+
+def loaded_torch() -> Any:
+    """The module torch where something has loaded it, else None: it takes seconds, and many runs need none of it.
+
+    Where another thread is loading it, this one waits: until then the module is there, and most of what is in it is not.
+    """
+    if sys.modules.get("torch") is None:
+        return None
+    import torch
+
+    return torch
+
+
+def limit_torch(threads: int) -> None:
+    """The same for torch, which is loaded only where something needs it."""
+    torch = loaded_torch()
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
+def return_memory() -> None:
+    """Has glibc give big images back to the system when they are freed, and keep few pools of small ones for threads.
+
+    Measured with photographs of 100 megapixels: 740 MB at the most in place of 1,170, and 30 MB after in place of 480. Some
+    memory is kept all the same: to get that of each photograph of a megapixel anew took 6 % of the lightest labelers' time.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            library = ctypes.CDLL("libc.so.6")
+            library.mallopt(_M_ARENA_MAX, 2)
+            library.mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
+            library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def rss_bytes() -> int:
+    """The memory of this process that is in use, 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

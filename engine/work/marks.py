@@ -1,0 +1,96 @@
+"""Marks: what a worker has at hand, written before it is touched, so that a driver knows which rows killed a worker.
+
+They lie in `runs/<run>/marks/`, one of an item, and are no records: replaced at every batch, removed with the item done.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from manifests.store.storage import Storage
+
+# How a worker ends whose batch is over its deadline, where it has a process of its own.
+DEADLINE_EXIT = 75
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """The rows that were at hand, and what was done to them: `decode`, `tokenize`, or the name of a labeler."""
+
+    rows: tuple[int, ...]
+    doing: str
+    reason: Literal["deadline"] | None = None
+
+
+def path(run: str, item: str) -> str:
+    """Where the mark of an item lies."""
+    return f"runs/{run}/marks/{item.replace('/', '+')}.json"
+
+
+def write(storage: Storage, run: str, item: str, mark: Mark) -> None:
+    """Writes an item's mark over the one before."""
+    document = {"rows": list(mark.rows), "doing": mark.doing, "reason": mark.reason}
+    storage.replace(path(run, item), json.dumps(document).encode())
+
+
+def read(storage: Storage, run: str, item: str) -> Mark | None:
+    """The mark of an item; None where there is none, or none that can be read."""
+    try:
+        document = json.loads(storage.read(path(run, item)))
+        return Mark(
+            rows=tuple(int(row) for row in document["rows"]), doing=document["doing"], reason=document["reason"]
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def clear(storage: Storage, run: str, item: str) -> None:
+    """Removes an item's mark, if there is one."""
+    storage.remove(path(run, item))
+
+
+class AtHand:
+    """The rows at hand in a worker: what its marks, its beats and its deadline are made of."""
+
+    def __init__(self, storage: Storage, run: str, item: str, *, writes: bool) -> None:
+        self._storage = storage
+        self._run = run
+        self._item = item
+        self._writes = writes
+        self._mark: Mark | None = None
+        self._began: float | None = None
+
+    def begin(self, rows: Sequence[int]) -> None:
+        """A batch (or a single row) is begun: it is to be decoded first."""
+        self._began = time.monotonic()
+        self.doing("decode", rows)
+
+    def doing(self, what: str, rows: Sequence[int]) -> None:
+        """The next step, with these rows of the batch."""
+        mark = Mark(rows=tuple(rows), doing=what)
+        if self._writes and mark != self._mark:
+            write(self._storage, self._run, self._item, mark)
+        self._mark = mark
+
+    def end(self) -> None:
+        """Nothing is at hand that could hang or kill: no row is to blame for what comes until the next batch."""
+        self._began = None
+        nothing = Mark(rows=(), doing="between batches")
+        if self._writes and self._mark not in (None, nothing):
+            write(self._storage, self._run, self._item, nothing)
+            self._mark = nothing
+
+    def finish(self) -> None:
+        """The item is done."""
+        self.end()
+        if self._writes:
+            clear(self._storage, self._run, self._item)
+
+    def overdue(self, deadline_s: float) -> Mark | None:
+        """What is at hand, where its batch began more than `deadline_s` ago."""
+        began, mark = self._began, self._mark
+        if began is None or mark is None or time.monotonic() - began <= deadline_s:
+            return None
+        return Mark(rows=mark.rows, doing=mark.doing, reason="deadline")

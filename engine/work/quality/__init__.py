@@ -1,0 +1,1 @@
+"""Measures every shard while its rows are made."""

@@ -1,0 +1,99 @@
+"""What passes between the stages of an item: a sample that is loaded, its labels, and the rows of its shards."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engine.plan.items import Failure
+from manifests.formats.shards import Status
+from manifests.pixels.crops import Crop
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a shard as it is written: `value` is the member's bytes in a tar, else what stands in Parquet."""
+
+    status: Status
+    value: Any = None
+    failure: Failure | None = None
+
+
+NOT_SELECTED = Row(Status.NOT_SELECTED)
+
+
+_MESSAGE_CHARACTERS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one label or token row: a value where status is OK, a failure where FAILED."""
+
+    status: Status
+    value: Any = None
+    failure: Failure | None = None
+
+
+ABSENT = Outcome(Status.ABSENT)
+
+
+FORGOTTEN = Outcome(Status.FORGOTTEN)
+
+
+def failed(stage: str, error: Exception) -> Outcome:
+    """The outcome of a row that raised."""
+    message = str(error)[:_MESSAGE_CHARACTERS]
+    return Outcome(Status.FAILED, failure=Failure(stage, type(error).__name__, message))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What the labelers of a work item need of each row.
+
+    decode  whether photographs are decoded at all
+    photo   whether the whole photograph is needed, and not its crops alone
+    crops   the crop numbers
+    sizes   the sizes in px of each crop's pixels
+    """
+
+    decode: bool
+    photo: bool
+    crops: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRow:
+    """One sample, ready to be labeled.
+
+    `image` is there where the whole photograph is needed and could be decoded, `size` (width and height in px, true even
+    where the decode was scaled) and `cuts` where it could be decoded; `pixels` has a crop's pixels by crop number and
+    size. `problem` says why there is none of it; the columns of a photograph that cannot be decoded are good all the same,
+    those of a document that cannot be read and of a row that is forgotten (`readable` is False) are not there.
+    """
+
+    row: int
+    key: str
+    uri: str
+    columns: Mapping[str, Any]
+    problem: Outcome | None = None
+    image: np.ndarray | None = None
+    size: tuple[int, int] | None = None
+    cuts: Mapping[int, Crop] = field(default_factory=dict)
+    pixels: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    readable: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """All labels of one row: of the sample (whole photograph), and of each crop, by modality.
+
+    `place` is the row's place in its batch. Arrays that a labeler of crops left on its device are torch tensors.
+    """
+
+    row: int
+    key: str
+    place: int = 0
+    sample: dict[str, Outcome] = field(default_factory=dict)
+    crop: dict[int, dict[str, Outcome]] = field(default_factory=dict)

@@ -1,0 +1,264 @@
+"""The folder of a snapshot: `_meta/snapshots/<name>/`, written once. Format 1:
+
+    snapshot.json        {"format": 1, "workspace": id, "where": condition or null, "modalities": [names],
+                          "hold_out": share, "rows": count, "held_out": count}
+    modalities.parquet   kind, vocabulary, length and tokenizer of each modality, by name
+    parts.parquet        each part with rows selected, by (corpus, part): bitmaps of its rows, first row in the lowest bit
+    shards.parquet       each shard, by (corpus, part, modality, crop)
+    SHA256SUMS           of the four, as `sha256sum` writes and checks it; written last: without it there is no snapshot
+
+An equal selection gives equal bytes, and the sha256 of SHA256SUMS is the snapshot's identity. One whose rows were
+forgotten in part gets `replaced.json` beside them, {"replaced_by": name, "rows": count}, and its successor's
+snapshot.json says besides {"replaces": name, "forgotten_rows": count}.
+"""
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.errors import ConfigError, ShardError, WorkspaceError, nearest
+from manifests.recipe import canonical_json, sha256_hex
+from manifests.store import parquet
+from manifests.store.storage import Storage
+
+FORMAT = 1
+FOLDER = "_meta/snapshots"
+SUMS = "SHA256SUMS"
+# The share of the keys that is never trained on, unless it is said.
+HOLD_OUT = 0.02
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MODALITIES = pa.schema(
+    [
+        ("modality", pa.string()),
+        ("kind", pa.string()),
+        ("grain", pa.string()),
+        ("vocabulary", pa.int64()),
+        ("tokens", pa.int64()),
+        ("tokenizer", pa.string()),
+        ("tokenizer_family", pa.string()),
+        ("tokenizer_digest", pa.string()),
+        ("tokenizer_path", pa.string()),
+    ]
+)
+PARTS = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("corpus_kind", pa.string()),
+        ("part", pa.int32()),
+        ("rows", pa.int32()),
+        ("keys_sha256", pa.string()),
+        ("selected", pa.binary()),
+        ("held_out", pa.binary()),
+    ]
+)
+SHARDS = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("part", pa.int32()),
+        ("modality", pa.string()),
+        ("crop", pa.int32()),
+        ("fingerprint", pa.string()),
+        ("path", pa.string()),
+        ("sha256", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("format", pa.string()),
+    ]
+)
+_DOCUMENT = "snapshot.json"
+_REPLACED = "replaced.json"
+_TABLES = {"modalities": MODALITIES, "parts": PARTS, "shards": SHARDS}
+_FIELDS = {"format", "workspace", "where", "modalities", "hold_out", "rows", "held_out"}
+_FILES = {_DOCUMENT, *(f"{name}.parquet" for name in _TABLES)}
+_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_]+\.[a-z]+)")
+_RESTORE = "restore the snapshot from a copy, or make another"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotFiles:
+    """What a snapshot's folder says; `tables` by name: modalities, parts, shards."""
+
+    document: Mapping[str, Any]
+    tables: Mapping[str, pa.Table]
+    sha256: str
+
+
+def folder_of(name: str) -> str:
+    """The folder of a snapshot in its workspace."""
+    return f"{FOLDER}/{name}"
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError for what cannot be the name of a snapshot."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"a snapshot cannot have the name {name!r}; expected 1 to 64 of A-Z a-z 0-9 . _ - without . _ - first"
+        )
+
+
+def is_whole(storage: Storage, name: str) -> bool:
+    """Whether there is a snapshot of that name, written to its end."""
+    return bool(NAME.fullmatch(name)) and storage.exists(f"{folder_of(name)}/{SUMS}")
+
+
+def names(storage: Storage) -> list[str]:
+    """The snapshots of a workspace, sorted."""
+    return [name for name in storage.names(FOLDER) if is_whole(storage, name)]
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def encode(document: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> dict[str, bytes]:
+    """The files of a snapshot, SHA256SUMS last."""
+    files = {_DOCUMENT: canonical_json({"format": FORMAT, **document})}
+    files |= {f"{name}.parquet": _parquet(tables[name]) for name in _TABLES}
+    sums = "".join(f"{sha256_hex(data)}  {name}\n" for name, data in sorted(files.items()))
+    return {**files, SUMS: sums.encode()}
+
+
+def write(storage: Storage, name: str, files: Mapping[str, bytes]) -> None:
+    """Writes the files in their order; what an interrupted writer of the same files left is completed.
+
+    Raises WorkspaceError where files of another content stand there.
+    """
+    for file, data in files.items():
+        path = f"{folder_of(name)}/{file}"
+        if not storage.put(path, data) and storage.read(path) != data:
+            raise WorkspaceError(
+                f"{storage.location(path)} was left by another writer that did not finish, with other content; delete "
+                "that folder if no writer is at work on it, or choose another name"
+            )
+
+
+def check_same(storage: Storage, name: str, files: Mapping[str, bytes]) -> None:
+    """Raises WorkspaceError where the snapshot that stands there is of another content than `files`."""
+    standing = read(storage, name)
+    where = storage.location(folder_of(name))
+    document = json.loads(files[_DOCUMENT])
+    changes = [
+        f"{key} {standing.document.get(key)!r} there, {value!r} here"
+        for key, value in document.items()
+        if standing.document.get(key) != value
+    ]
+    # Tables are compared, not bytes: another pyarrow may have written them.
+    changes += [
+        f"other {table}"
+        for table, schema in _TABLES.items()
+        if not standing.tables[table].equals(_table(where, files[f"{table}.parquet"], schema))
+    ]
+    if changes:
+        raise WorkspaceError(
+            f"the snapshot {name!r} of {storage.uri} stands and is frozen, and this selection is another "
+            f"({'; '.join(changes)}); choose another name"
+        )
+
+
+def mark_replaced(storage: Storage, name: str, *, by: str, rows: int) -> None:
+    """Says in a snapshot's folder that another replaces it, since so many of its rows were forgotten."""
+    storage.put(f"{folder_of(name)}/{_REPLACED}", canonical_json({"replaced_by": by, "rows": rows}))
+
+
+def check_not_replaced(storage: Storage, name: str) -> None:
+    """Raises WorkspaceError with the successor's name where a snapshot has one."""
+    try:
+        document = json.loads(storage.read(f"{folder_of(name)}/{_REPLACED}"))
+        successor, rows = document["replaced_by"], document["rows"]
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(
+            f"{storage.location(folder_of(name))}/{_REPLACED} cannot be read ({error}); {_RESTORE}"
+        ) from error
+    raise WorkspaceError(
+        f"snapshot {name!r} of {storage.uri} was replaced by {successor!r} after {rows:,} rows were forgotten; "
+        f"use {successor!r}"
+    )
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table.combine_chunks(), sink, compression="zstd", row_group_size=65536)
+    return sink.getvalue()
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read(storage: Storage, name: str) -> SnapshotFiles:
+    """The files of a snapshot, checked against its SHA256SUMS.
+
+    Raises WorkspaceError where there is none of that name or its format is newer, ShardError where it was altered.
+    """
+    if not is_whole(storage, name):
+        is_begun = bool(NAME.fullmatch(name)) and bool(storage.names(folder_of(name)))
+        unfinished = " (one was begun and not finished)" if is_begun else ""
+        raise WorkspaceError(f"{storage.uri} has no snapshot {name!r}{unfinished}; {nearest(name, names(storage))}")
+    where = storage.location(folder_of(name))
+    sums = storage.read(f"{folder_of(name)}/{SUMS}")
+    listed = _listed(f"{where}/{SUMS}", sums)
+    files = {file: _read_file(storage, f"{folder_of(name)}/{file}", sha256) for file, sha256 in listed.items()}
+    # The format first: a newer one may have other files.
+    document = _document(f"{where}/{_DOCUMENT}", files.get(_DOCUMENT, b""))
+    wrong = sorted(set(files) ^ _FILES)
+    if wrong:
+        problem = "lists, but which is none of a snapshot" if wrong[0] in files else "does not list"
+        raise ShardError(f"{where}/{wrong[0]} is a file that {SUMS} {problem}; {_RESTORE}")
+    tables = {
+        table: _table(f"{where}/{table}.parquet", files[f"{table}.parquet"], schema)
+        for table, schema in _TABLES.items()
+    }
+    return SnapshotFiles(document=document, tables=tables, sha256=sha256_hex(sums))
+
+
+def _listed(where: str, sums: bytes) -> dict[str, str]:
+    """The sha256 of each file that SHA256SUMS lists."""
+    listed: dict[str, str] = {}
+    for line in sums.decode(errors="replace").splitlines():
+        match = _LINE.fullmatch(line)
+        if not match or match[2] in listed:
+            raise ShardError(f"{where}: the line {line[:80]!r} is none of sha256sum, or stands twice; {_RESTORE}")
+        listed[match[2]] = match[1]
+    return listed
+
+
+def _read_file(storage: Storage, path: str, sha256: str) -> bytes:
+    try:
+        data = storage.read(path)
+    except FileNotFoundError:
+        raise ShardError(f"{storage.location(path)} is missing; {_RESTORE}") from None
+    found = sha256_hex(data)
+    if found != sha256:
+        raise ShardError(
+            f"{storage.location(path)} has sha256 {found[:12]}, {SUMS} says {sha256[:12]}: it was altered or truncated; "
+            f"{_RESTORE}"
+        )
+    return data
+
+
+def _document(where: str, data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+        found = document["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{where} is no snapshot's document ({error}); {_RESTORE}") from error
+    if not isinstance(found, int) or found > FORMAT:
+        raise WorkspaceError(f"{where} has format {found}, this modmill reads up to {FORMAT}; install a newer modmill")
+    if missing := sorted(_FIELDS - set(document)):
+        raise ShardError(f"{where} has no field {missing[0]!r}; {_RESTORE}")
+    return document
+
+
+def _table(where: str, data: bytes, schema: pa.Schema) -> pa.Table:
+    try:
+        table = parquet.read(data)
+    except pa.ArrowException as error:
+        raise ShardError(f"{where} is no Parquet ({error}); {_RESTORE}") from error
+    if not table.schema.equals(schema):
+        raise ShardError(f"{where} has the columns {table.schema.names}, expected {schema.names} typed so; {_RESTORE}")
+    return table

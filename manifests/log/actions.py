@@ -1,0 +1,306 @@
+"""The actions of a log entry: what a commit says happened.
+
+Each class is one action; its fields are the fields of the JSON, and `action` is its name there. Reading passes over
+fields it does not know, and fills fields that an older writer did not know with their defaults.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+from manifests.errors import LogError
+from manifests.modality import Form
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusAdded:
+    """A corpus exists. `config` is its section of the pipeline file; seed and part_rows never change after."""
+
+    action: ClassVar[str] = "corpus"
+    corpus: str
+    kind: str
+    source: str
+    seed: int
+    part_rows: int
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartAdded:
+    """A part exists: rows, in this order, for ever. `source_bytes` is the sum of its sources' sizes.
+
+    Only a forget records a part again, with the same keys and nulls in the rows that are forgotten. `key_min` and `key_max`
+    are its least and greatest key, None in logs that did not say so yet. `pack_path` is the tar of its source bytes where
+    they were copied into the workspace.
+    """
+
+    action: ClassVar[str] = "part"
+    corpus: str
+    part: int
+    rows: int
+    path: str
+    sha256: str
+    size_bytes: int
+    keys_sha256: str
+    source_bytes: int
+    key_min: str | None = None
+    key_max: str | None = None
+    pack_path: str | None = None
+    pack_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourcesChanged:
+    """Sources that an ingest found gone or altered; `path` is the Parquet file that names them."""
+
+    action: ClassVar[str] = "sources_changed"
+    corpus: str
+    path: str
+    vanished: int
+    changed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesDropped:
+    """New samples that an ingest left out by the corpus's filter; `path` is the Parquet file that names them.
+
+    `counts` are by reason. They are not considered again.
+    """
+
+    action: ClassVar[str] = "samples_dropped"
+    corpus: str
+    path: str
+    rows: int
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeAdded:
+    """A recipe is known by its fingerprint; `document` is what the fingerprint is the hash of."""
+
+    action: ClassVar[str] = "recipe"
+    fingerprint: str
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeCurrent:
+    """From here on this recipe is the current one of a modality and form in a corpus, with so many crops.
+
+    `crops` is None where the grain is sample.
+    """
+
+    action: ClassVar[str] = "current"
+    corpus: str
+    modality: str
+    form: Form
+    fingerprint: str
+    crops: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerAdded:
+    """A tokenizer was fitted or taken in; the newest of a name is the one in use."""
+
+    action: ClassVar[str] = "tokenizer"
+    name: str
+    digest: str
+    path: str
+    family: str
+    family_version: int
+    vocabulary: int
+    options: Mapping[str, Any]
+    rows: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardAdded:
+    """A shard is live; it replaces the one of the same corpus, part, crop, modality, form and fingerprint, if any.
+
+    `crop` is None where the grain is sample. `tokens` counts all tokens of the shard (None for labels). `device`,
+    `micro_batch` and `metrics` (what `engine/work/quality` measured of its values) tell what made it and how it came out;
+    they are not part of its recipe.
+    """
+
+    action: ClassVar[str] = "shard"
+    corpus: str
+    part: int
+    crop: int | None
+    modality: str
+    form: Form
+    fingerprint: str
+    path: str
+    format: str
+    sha256: str
+    size_bytes: int
+    rows: int
+    ok: int
+    failed: int
+    absent: int
+    not_selected: int = 0
+    forgotten: int = 0
+    keys_sha256: str
+    failed_path: str | None = None
+    failed_sha256: str | None = None
+    tokens: int | None = None
+    vocabulary: int | None = None
+    device: str = "cpu"
+    micro_batch: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsRetired:
+    """The shards of a recipe in a corpus are live no more; their files stay until they are collected."""
+
+    action: ClassVar[str] = "shards_retired"
+    corpus: str
+    modality: str
+    form: Form
+    fingerprint: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgotten:
+    """Rows of a part are taken out for good; the same entry records the part and its shards without them.
+
+    `rows` and `keys` go side by side. `sources_sha256` are of the source bytes, which are never ingested again.
+    `files` are those that hold what is forgotten, to be deleted whatever the retention.
+    """
+
+    action: ClassVar[str] = "forgotten"
+    corpus: str
+    part: int
+    rows: Sequence[int]
+    keys: Sequence[str]
+    sources_sha256: Sequence[str]
+    files: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotAdded:
+    """A selection of rows and shards is frozen under a name, for ever; `manifests/snapshots/snapshot.py` reads it.
+
+    `sha256` is of the SHA256SUMS in its folder `path`, and so of all of it. `where` is the condition over `samples`
+    that picked the rows, None where all were picked; `held_out` counts those of `rows` that are never trained on.
+    `replaces` names the snapshot whose rows these are but for those that were forgotten since.
+    """
+
+    action: ClassVar[str] = "snapshot"
+    snapshot: str
+    path: str
+    sha256: str
+    rows: int
+    held_out: int
+    where: str | None
+    modalities: Sequence[str]
+    replaces: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted:
+    """An execution began. `config` is the whole pipeline file, `versions` the libraries at work."""
+
+    action: ClassVar[str] = "run_started"
+    run: str
+    kind: str
+    time: str
+    host: str
+    commit: str | None
+    versions: Mapping[str, str]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnded:
+    """An execution ended; `status` is done, failed, over_budget or interrupted. A killed one has no such entry."""
+
+    action: ClassVar[str] = "run_ended"
+    run: str
+    time: str
+    status: str
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+Action = (
+    CorpusAdded
+    | PartAdded
+    | SourcesChanged
+    | SamplesDropped
+    | RecipeAdded
+    | RecipeCurrent
+    | TokenizerAdded
+    | ShardAdded
+    | ShardsRetired
+    | Forgotten
+    | SnapshotAdded
+    | RunStarted
+    | RunEnded
+)
+
+KINDS: dict[str, type[Action]] = {
+    kind.action: kind
+    for kind in (
+        CorpusAdded,
+        PartAdded,
+        SourcesChanged,
+        SamplesDropped,
+        RecipeAdded,
+        RecipeCurrent,
+        TokenizerAdded,
+        ShardAdded,
+        ShardsRetired,
+        Forgotten,
+        SnapshotAdded,
+        RunStarted,
+        RunEnded,
+    )
+}
+AnyAction = TypeVar("AnyAction", bound=Action)
+
+
+def to_json(action: Action) -> dict[str, Any]:
+    """The action as it stands in the log."""
+    return {"action": action.action, **vars(action)}
+
+
+def read(document: Mapping[str, Any]) -> tuple[type[Action] | None, Mapping[str, Any]]:
+    """The kind of a log document and its fields, with their defaults and unknown ones; None where the kind is not known.
+
+    Raises LogError where a field is missing.
+    """
+    kind = KINDS.get(document.get("action", ""))
+    if kind is None:
+        return None, {}
+    required, defaults = _fields(kind)
+    if not required <= document.keys():
+        missing = next(item.name for item in fields(kind) if item.name in required - document.keys())
+        raise LogError(f"an action {kind.action!r} in the log has no field {missing!r}")
+    return kind, document if defaults.keys() <= document.keys() else {**defaults, **document}
+
+
+def from_json(document: Mapping[str, Any]) -> Action | None:
+    """The action of a log document, None for a kind that this code does not know.
+
+    Raises LogError where a field is missing.
+    """
+    kind, values = read(document)
+    return None if kind is None else kind(**{item.name: values[item.name] for item in fields(kind)})
+
+
+@functools.cache
+def _fields(kind: type[Action]) -> tuple[frozenset[str], dict[str, Any]]:
+    """The names of the fields that a document must have, and the values of those that it may lack."""
+    required: set[str] = set()
+    defaults: dict[str, Any] = {}
+    for item in fields(kind):
+        if item.default is not MISSING:
+            defaults[item.name] = item.default
+        elif item.default_factory is not MISSING:
+            defaults[item.name] = item.default_factory()
+        else:
+            required.add(item.name)
+    return frozenset(required), defaults

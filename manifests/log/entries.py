@@ -1,0 +1,281 @@
+"""The commit log: the truth about a workspace.
+
+`_meta/format.json` says what the workspace is; `_meta/log/<20-digit version>.json` is one document a commit, created if
+absent, so that two writers never share a version and nothing that was written is ever changed. Format 1:
+
+    {"format": 1, "version": 7, "txn": "<32 hex digits>", "run": "<run>", "time": "2026-11-23T22:11:00.123456Z",
+     "previous": "<sha256 of the entry before, or null>", "actions": [{"action": "shard", ...}, ...],
+     "seal": "<sha256 of this document without its seal>"}
+
+Every entry is told unaltered by the next one, and the newest by its seal (the first writers made none).
+The actions and their fields are in `manifests/log/actions.py`. Unknown actions and fields are kept and passed over, so that
+format 1 stays readable for ever; a workspace of a higher format is refused.
+"""
+
+import datetime
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from manifests.errors import LogError, WorkspaceError
+from manifests.recipe import canonical_json, sha256_hex
+from manifests.store.storage import Storage
+
+FORMAT = 1
+FORMAT_PATH = "_meta/format.json"
+LOG_FOLDER = "_meta/log"
+# From so many new entries on, the rest is read by threads: an object store answers in tens of milliseconds.
+_FEW_ENTRIES = 8
+_READERS = 32
+_WINDOW = 256
+_SEAL = b',"seal":"'
+_SEAL_BYTES = len(_SEAL) + 64 + 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One commit, as it stands in the log; `sha256` is of its bytes."""
+
+    version: int
+    txn: str
+    run: str
+    time: str
+    previous: str | None
+    actions: tuple[dict[str, Any], ...]
+    sha256: str
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 with microseconds and Z."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def run_name(kind: str) -> str:
+    """A name for a run that begins now: its kind, the time in UTC, and digits that no other run has."""
+    return f"{kind}-{now()[:19].replace(':', '').replace('-', '')}-{secrets.token_hex(3)}"
+
+
+def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
+    """Makes the storage a workspace where it is none yet, of a new id unless one is given; its id either way.
+
+    Raises WorkspaceError where a file stands there, and for a store that replaces what stands although it is asked not to:
+    nothing would be safe there.
+    """
+    if storage.is_local and os.path.isfile(storage.root):
+        raise WorkspaceError(f"{storage.uri} is a file, and a workspace is a folder; name another path")
+    if not storage.exists(FORMAT_PATH):
+        from importlib.metadata import version
+
+        document = {
+            "format": FORMAT,
+            "id": identity or secrets.token_hex(16),
+            "created_by": f"modmill {version('modmill')}",
+            "time": now(),
+        }
+        data = canonical_json(document)
+        storage.put(FORMAT_PATH, data)
+        if storage.put(FORMAT_PATH, data):
+            storage.remove(FORMAT_PATH)
+            raise WorkspaceError(
+                f"{storage.uri}: this store replaces files that stand although it is asked not to (If-None-Match), so that "
+                "two writers would lose each other's work; use a store with conditional writes, or a local disk"
+            )
+    return workspace_id(storage)
+
+
+def workspace_id(storage: Storage) -> str:
+    """The workspace's id. Raises WorkspaceError where there is none, or where its format is newer than this code's."""
+    try:
+        document = json.loads(storage.read(FORMAT_PATH))
+        found, identity = document["format"], document["id"]
+    except NotADirectoryError:
+        raise WorkspaceError(
+            f"{storage.uri} is a file; a workspace is a folder, such as a pipeline file names by `workspace:`"
+        ) from None
+    except FileNotFoundError:
+        raise WorkspaceError(
+            f"{storage.uri} is no modmill workspace (no {FORMAT_PATH}); `modmill run FILE` makes one"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorkspaceError(
+            f"{storage.location(FORMAT_PATH)} cannot be read ({error}); restore it from a copy"
+        ) from error
+    if not isinstance(found, int) or found > FORMAT:
+        raise WorkspaceError(
+            f"{storage.uri} has format {found}, this modmill reads up to format {FORMAT}; install a newer modmill"
+        )
+    return identity
+
+
+def entry_path(version: int) -> str:
+    return f"{LOG_FOLDER}/{version:020d}.json"
+
+
+def read_entry(storage: Storage, version: int) -> Entry | None:
+    """The entry of a version, None where the log ends before it. Raises LogError for one that cannot be read."""
+    data = _read(storage, version)
+    return None if data is None else _parsed(storage, version, data)
+
+
+def _read(storage: Storage, version: int) -> bytes | None:
+    try:
+        return storage.read(entry_path(version))
+    except FileNotFoundError:
+        return None
+
+
+def _parsed(storage: Storage, version: int, data: bytes) -> Entry:
+    try:
+        document = json.loads(data)
+        if document["format"] > FORMAT:
+            raise WorkspaceError(
+                f"{storage.location(entry_path(version))} has format {document['format']}, this modmill reads up to "
+                f"format {FORMAT}; install a newer modmill"
+            )
+        if document["version"] != version:
+            raise ValueError(f"it says version {document['version']}")
+        if not all(isinstance(action, dict) for action in document["actions"]):
+            raise ValueError("its actions are no objects")
+        return Entry(
+            version=version,
+            txn=document["txn"],
+            run=document["run"],
+            time=document["time"],
+            previous=document["previous"],
+            actions=tuple(document["actions"]),
+            sha256=sha256_hex(data),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise LogError(
+            f"{storage.location(entry_path(version))} cannot be read ({type(error).__name__}: {error}); expected one "
+            "JSON document of format 1; restore it from a copy of the workspace"
+        ) from error
+
+
+def entries(storage: Storage, *, after: int = 0, previous: str | None = None) -> Iterator[Entry]:
+    """The entries after a version, in order, checked against the chain of hashes.
+
+    `previous` is the sha256 of entry `after`. Raises LogError where an entry does not continue it, or is missing
+    before the next.
+    """
+    version = after
+    documents = _documents(storage, after)
+    data = next(documents, None)
+    while data is not None:
+        version += 1
+        entry = _parsed(storage, version, data)
+        following = next(documents, None)
+        if following is None and not _is_as_sealed(data):
+            raise LogError(
+                f"{storage.location(entry_path(version))} is not what its seal says: it was altered; restore it from a copy"
+            )
+        if entry.previous != previous:
+            raise LogError(
+                f"{storage.location(entry_path(version))} follows an entry of sha256 {str(entry.previous)[:12]}, but "
+                f"entry {version - 1} has {str(previous)[:12]}: one of the two was altered; restore it from a copy"
+            )
+        previous = entry.sha256
+        yield entry
+        data = following
+    # Entries are made in order: where a later one stands, the next stood before it, if not when we looked just now. Who
+    # reads from the start looks at all names, since what is missed here is missed for good.
+    if after:
+        later = version + 2 if storage.exists(entry_path(version + 2)) else 0
+    else:
+        later = _newest_name(storage)
+    if later > version + 1 and _read(storage, version + 1) is None:
+        raise LogError(
+            f"{storage.location(entry_path(version + 1))} is missing, but entry {later} stands; restore it from a "
+            "copy of the workspace"
+        )
+
+
+def check_there(storage: Storage, version: int) -> None:
+    """Raises LogError where a log that ends at `version` is empty, but the workspace is not: it was lost."""
+    if not version and storage.names("data"):
+        raise LogError(
+            f"{storage.uri} has data, but its log is lost ({LOG_FOLDER} holds no entry); restore that folder from a copy, or "
+            f"let `modmill verify {storage.uri} --recover` make it anew from what stands beside the files"
+        )
+
+
+def check_dense(storage: Storage, version: int) -> None:
+    """Raises LogError where an entry up to `version` is missing, which an index made before does not notice."""
+    check_there(storage, version)
+    there = {int(name[:20]) for name in storage.names(LOG_FOLDER) if name[:20].isdecimal()}
+    missing = next((number for number in range(1, version + 1) if number not in there), None)
+    # Of a folder that is being written a listing may show less than there is.
+    if missing is not None and _read(storage, missing) is None:
+        raise LogError(
+            f"{storage.location(entry_path(missing))} is missing, but entry {version} stands; restore it from a copy of the "
+            "workspace"
+        )
+
+
+def _documents(storage: Storage, after: int) -> Iterator[bytes]:
+    """The bytes of the entries after a version, in order, until one is not there; many of them are read side by side."""
+    version = after
+    while (data := _read(storage, version + 1)) is not None:
+        version += 1
+        yield data
+        if version - after != _FEW_ENTRIES:
+            continue
+        newest = _newest_name(storage)
+        with ThreadPoolExecutor(_READERS) as pool:
+            while version < newest:
+                window = range(version + 1, min(version + _WINDOW, newest) + 1)
+                for data in pool.map(lambda number: _read(storage, number), window):
+                    if data is None:
+                        return
+                    version += 1
+                    yield data
+
+
+def _sealed(document: bytes) -> bytes:
+    """The bytes of a JSON object with the sha256 of them as its last member."""
+    return document[:-1] + _SEAL + sha256_hex(document).encode() + b'"}'
+
+
+def _is_as_sealed(data: bytes) -> bool:
+    """Whether the bytes of an entry are those that were sealed; there is nothing to say against one without a seal."""
+    document, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    return not seal.startswith(_SEAL) or _sealed(document + b"}") == data
+
+
+def _newest_name(storage: Storage) -> int:
+    """The newest version that a listing shows; of what a driver makes meanwhile it may show one and not the one before."""
+    return max((int(name[:20]) for name in storage.names(LOG_FOLDER) if name[:20].isdecimal()), default=0)
+
+
+def append(
+    storage: Storage, actions: Sequence[Mapping[str, Any]], *, run: str, after: int, previous: str | None
+) -> Entry | None:
+    """Commits the actions as version `after` + 1; None where another writer took that version first."""
+    document = {
+        "format": FORMAT,
+        "version": after + 1,
+        "txn": secrets.token_hex(16),
+        "run": run,
+        "time": now(),
+        "previous": previous,
+        "actions": [dict(action) for action in actions],
+    }
+    data = _sealed(canonical_json(document))
+    if not storage.put(entry_path(after + 1), data):
+        # An object store says "taken" of our own entry too, where its first answer got lost and the request went again.
+        standing = read_entry(storage, after + 1)
+        if standing is None or standing.txn != document["txn"]:
+            return None
+    return Entry(
+        version=after + 1,
+        txn=document["txn"],
+        run=run,
+        time=document["time"],
+        previous=previous,
+        actions=tuple(document["actions"]),
+        sha256=sha256_hex(data),
+    )

@@ -1,0 +1,165 @@
+"""What `modmill verify` asks of a log beyond what people query: every file that it ever named, and whether the index and
+the checkpoints are what a replay of the log alone gives.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from manifests.catalog import checkpoint
+from manifests.catalog.catalog import Catalog, as_action
+from manifests.catalog.index import Index, made_by
+from manifests.log import actions
+from manifests.log import entries as log
+from manifests.log.actions import CorpusAdded, ShardAdded, TokenizerAdded
+from manifests.queries import retention
+from manifests.store.storage import Storage
+
+_TABLES = ("applied", *actions.KINDS)
+_ENDING = {"part", "current", "tokenizer", "shard"}
+_NAMED = """
+SELECT path, end_version IS NULL AS is_live, end_version FROM log.shard WHERE starts_with(path, $1)
+UNION ALL SELECT failed_path, end_version IS NULL, end_version FROM log.shard WHERE starts_with(failed_path, $1)
+UNION ALL SELECT path, end_version IS NULL, end_version FROM log.part WHERE starts_with(path, $1)
+UNION ALL SELECT pack_path, end_version IS NULL, end_version FROM log.part WHERE starts_with(pack_path, $1)
+UNION ALL SELECT path, true, NULL FROM log.samples_dropped WHERE starts_with(path, $1)
+UNION ALL SELECT c.path, s.path IS NOT NULL, c.version FROM log.sources_changed c
+  LEFT JOIN state.sources_changed s USING (corpus, path, version) WHERE starts_with(c.path, $1)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """What the log says of a file: whether it is live, and if not, since which version (None: not known)."""
+
+    is_live: bool
+    ended: int | None
+    is_forgotten: bool = False
+
+
+def shards_of(catalog: Catalog, corpus: str, first_part: int, last_part: int) -> list[ShardAdded]:
+    """The live shards of some parts of a corpus, part by part: all of a big workspace are too many to hold."""
+    rows = catalog.sql(
+        "SELECT * FROM state.shard WHERE corpus = ? AND part BETWEEN ? AND ? "
+        "ORDER BY part, modality, form, fingerprint, crop",
+        [corpus, first_part, last_part],
+    )
+    return [as_action(ShardAdded, row) for row in rows.to_pylist()]
+
+
+def counts(catalog: Catalog) -> dict[str, int]:
+    """How many live shards there are, and how many of them are of parts that the log does not know."""
+    return catalog.sql(
+        "SELECT count(*) AS shards, count(*) FILTER (WHERE p.part IS NULL) AS strays FROM state.shard s "
+        "LEFT JOIN state.part p USING (corpus, part)"
+    ).to_pylist()[0]
+
+
+def corpora_with_parts(catalog: Catalog) -> list[str]:
+    """Every corpus that has parts, also one that the log knows by them alone."""
+    return [row["corpus"] for row in catalog.sql("SELECT DISTINCT corpus FROM state.part ORDER BY corpus").to_pylist()]
+
+
+def forgotten_rows(catalog: Catalog) -> dict[tuple[str, int], set[int]]:
+    """The rows of parts that were forgotten, by corpus and part."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for action in retention.forgotten(catalog):
+        found.setdefault((action.corpus, action.part), set()).update(action.rows)
+    return found
+
+
+def corpora(catalog: Catalog) -> dict[str, CorpusAdded]:
+    """The record of each corpus."""
+    rows = catalog.sql("SELECT * FROM state.corpus").to_pylist()
+    return {row["corpus"]: as_action(CorpusAdded, row) for row in rows}
+
+
+def tokenizers(catalog: Catalog) -> list[TokenizerAdded]:
+    """Every tokenizer that the log knows, in use or not, each once."""
+    rows = catalog.sql("SELECT * FROM log.tokenizer WHERE version <= getvariable('as_of') ORDER BY version").to_pylist()
+    return list({row["path"]: as_action(TokenizerAdded, row) for row in rows}.values())
+
+
+def recipes(catalog: Catalog) -> dict[str, Mapping[str, Any]]:
+    """The document of each recipe, by fingerprint."""
+    rows = catalog.sql("SELECT fingerprint, document::VARCHAR AS document FROM state.recipe").to_pylist()
+    return {row["fingerprint"]: as_action(actions.RecipeAdded, row).document for row in rows}
+
+
+def named_files(catalog: Catalog, folder: str) -> dict[str, Named]:
+    """The files below a folder that a record of the log names or named."""
+    found: dict[str, Named] = {}
+    for path, is_live, ended in catalog.fetch(_NAMED, [f"{folder}/"])[1]:
+        if is_live or path not in found or not found[path].is_live:
+            found[path] = Named(is_live=is_live, ended=ended)
+    query = "SELECT DISTINCT unnest(files) AS path FROM log.forgotten"
+    for (path,) in catalog.fetch(f"SELECT path FROM ({query}) WHERE starts_with(path, $1)", [f"{folder}/"])[1]:
+        found[path] = Named(is_live=False, ended=None, is_forgotten=True)
+    return found
+
+
+def check_index(catalog: Catalog) -> Iterator[tuple[str, str]]:
+    """Where the catalog's index or a checkpoint is not what a replay of the log alone gives: path and problem.
+
+    A checkpoint of another log, or by other code, is passed over by every reader, and here too.
+    """
+    storage = catalog.storage
+    with tempfile.TemporaryDirectory(prefix="modmill-replay-") as scratch:
+        replayed = Index(storage, Path(scratch), from_log_alone=True)
+        try:
+            for table in _TABLES:
+                query = _digest(table, f"log.{table}", catalog.version)
+                if catalog.fetch(query)[1] != replayed.connection.execute(query).fetchall():
+                    yield (
+                        log.LOG_FOLDER,
+                        f"the index of this machine holds other rows of {table} than the log; delete it",
+                    )
+            for version in checkpoint.versions(storage):
+                if problem := _checkpoint_problem(storage, replayed, version, Path(scratch)):
+                    yield checkpoint.folder_of(version), f"{problem}; delete the folder: readers replay the log instead"
+        finally:
+            replayed.close()
+
+
+def _checkpoint_problem(storage: Storage, replayed: Index, version: int, scratch: Path) -> str | None:
+    folder = checkpoint.folder_of(version)
+    entry = log.read_entry(storage, version)
+    if entry is None or not storage.exists(f"{folder}/SHA256SUMS"):
+        return None
+    try:
+        document = json.loads(storage.read(f"{folder}/checkpoint.json"))
+        if document["made_by"] != made_by() or document["sha256"] != entry.sha256:
+            return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its checkpoint.json cannot be read ({error})"
+    found = checkpoint.read(storage, version, made_by())
+    if found is None:
+        return "its files are not those that its SHA256SUMS says: altered or truncated"
+    for table in _TABLES:
+        file = scratch / f"{version}-{table}.parquet"
+        file.write_bytes(found.tables.get(table, b""))
+        quoted = str(file).replace("'", "''")
+        try:
+            rows = replayed.connection.execute(_digest(table, f"read_parquet('{quoted}')", version)).fetchall()
+        except duckdb.Error as error:
+            return f"its {table}.parquet cannot be read ({error})"
+        if rows != replayed.connection.execute(_digest(table, f"log.{table}", version)).fetchall():
+            return f"it has other rows of {table} than the log"
+        file.unlink()
+    return None
+
+
+def _digest(table: str, source: str, version: int) -> str:
+    """A query for how many rows of a table stood at a version, and their hash in whatever order."""
+    ended = (
+        f"REPLACE (CASE WHEN end_version <= {version} THEN end_version END AS end_version)" if table in _ENDING else ""
+    )
+    return (
+        f"SELECT count(*), bit_xor(hash(t)), sum(hash(t)::UHUGEINT % 1000000007) "
+        f"FROM (SELECT * {ended} FROM {source} WHERE version <= {version}) t"
+    )

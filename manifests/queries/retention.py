@@ -1,0 +1,215 @@
+"""What the log says, over all its versions, of rows that are to go and of the files that hold them."""
+
+import datetime
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from manifests.catalog.catalog import Catalog, as_action
+from manifests.log.actions import CorpusAdded, Forgotten, PartAdded, ShardAdded
+from manifests.modality import Form
+from manifests.recipe import sha256_hex
+
+# Sources that could not be read at ingest have it: it tells no two of them apart.
+NO_BYTES = sha256_hex(b"")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A sample by its place; `sha256` is of its source bytes."""
+
+    corpus: str
+    part: int
+    row: int
+    key: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewritten:
+    """A file that a forget put in place of another."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeShards:
+    """The live shards of a recipe in a corpus."""
+
+    corpus: str
+    modality: str
+    form: Form
+    fingerprint: str
+    is_current: bool
+    shards: int
+    size_bytes: int
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def find_rows(catalog: Catalog, lines: Sequence[str]) -> dict[str, list[Row]]:
+    """The samples that each line names: as corpus/key, by the sha256 of the source bytes, by source, or by column `url`.
+
+    Lines that name none are not in the answer.
+    """
+    known = {row["corpus"] for row in catalog.corpora()}
+    split = [(line, *line.split("/", 1)) for line in lines if line.split("/", 1)[0] in known and "/" in line]
+    columns = "s.corpus, s.part, s.row, s.key, s.sha256"
+    queries = [
+        (
+            f"SELECT a.line, {columns} FROM samples s JOIN (SELECT unnest(?::VARCHAR[]) AS line, "
+            "unnest(?::VARCHAR[]) AS corpus, unnest(?::VARCHAR[]) AS key) a ON a.corpus = s.corpus AND a.key = s.key",
+            [[each[at] for each in split] for at in range(3)],
+        )
+    ]
+    by_text = {"s.sha256": [line.lower() for line in lines], "s.source": list(lines)}
+    if "url" in catalog.sql("SELECT * FROM samples LIMIT 0").column_names:
+        by_text["s.url::VARCHAR"] = list(lines)
+    for column, texts in by_text.items():
+        asked = "SELECT unnest(?::VARCHAR[]) AS line, unnest(?::VARCHAR[]) AS text"
+        query = f"SELECT a.line, {columns} FROM samples s JOIN ({asked}) a ON a.text = {column}"
+        queries.append((query, [list(lines), texts]))
+    found: dict[str, dict[Row, None]] = {}
+    for query, parameters in queries:
+        for row in catalog.sql(f"{query} WHERE s.sha256 IS NOT NULL", parameters).to_pylist():
+            found.setdefault(row.pop("line"), {})[Row(**row)] = None
+    return {line: list(rows) for line, rows in found.items()}
+
+
+def rows_of_bytes(catalog: Catalog, sources_sha256: Collection[str]) -> list[Row]:
+    """The samples whose source bytes have one of these sha256."""
+    query = (
+        "SELECT corpus, part, row, key, sha256 FROM samples WHERE sha256 IN (SELECT unnest(?::VARCHAR[])) "
+        "ORDER BY corpus, part, row"
+    )
+    return [Row(**row) for row in catalog.sql(query, [sorted(set(sources_sha256) - {NO_BYTES})]).to_pylist()]
+
+
+def forgotten(catalog: Catalog) -> list[Forgotten]:
+    """Everything that was ever forgotten, in the order of the log."""
+    query = "SELECT corpus, part, rows, keys, sources_sha256, files FROM log.forgotten ORDER BY version, corpus, part"
+    return [Forgotten(**row) for row in catalog.sql(query).to_pylist()]
+
+
+def part_records(catalog: Catalog, corpus: str, part: int) -> tuple[CorpusAdded, PartAdded, list[ShardAdded]]:
+    """The records of a part as it is now: of its corpus, of itself, and of its live shards."""
+    place = [corpus, part]
+    of_corpus = catalog.sql("SELECT * FROM state.corpus WHERE corpus = ?", [corpus]).to_pylist()
+    of_part = catalog.sql("SELECT * FROM state.part WHERE corpus = ? AND part = ?", place).to_pylist()
+    query = "SELECT * FROM state.shard WHERE corpus = ? AND part = ? ORDER BY modality, form, fingerprint, crop"
+    of_shards = catalog.sql(query, place).to_pylist()
+    return (
+        as_action(CorpusAdded, of_corpus[0]),
+        as_action(PartAdded, of_part[0]),
+        [as_action(ShardAdded, row) for row in of_shards],
+    )
+
+
+def forgotten_bytes(catalog: Catalog) -> set[str]:
+    """The sha256 of all source bytes that were forgotten."""
+    return set(catalog.sql("SELECT DISTINCT sha256 FROM forgotten")["sha256"].to_pylist()) - {NO_BYTES}
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def files_of_part(catalog: Catalog, corpus: str, part: int) -> list[str]:
+    """Every shard and samples file that any version of the log names for a part."""
+    query = (
+        "SELECT path FROM log.part WHERE corpus = $1 AND part = $2 "
+        "UNION SELECT pack_path FROM log.part WHERE corpus = $1 AND part = $2 AND pack_path IS NOT NULL "
+        "UNION SELECT path FROM log.shard WHERE corpus = $1 AND part = $2 ORDER BY path"
+    )
+    return catalog.sql(query, [corpus, part])["path"].to_pylist()
+
+
+def ends_of_files(catalog: Catalog) -> dict[str, int | None]:
+    """The newest version at which each file is live no more, None where it is live: every file of data/ in the log.
+
+    Sidecars have no entry, they go with their file.
+    """
+    rows = catalog.sql(
+        "SELECT path, CASE WHEN count(*) = count(end_version) THEN max(end_version) END AS ended FROM ("
+        "SELECT path, end_version FROM log.part UNION ALL SELECT path, end_version FROM log.shard "
+        "UNION ALL SELECT pack_path, end_version FROM log.part WHERE pack_path IS NOT NULL "
+        "UNION ALL SELECT path, NULL FROM log.samples_dropped "
+        "UNION ALL SELECT path, lead(version) OVER (PARTITION BY corpus ORDER BY version) FROM log.sources_changed) "
+        "GROUP BY path"
+    )
+    return dict(zip(rows["path"].to_pylist(), rows["ended"].to_pylist(), strict=True))
+
+
+def rewritten(catalog: Catalog) -> dict[str, Rewritten]:
+    """What forgets put in place of the shards and samples files that were live then, by their paths."""
+    same = "n.version = f.version AND n.corpus = o.corpus AND n.part = o.part"
+    forgot = "JOIN log.forgotten f ON f.version = o.end_version AND f.corpus = o.corpus AND f.part = o.part"
+    rows = catalog.sql(
+        f"SELECT o.path AS old, n.path, lower(hex(n.sha256)) AS sha256, n.size_bytes FROM log.shard o {forgot} "
+        f"JOIN log.shard n ON {same} AND n.modality = o.modality AND n.form = o.form AND n.fingerprint = o.fingerprint "
+        "AND n.crop IS NOT DISTINCT FROM o.crop UNION ALL "
+        f"SELECT o.path AS old, n.path, lower(hex(n.sha256)) AS sha256, n.size_bytes FROM log.part o {forgot} "
+        f"JOIN log.part n ON {same} ORDER BY old"
+    ).to_pylist()
+    return {row.pop("old"): Rewritten(**row) for row in rows}
+
+
+def sha256_of_shards(catalog: Catalog, paths: Collection[str]) -> list[str]:
+    """The sha256 of the shards that the log has under these paths."""
+    query = "SELECT DISTINCT lower(hex(sha256)) AS sha256 FROM log.shard WHERE path IN (SELECT unnest(?::VARCHAR[]))"
+    return catalog.sql(query, [list(paths)])["sha256"].to_pylist()
+
+
+def version_before(catalog: Catalog, moment: datetime.datetime) -> int:
+    """The version that was the newest at a moment (UTC), 0 where the log began later.
+
+    Where a clock jumped it is an earlier one rather than a later.
+    """
+    query = (
+        "SELECT coalesce(min(version) FILTER (time > ?::TIMESTAMP) - 1, max(version), 0) AS version FROM log.applied"
+    )
+    return catalog.sql(query, [moment.astimezone(datetime.UTC).replace(tzinfo=None)])["version"][0].as_py()
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def recipe_shards(catalog: Catalog) -> list[RecipeShards]:
+    """The recipes that have live shards, by corpus."""
+    rows = catalog.sql(
+        "SELECT s.corpus, s.modality, s.form, s.fingerprint, any_value(c.fingerprint) IS NOT NULL AS is_current, "
+        "count(*) AS shards, sum(s.size_bytes)::BIGINT AS size_bytes FROM state.shard s LEFT JOIN state.current c "
+        "USING (corpus, modality, form, fingerprint) GROUP BY ALL ORDER BY ALL"
+    )
+    return [RecipeShards(**row) for row in rows.to_pylist()]
+
+
+def recipe_documents(catalog: Catalog, fingerprints: Collection[str]) -> dict[str, dict[str, Any]]:
+    """What these fingerprints are the hash of."""
+    query = "SELECT fingerprint, document FROM state.recipe WHERE fingerprint IN (SELECT unnest(?::VARCHAR[]))"
+    rows = catalog.sql(query, [list(fingerprints)]).to_pylist()
+    return {row["fingerprint"]: json.loads(row["document"]) for row in rows}
+
+
+# -- who saw them -----------------------------------------------------------------------------------------------------
+
+
+def training_runs(catalog: Catalog) -> list[dict[str, Any]]:
+    """The runs that trained: run, started_at, and config as JSON text."""
+    return catalog.sql("SELECT run, started_at, config FROM runs WHERE kind = 'train' ORDER BY started_at").to_pylist()
+
+
+def tokenizers_since(catalog: Catalog, parts: Collection[tuple[str, int]]) -> list[dict[str, str]]:
+    """The tokenizers of these parts' corpora that were fitted after the first of them was there: name and digest."""
+    rows = catalog.sql(
+        "WITH place AS (SELECT unnest($1::VARCHAR[]) AS corpus, unnest($2::INTEGER[]) AS part), "
+        "used AS (SELECT DISTINCT r.document ->> '$.parameters.tokenizer' AS name FROM log.current c "
+        "JOIN state.recipe r USING (fingerprint) WHERE c.corpus IN (SELECT corpus FROM place)) "
+        "SELECT name, digest FROM log.tokenizer SEMI JOIN used USING (name) WHERE rows > 0 AND version > "
+        "(SELECT min(p.version) FROM log.part p SEMI JOIN place USING (corpus, part)) GROUP BY ALL ORDER BY ALL",
+        [[corpus for corpus, _ in parts], [part for _, part in parts]],
+    )
+    return rows.to_pylist()

@@ -1,0 +1,52 @@
+"""Writes again the sidecars that are missing or damaged, from the log."""
+
+from typing import TYPE_CHECKING
+
+from manifests.errors import ShardError
+from manifests.log.actions import Forgotten
+from manifests.store.storage import Storage
+
+if TYPE_CHECKING:
+    from manifests.catalog.catalog import Catalog
+
+from manifests.formats.sidecars import Described, differences, of_part, of_shard, of_tokenizer, path_of, read
+
+_BATCH = 1000  # parts whose shards are held at once
+
+
+def write_missing(catalog: "Catalog") -> int:
+    """Writes the sidecars that lack or are damaged, of all that is live; how many. Those that agree stay as they are."""
+    from manifests.queries import audit, retention
+
+    storage = catalog.storage
+    recipes, corpora = audit.recipes(catalog), audit.corpora(catalog)
+    written = 0
+    for tokenizer in catalog.tokenizers():
+        written += _write(storage, tokenizer, of_tokenizer(tokenizer))
+    forgotten: dict[tuple[str, int], list[Forgotten]] = {}
+    for action in retention.forgotten(catalog):
+        forgotten.setdefault((action.corpus, action.part), []).append(action)
+    for name, corpus in corpora.items():
+        parts = catalog.parts(name)
+        for part in parts:
+            written += _write(storage, part, of_part(part, corpus, forgotten.get((name, part.part), ())))
+        for first in range(0, len(parts), _BATCH):
+            some = parts[first : first + _BATCH]
+            for shard in audit.shards_of(catalog, name, some[0].part, some[-1].part):
+                if (recipe := recipes.get(shard.fingerprint)) is not None:
+                    written += _write(storage, shard, of_shard(shard, recipe))
+    return written
+
+
+def _write(storage: Storage, described: Described, data: bytes) -> bool:
+    path = path_of(described)
+    try:
+        if not differences(read(storage, path).of, described):
+            return False
+    except FileNotFoundError:
+        pass
+    except ShardError:
+        storage.remove(path)
+    else:
+        storage.remove(path)
+    return storage.put(path, data)

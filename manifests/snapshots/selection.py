@@ -1,0 +1,178 @@
+"""What a snapshot is to hold: the modalities, the rows and the shards that a selection picks, as three Arrow tables.
+
+Rows are numbered through all parts of a workspace in the order of (corpus, part, row), so that a selection is one array
+of bools; `manifests/snapshots/snapshot.py` writes the tables down and reads them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.errors import ConfigError, ShardError
+from manifests.formats.shards import Status
+from manifests.formats.snapshots import MODALITIES, PARTS, SHARDS
+from manifests.queries import recipe_choice
+from manifests.store import parquet
+from manifests.store.storage import Storage
+
+if TYPE_CHECKING:
+    from manifests.catalog.catalog import Catalog
+
+_THREADS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The tables of a snapshot, in their order: by modality; by (corpus, part); by (corpus, part, modality, crop).
+
+    Bitmaps of rows (`selected`, `held_out`) are packed, the first row in the lowest bit.
+    """
+
+    modalities: pa.Table
+    parts: pa.Table
+    shards: pa.Table
+    rows: int
+    held_out: int
+
+
+def select(catalog: "Catalog", *, where: str | None, modalities: Sequence[str] | None, hold_out: float) -> Selection:
+    """What the arguments of `snapshot.make` pick of the catalog as it stands.
+
+    Raises ConfigError where that is no row, and for modalities that cannot be had or trained on; QueryError for the condition;
+    ShardError where a shard that must be looked into cannot be read.
+    """
+    parts = catalog.numbered_parts()
+    rows = _Rows(firsts=parts["first_row"].to_numpy(), counts=parts["rows"].to_numpy())
+    picked = np.ones(rows.total, bool) if where is None else rows.numbered(catalog.select_rows(where))
+    if not picked.any():
+        everything = f"the workspace has {rows.total:,} samples"
+        raise ConfigError(f"the condition {where!r} picks no row; {everything}" if where else f"no row; {everything}")
+    corpora = parts["corpus"].filter(pa.array(rows.parts_with(picked))).unique().to_pylist()
+    recipes = recipe_choice.choose(catalog, modalities, corpora)
+    shards = _in_parquet(catalog.token_shards(recipes), is_asked=modalities is not None)
+    _check_aligned(parts, shards)
+    picked &= _with_tokens(catalog.storage, rows, picked, shards)
+    if not picked.any():
+        names = ", ".join(sorted({recipe["modality"] for recipe in recipes}))
+        raise ConfigError(f"no row that is picked has a token in {names}; see `modmill status {catalog.storage.uri}`")
+    held_out = _held_out(catalog, rows, hold_out) & picked
+    kept = rows.parts_with(picked)
+    shards = shards.filter(pa.array(kept[shards["part_number"].to_numpy()]))
+    records = recipe_choice.modalities(catalog, recipes, shards, is_asked=modalities is not None)
+    return Selection(
+        modalities=pa.Table.from_pylist(records, MODALITIES),
+        parts=_parts(parts, rows, picked, held_out, kept),
+        shards=shards.select(SHARDS.names).cast(SHARDS),
+        rows=int(picked.sum()),
+        held_out=int(held_out.sum()),
+    )
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """All rows of a workspace: P parts, their first rows and their numbers of rows (both int64 (P,), rows over 0)."""
+
+    firsts: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum())
+
+    def of(self, part_number: int) -> slice:
+        """The place of a part's rows."""
+        first = int(self.firsts[part_number])
+        return slice(first, first + int(self.counts[part_number]))
+
+    def numbered(self, numbers: pa.Table) -> np.ndarray:
+        """bool (total,): True at the numbers of a table's one column."""
+        chosen = np.zeros(self.total, bool)
+        for chunk in numbers.column(0).chunks:
+            chosen[chunk.to_numpy()] = True
+        return chosen
+
+    def parts_with(self, chosen: np.ndarray) -> np.ndarray:
+        """bool (P,): whether any row of the part is chosen."""
+        return np.logical_or.reduceat(chosen, self.firsts)
+
+
+def _held_out(catalog: "Catalog", rows: _Rows, hold_out: float) -> np.ndarray:
+    """bool (total,): the rows whose key's sha256, its first 8 bytes a big-endian number, is under hold_out x 2**64."""
+    bound = math.ceil(hold_out * 2**64)
+    if not bound:
+        return np.zeros(rows.total, bool)
+    return rows.numbered(catalog.select_rows(f"left(sha256(key), 16) < '{bound:016x}'"))
+
+
+def _with_tokens(storage: Storage, rows: _Rows, picked: np.ndarray, shards: pa.Table) -> np.ndarray:
+    """bool (total,): whether a picked row has an ok token in any of the shards.
+
+    Only parts without a shard that is ok in every row are looked into.
+    """
+    part_numbers, ok = shards["part_number"].to_numpy(), shards["ok"].to_numpy()
+    is_doubtful = rows.parts_with(picked)
+    is_doubtful[part_numbers[ok == shards["rows"].to_numpy()]] = False
+    found = np.repeat(~is_doubtful, rows.counts)
+    to_read = shards.take(pa.array(np.flatnonzero(is_doubtful[part_numbers] & (ok > 0)))).to_pylist()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for shard, is_ok in zip(to_read, pool.map(lambda shard: _is_ok(storage, shard), to_read), strict=True):
+            found[rows.of(shard["part_number"])] |= is_ok
+    return found
+
+
+def _is_ok(storage: Storage, shard: Mapping[str, Any]) -> np.ndarray:
+    """bool (rows,): the rows of a shard that have tokens."""
+    where = storage.location(shard["path"])
+    try:
+        statuses = parquet.read(storage.read(shard["path"]), ["status"])["status"].to_numpy()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ShardError(f"{where} cannot be read ({error}); see `modmill verify {storage.uri}`") from error
+    if len(statuses) != shard["rows"]:
+        raise ShardError(
+            f"{where} has {len(statuses)} rows, the log says {shard['rows']}; see `modmill verify {storage.uri}`"
+        )
+    return statuses == Status.OK
+
+
+def _check_aligned(parts: pa.Table, shards: pa.Table) -> None:
+    """Raises ShardError where a record says that its shard has other rows than its part."""
+    of_part = parts.take(shards["part_number"])
+    other_keys = pc.call_function("not_equal", [of_part["keys_sha256"], shards["keys_sha256"]])
+    other_rows = pc.call_function("not_equal", [of_part["rows"], shards["rows"]])
+    is_wrong = pc.call_function("or", [other_keys, other_rows])
+    wrong = shards["path"].filter(is_wrong).to_pylist()
+    if wrong:
+        raise ShardError(f"{wrong[0]}: its record in the log says that its rows are not those of its part")
+
+
+def _in_parquet(shards: pa.Table, *, is_asked: bool) -> pa.Table:
+    """The shards in Parquet, which is what the loader reads. Raises ConfigError where others were asked for by name."""
+    is_parquet = pc.call_function("equal", [shards["format"], pa.scalar("parquet")])
+    others = shards.filter(pc.call_function("invert", [is_parquet]))
+    if is_asked and others.num_rows:
+        names = ", ".join(sorted(set(others["modality"].to_pylist())))
+        raise ConfigError(
+            f"the tokens of {names} are {others['format'][0]} shards, training reads Parquet; leave them out of the "
+            "modalities, or take `format` from their tokens in the pipeline file and run it again"
+        )
+    return shards.filter(is_parquet)
+
+
+def _parts(parts: pa.Table, rows: _Rows, picked: np.ndarray, held_out: np.ndarray, kept: np.ndarray) -> pa.Table:
+    """The table of the parts that have rows picked."""
+    numbers = np.flatnonzero(kept)
+    places = [rows.of(int(number)) for number in numbers]
+    table = parts.take(pa.array(numbers))
+    for name, bits in (("selected", picked), ("held_out", held_out)):
+        packed = [np.packbits(bits[place], bitorder="little").tobytes() for place in places]
+        table = table.append_column(name, pa.array(packed, pa.binary()))
+    return table.select(PARTS.names).cast(PARTS)

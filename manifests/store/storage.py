@@ -1,0 +1,300 @@
+"""Files of a workspace, on a local disk or any fsspec store, written once and never changed.
+
+Everything durable goes through `put`: it creates a whole file or nothing, and never replaces one. Locally that is a
+temporary file, fsync, `link()` (which fails where the name is taken; a rename would replace) and fsync of the folder;
+on an object store one conditional PUT (`object_store.py`).
+"""
+
+import contextlib
+import datetime
+import errno
+import os
+import posixpath
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from manifests.errors import ShardError, WorkspaceError
+from manifests.store import object_store
+
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that `walk` found; `modified` is in UTC, by the clock of the store."""
+
+    path: str
+    size_bytes: int
+    modified: datetime.datetime
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The root of a workspace; every path given to its methods is relative to it, with '/' between names."""
+
+    uri: str
+    fs: Any
+    root: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root is a folder of this machine."""
+        return self.fs is None
+
+    def full(self, path: str) -> str:
+        """The path as the store knows it."""
+        return posixpath.join(self.root, path)
+
+    def location(self, path: str) -> str:
+        """What another reader (DuckDB, pyarrow) opens: a local path, or a URI."""
+        return self.full(path) if self.fs is None else self.fs.unstrip_protocol(self.full(path))
+
+    def put(self, path: str, data: bytes | IO[bytes]) -> bool:
+        """Creates the file with all of `data`, durably; False where the name is taken (nothing is changed then)."""
+        if self.fs is None:
+            return _put_local(Path(self.full(path)), data)
+        whole = b"".join(_chunks(data))
+        with self._in_words(path, "written"):
+            return object_store.put(self.fs, self.full(path), whole)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Writes a file that may stand already: only for what is no record (checkpoints of a fit, reports)."""
+        if self.fs is not None:
+            with self._in_words(path, "written"):
+                object_store.replace(self.fs, self.full(path), data)
+            return
+        target = Path(self.full(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        temporary.write_bytes(data)
+        os.replace(temporary, target)
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a file. Raises FileNotFoundError."""
+        if self.fs is None:
+            return Path(self.full(path)).read_bytes()
+        with self._in_words(path, "read"):
+            return self.fs.cat_file(self.full(path))
+
+    def read_range(self, path: str, begin: int, size: int) -> bytes:
+        """`size` bytes of a file from `begin` on, fewer where it ends before. Raises FileNotFoundError."""
+        if self.fs is None:
+            with open(self.full(path), "rb", buffering=0) as file:
+                file.seek(begin)
+                return file.read(size) or b""
+        with self._in_words(path, "read"):
+            return self.fs.cat_file(self.full(path), start=begin, end=begin + size) if size else b""
+
+    def open(self, path: str) -> IO[bytes]:
+        """A seekable stream over a file. Raises FileNotFoundError."""
+        if self.fs is None:
+            return open(self.full(path), "rb")
+        with self._in_words(path, "read"):
+            return self.fs.open(self.full(path), "rb")
+
+    def exists(self, path: str) -> bool:
+        if self.fs is None:
+            return os.path.exists(self.full(path))
+        with self._in_words(path, "looked for"):
+            return bool(self.fs.exists(self.full(path)))
+
+    def size(self, path: str) -> int:
+        """Bytes of a file. Raises FileNotFoundError."""
+        if self.fs is None:
+            return os.path.getsize(self.full(path))
+        with self._in_words(path, "looked for"):
+            return int(self.fs.size(self.full(path)))
+
+    def names(self, folder: str) -> list[str]:
+        """The sorted names in a folder, without temporary and hidden ones; empty where there is no such folder."""
+        try:
+            if self.fs is None:
+                found = os.listdir(self.full(folder))
+            else:
+                with self._in_words(folder, "listed"):
+                    listed = self.fs.ls(self.full(folder), detail=False)
+                found = [posixpath.basename(name.rstrip("/")) for name in listed]
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in found if not name.startswith("."))
+
+    def walk(self, folder: str) -> Iterator[StoredFile]:
+        """Every file below a folder, temporary and hidden ones too; nothing where there is no such folder."""
+        full = self.full(folder).rstrip("/")
+        with self._in_words(folder, "listed"):
+            for path, size_bytes, modified in (
+                _walk_local(full, set()) if self.fs is None else object_store.walk(self.fs, full)
+            ):
+                yield StoredFile(path.removeprefix(self.root).lstrip("/"), size_bytes, modified)
+
+    def remove(self, path: str) -> None:
+        """Removes a file, durably; nothing happens where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.fs is not None:
+                with self._in_words(path, "removed"):
+                    self.fs.rm_file(self.full(path))
+                return
+            os.unlink(self.full(path))
+            _sync_folder(Path(self.full(path)).parent)
+
+    def remove_folder(self, folder: str) -> None:
+        """Removes a folder of files that are no records (a finished fit's checkpoints)."""
+        if self.fs is None:
+            shutil.rmtree(self.full(folder), ignore_errors=True)
+            return
+        with self._in_words(folder, "removed"), contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.full(folder), recursive=True)
+
+    def _in_words(self, path: str, doing: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.fs is None else object_store.in_words(self.location(path), doing)
+
+
+def open_storage(uri: str | Path) -> Storage:
+    """The storage at a local folder or an fsspec URI (`s3://bucket/work`, `memory://work`); nothing is created.
+
+    Raises WorkspaceError for a scheme whose package is not installed.
+    """
+    text = str(uri)
+    if "://" not in text or text.startswith("file://"):
+        root = os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
+        return Storage(uri=root, fs=None, root=root)
+    try:
+        fs, root = object_store.connect(text)
+    except (ImportError, ValueError) as error:
+        raise WorkspaceError(
+            f"workspace {text!r}: {error}; s3:// needs the extra modmill[s3], gs:// modmill[gcs]"
+        ) from error
+    return Storage(uri=text.rstrip("/"), fs=fs, root=root.rstrip("/"))
+
+
+def cache_folder() -> Path:
+    """What this user's processes may make again lives here: indexes of logs, copies of weights and tokens.
+
+    $MODMILL_CACHE, else $XDG_CACHE_HOME/modmill, else ~/.cache/modmill.
+    """
+    if own := os.environ.get("MODMILL_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modmill"
+
+
+def put_same(storage: Storage, path: str, data: bytes | IO[bytes], sha256: str) -> None:
+    """Puts a file whose name holds its content's hash; one that stands there already must be equal.
+
+    Raises ShardError where another content has the name (a truncated or altered file: it is moved out of nobody's way
+    by hand only).
+    """
+    from manifests.recipe import sha256_hex
+
+    if storage.put(path, data):
+        return
+    found = sha256_hex(storage.read(path))
+    if found != sha256:
+        raise ShardError(
+            f"{storage.location(path)} holds sha256 {found[:12]}, expected {sha256[:12]}: the file was altered or "
+            "truncated; delete it and run again"
+        )
+
+
+def read_same(storage: Storage, path: str, sha256: str) -> bytes:
+    """The bytes of a committed file. Raises ShardError where it is gone, cannot be read, or is not of that sha256."""
+    from manifests.recipe import sha256_hex
+
+    try:
+        data = storage.read(path)
+    except OSError as error:
+        reason = "is gone" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise ShardError(
+            f"{storage.location(path)} {reason}; see `modmill verify`, and restore it from a copy"
+        ) from error
+    if (found := sha256_hex(data)) != sha256:
+        raise ShardError(
+            f"{storage.location(path)} has sha256 {found[:12]}, expected {sha256[:12]}: it was altered or truncated; see "
+            "`modmill verify`, and restore it from a copy"
+        )
+    return data
+
+
+def _put_local(target: Path, data: bytes | IO[bytes]) -> bool:
+    if target.exists():
+        # Whoever made it may have been killed before this.
+        _sync_folder(target.parent)
+        return False
+    _make_folder(target.parent)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            for chunk in _chunks(data):
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise WorkspaceError(
+                    f"{target.parent}: this file system has no hard links, which a workspace needs to create files "
+                    "at once or not at all; put the workspace on another disk or on an object store"
+                ) from error
+            raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise WorkspaceError(
+                f"{target} cannot be written: {os.strerror(error.errno)}. Nothing of it stands; make room on that disk and "
+                "give the same command again, which goes on from there"
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+    return True
+
+
+def _walk_local(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, int, datetime.datetime]]:
+    """Links to folders are followed (a big `data` is often put on another disk), each folder once."""
+    try:
+        status = os.stat(folder)
+        found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    for entry in found:
+        if entry.is_dir():
+            yield from _walk_local(entry.path, seen)
+            continue
+        with contextlib.suppress(FileNotFoundError):  # Gone since it was listed.
+            status = entry.stat()
+            yield entry.path, status.st_size, datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, durably: a file is only as safe as the names that lead to it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _chunks(data: bytes | IO[bytes]) -> Iterator[bytes]:
+    if isinstance(data, bytes):
+        yield data
+        return
+    data.seek(0)
+    while chunk := data.read(_COPY_BYTES):
+        yield chunk

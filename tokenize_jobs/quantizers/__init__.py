@@ -1,0 +1,1 @@
+"""Quantizers: vectors to integers by a codebook."""

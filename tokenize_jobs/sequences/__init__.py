@@ -1,0 +1,1 @@
+"""Records (boxes, palettes, metadata) as sequences of words."""

@@ -1,0 +1,333 @@
+"""Masks: which tokens of a row are given, and which are asked for.
+
+4M's recipe (arXiv 2406.09406; apple/ml-4m, fourm/data/masking.py) on whole batches, every draw keyed by the row's own
+key: a row gets the same mask in any batch, in any process, in a run that resumes. A strategy is drawn for the row, then
+how many tokens are inputs and how many targets; Dirichlet draws divide both among the modalities that the row has. A grid
+gives a random set of its places as inputs and others as targets. In a sequence each token is kept or dropped (metadata:
+each record); a run of dropped tokens becomes one sentinel in the input, and the target is each sentinel with the tokens
+it stands for, then one more sentinel:
+
+    tokens   a red cube on the grass [EOS]
+    input    a [S_1] on the [S_2]
+    target   [S_1] red cube [S_2] grass [EOS] [S_3]
+
+Other than there, what rounding leaves over goes to the largest fractions instead of further draws. Budgets that a
+modality cannot fill stay unfilled, as there: a caption may be all that is given.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from manifests.errors import ConfigError, nearest
+from train.data.batch import Batch, Column, MaskedBatch
+from train.data.hashing import below, combine, name_hash, uniform
+from train.data.vocabulary import TokenModality, Vocabulary
+
+OTHERS = "*"
+# An alpha of 0 is nearly never drawn, and always where nothing else is there (4M).
+_LEAST_ALPHA = 1e-9
+_GAMMA_TRIES = 8
+_KEEP_DECAY = 0.9
+_DECAYS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """One way to mask. `inputs` and `targets` are Dirichlet alphas by modality, "*" those of all others.
+
+    A small alpha gives all to one modality, a large one divides evenly. `keep` is how many tokens of a sequence stay:
+    `random` a share drawn from 0 to 1, `all` (as far as the budget reaches), `binary` all or none.
+    """
+
+    weight: float = 1.0
+    inputs: Mapping[str, float] = field(default_factory=lambda: {OTHERS: 1.0})
+    targets: Mapping[str, float] = field(default_factory=lambda: {OTHERS: 1.0})
+    keep: Literal["random", "all", "binary"] = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """The least and the most tokens of a row that are inputs, and targets; and the strategies, drawn by weight."""
+
+    inputs: tuple[int, int] = (128, 128)
+    targets: tuple[int, int] = (128, 128)
+    strategies: tuple[Strategy, ...] = (Strategy(),)
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Raises ConfigError for budgets, weights, alphas and names that cannot be meant."""
+        for name, (least, most) in (("inputs", self.inputs), ("targets", self.targets)):
+            if not 1 <= least <= most:
+                raise ConfigError(f"masking.{name}: [{least}, {most}]; expected 1 <= least <= most tokens a row")
+        if not self.strategies or not all(isfinite(one.weight) and one.weight > 0 for one in self.strategies):
+            raise ConfigError("masking.strategies: expected at least one, each with a weight over 0")
+        known = [OTHERS, *(modality.name for modality in vocabulary.modalities)]
+        for number, strategy in enumerate(self.strategies):
+            for side in ("inputs", "targets"):
+                for name, alpha in getattr(strategy, side).items():
+                    where = f"masking.strategies[{number}].{side}"
+                    if name not in known:
+                        raise ConfigError(f"{where}: no modality {name!r} in the snapshots; {nearest(name, known)}")
+                    if not (isfinite(alpha) and alpha >= 0):
+                        raise ConfigError(f"{where}.{name}: alpha {alpha}; expected a number from 0 up")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """What each modality of each row may give and be asked for, and the share of a sequence's tokens that stays."""
+
+    inputs: Int64[np.ndarray, "B M"]
+    targets: Int64[np.ndarray, "B M"]
+    keep: Float[np.ndarray, "B M"]
+
+
+def mask_batch(
+    batch: Batch, vocabulary: Vocabulary, masking: Masking, *, device: str | torch.device = "cpu"
+) -> MaskedBatch:
+    """A batch with the mask that its rows' keys draw. `masking` has passed its `check`."""
+    lengths = np.stack([batch.columns[modality.name].lengths() for modality in vocabulary.modalities], axis=1)
+    drawn = budgets(batch.keys, lengths, vocabulary, masking)
+    inputs, targets = [_nothing(4)], [_nothing(5)]
+    for index, modality in enumerate(vocabulary.modalities):
+        column = batch.columns[modality.name]
+        if len(column.values) == 0:
+            continue
+        keys = combine(batch.keys, name_hash("tokens", modality.name))
+        own = column, keys, drawn.inputs[:, index], drawn.targets[:, index]
+        if modality.sequence:
+            given, asked = mask_sequence(*own, drawn.keep[:, index], modality)
+        else:
+            given, asked = mask_grid(*own, modality)
+        inputs.append(np.insert(given, 1, index, axis=0))
+        targets.append(np.insert(asked, 1, index, axis=0))
+    return _packed(np.concatenate(inputs, axis=1), np.concatenate(targets, axis=1), len(batch), device)
+
+
+def budgets(
+    keys: Int64[np.ndarray, "B"], lengths: Int64[np.ndarray, "B M"], vocabulary: Vocabulary, masking: Masking
+) -> Budgets:
+    """Draws the budgets of rows whose modalities have `lengths` tokens (0: the row has it not)."""
+    weights = np.cumsum([strategy.weight for strategy in masking.strategies])
+    drawn = uniform(combine(keys, name_hash("strategy"))) * weights[-1]
+    strategy = np.minimum(np.searchsorted(weights, drawn, side="right"), len(weights) - 1)
+    names = [modality.name for modality in vocabulary.modalities]
+    keep = np.empty(lengths.shape)
+    shares = {}
+    for side, (least, most) in (("inputs", masking.inputs), ("targets", masking.targets)):
+        total = least + below(combine(keys, name_hash(side)), most - least + 1)
+        alphas = np.array([_alphas(getattr(one, side), names) for one in masking.strategies])
+        shares[side] = _divided(total, _log_gamma(keys, side, names, alphas[strategy]), lengths > 0)
+    for column, name in enumerate(names):
+        drawn = uniform(combine(keys, name_hash("keep", name)))
+        kinds = np.array([one.keep for one in masking.strategies])[strategy]
+        keep[:, column] = np.select([kinds == "all", kinds == "binary"], [1.0, np.round(drawn)], drawn)
+    inputs = np.minimum(shares["inputs"], lengths)
+    grids = np.array([not modality.sequence for modality in vocabulary.modalities])
+    targets = np.where(grids, np.minimum(shares["targets"], lengths - inputs), shares["targets"])
+    return Budgets(inputs=inputs, targets=targets, keep=keep)
+
+
+def mask_grid(
+    column: Column,
+    keys: Int64[np.ndarray, "B"],
+    inputs: Int64[np.ndarray, "B"],
+    targets: Int64[np.ndarray, "B"],
+    modality: TokenModality,
+) -> tuple[Int64[np.ndarray, "3 T"], Int64[np.ndarray, "4 U"]]:
+    """The chosen places of grids: rows sample, position, id of the inputs; and with the previous id, -1, of the targets.
+
+    Places are drawn without preference: the first `inputs` of a random order are given, the next `targets` asked for.
+    """
+    rows = np.flatnonzero(column.lengths())
+    tokens = column.values.reshape(len(rows), modality.tokens)
+    order = np.argsort(combine(keys[rows, None], np.arange(modality.tokens)), axis=1)
+    rank = np.arange(modality.tokens)
+    chosen = rank < inputs[rows, None]
+    asked = ~chosen & (rank < (inputs + targets)[rows, None])
+
+    def taken(which: np.ndarray) -> np.ndarray:
+        row, column_ = np.nonzero(which)
+        place = order[row, column_]
+        return np.stack([rows[row], place, tokens[row, place].astype(np.int64)])
+
+    given, wanted = taken(chosen), taken(asked)
+    given[2] += modality.offset
+    return given, np.concatenate([wanted, np.full((1, wanted.shape[1]), -1)])
+
+
+def mask_sequence(
+    column: Column,
+    keys: Int64[np.ndarray, "B"],
+    inputs: Int64[np.ndarray, "B"],
+    targets: Int64[np.ndarray, "B"],
+    keep: Float[np.ndarray, "B"],
+    modality: TokenModality,
+) -> tuple[Int64[np.ndarray, "3 T"], Int64[np.ndarray, "4 U"]]:
+    """The spans of sequences, as `mask_grid` gives places; previous ids are of the token table.
+
+    A sequence without an input budget is asked for whole and gives not even a sentinel. The kept share shrinks until
+    the input fits. A target over its budget begins at one of its sentinels, never the last, and is cut.
+    """
+    tokens = column.values.astype(np.int64)
+    lengths = column.lengths()
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(tokens)) - column.offsets[row]
+    drawn = uniform(combine(keys[row], _units(tokens, place, modality)))
+
+    def cut(share: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which tokens stay, which begin a run of dropped ones, and how many runs each row has."""
+        kept = drawn < share[row]
+        begins = ~kept & ((place == 0) | np.concatenate([[True], kept[:-1]]))
+        return kept, begins, _sum(begins, row, len(lengths))
+
+    share = np.where(inputs > 0, keep, 0.0)
+    kept, begins, runs = cut(share)
+    for attempt in range(_DECAYS):
+        over = (inputs > 0) & (_sum(kept | begins, row, len(lengths)) > inputs)
+        over |= runs > modality.sentinels - 2
+        if not over.any():
+            break
+        share = np.where(over, share * _KEEP_DECAY if attempt < _DECAYS - 1 else 0.0, share)
+        kept, begins, runs = cut(share)
+    run = np.cumsum(begins) - (np.cumsum(runs) - runs)[row]
+    sentinel = modality.first_sentinel + run
+    shown = (kept | begins) & (inputs > 0)[row]
+    given = np.stack(
+        [row[shown], _place(shown, row, lengths)[shown], np.where(begins, sentinel, tokens)[shown] + modality.offset]
+    )
+    return given, _spans(tokens, row, ~kept, begins, run, runs, keys, targets, modality)
+
+
+def _spans(
+    tokens: np.ndarray,
+    row: np.ndarray,
+    dropped: np.ndarray,
+    begins: np.ndarray,
+    run: np.ndarray,
+    runs: np.ndarray,
+    keys: np.ndarray,
+    targets: np.ndarray,
+    modality: TokenModality,
+) -> np.ndarray:
+    """The targets of sequences: each is laid out whole, its tokens with the sentinel of their run before them."""
+    count = _sum(dropped, row, len(runs))
+    asked = np.where((runs > 0) & (targets > 0), count + runs + 1, 0)
+    first = np.cumsum(asked) - asked
+    laid = np.zeros(asked.sum(), dtype=np.int64)
+    # Tokens dropped before this one in its row.
+    before = np.cumsum(dropped) - dropped - (np.cumsum(count) - count)[row]
+    wanted = dropped & (asked > 0)[row]
+    laid[(first[row] + before + run)[wanted]] = tokens[wanted]
+    opens = begins & wanted
+    opened = first[row] + before + run - 1
+    laid[opened[opens]] = modality.first_sentinel + run[opens]
+    closed = asked > 0
+    laid[(first + asked - 1)[closed]] = modality.first_sentinel + runs[closed] + 1
+    # The sentinel that a target over its budget begins at: one of the runs', by the row's own key.
+    start = np.zeros(len(runs), dtype=np.int64)
+    chosen = 1 + below(combine(keys, name_hash("start")), runs)
+    picked = opens & (run == chosen[row])
+    start[row[picked]] = opened[picked] - first[row[picked]]
+    start = np.where(asked - 1 > targets, start, 0)
+    owner = np.repeat(np.arange(len(runs)), asked)
+    position = np.arange(len(laid)) - first[owner] - start[owner] - 1
+    used = np.flatnonzero((position >= 0) & (position < targets[owner]))
+    return np.stack([owner[used], position[used], laid[used], laid[used - 1] + modality.offset])
+
+
+def _units(tokens: np.ndarray, place: np.ndarray, modality: TokenModality) -> np.ndarray:
+    """What is kept or dropped as one, numbered in a row: tokens, or records (the end is one of its own)."""
+    if modality.record_start is None:
+        return place
+    low, high = modality.record_start
+    opens = ((tokens >= low) & (tokens < high)) | (tokens == modality.end) | (place == 0)
+    number = np.cumsum(opens)
+    at_start = np.maximum.accumulate(np.where(place == 0, number, 0))
+    return number - at_start
+
+
+def _alphas(given: Mapping[str, float], names: list[str]) -> list[float]:
+    return [max(given.get(name, given.get(OTHERS, 0.0)), _LEAST_ALPHA) for name in names]
+
+
+def _log_gamma(
+    keys: np.ndarray, side: str, names: list[str], alpha: Float[np.ndarray, "B M"]
+) -> Float[np.ndarray, "B M"]:
+    """The logarithm of gamma draws: Marsaglia and Tsang 2000, with the power of a uniform for alphas under 1.
+
+    In logarithms, since a draw with alpha 0.01 may be under 1e-300. A rejected proposal is drawn again a fixed number of times;
+    the last stands (one in 10**10).
+    """
+    logs = np.empty(alpha.shape)
+    for column, name in enumerate(names):
+        key = combine(keys, name_hash(side, name))
+        a = alpha[:, column]
+        d = np.where(a < 1, a + 1, a) - 1 / 3
+        c = 1 / np.sqrt(9 * d)
+        v, open_ = np.ones(len(a)), np.ones(len(a), dtype=bool)
+        for attempt in range(_GAMMA_TRIES):
+            first, second, third = (uniform(combine(key, 3 * attempt + number)) for number in range(3))
+            x = np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second)
+            proposal = np.maximum(1 + c * x, 1e-12) ** 3
+            v = np.where(open_, proposal, v)
+            open_ &= ~(np.log(third) < x * x / 2 + d * (1 - proposal + np.log(proposal)))
+        boost = np.where(a < 1, np.log(uniform(combine(key, 3 * _GAMMA_TRIES))) / a, 0.0)
+        logs[:, column] = np.log(d * v) + boost
+    return logs
+
+
+def _divided(total: np.ndarray, logs: np.ndarray, present: np.ndarray) -> Int64[np.ndarray, "B M"]:
+    """Integers that add up to `total` in the proportions exp(logs), 0 where not present (all, where nothing is)."""
+    logs = np.where(present, logs, -np.inf)
+    most = np.where(present.any(axis=1), logs.max(axis=1), 0.0)
+    shares = np.exp(logs - most[:, None])
+    exact = total[:, None] * shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-300)
+    whole = np.floor(exact).astype(np.int64)
+    left = np.where(present.any(axis=1), total - whole.sum(axis=1), 0)
+    order = np.argsort(np.where(present, whole - exact, np.inf), axis=1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(order.shape[1])[None], axis=1)
+    return whole + (rank < left[:, None])
+
+
+def _sum(flags: np.ndarray, row: np.ndarray, rows: int) -> np.ndarray:
+    return np.bincount(row[flags], minlength=rows)
+
+
+def _place(flags: np.ndarray, row: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """How many of the flags stand before each place in its own row."""
+    before = np.cumsum(flags) - flags
+    first = np.cumsum(lengths) - lengths
+    return before - before[np.minimum(first, len(before) - 1)][row]
+
+
+def _nothing(fields: int) -> np.ndarray:
+    return np.empty((fields, 0), dtype=np.int64)
+
+
+def _packed(inputs: np.ndarray, targets: np.ndarray, samples: int, device: str | torch.device) -> MaskedBatch:
+    """The columns sample, modality, position, id(, previous id), sorted, as tensors."""
+
+    def tensors(columns: np.ndarray) -> list[torch.Tensor]:
+        order = np.lexsort((columns[2], columns[1], columns[0]))
+        return [torch.from_numpy(np.ascontiguousarray(column[order])).to(device) for column in columns]
+
+    sample, modality, position, ids = tensors(inputs)
+    target_sample, target_modality, target_position, target_ids, previous = tensors(targets)
+    return MaskedBatch(
+        samples=samples,
+        input_ids=ids,
+        input_modality=modality,
+        input_position=position,
+        input_sample=sample,
+        target_ids=target_ids,
+        previous_ids=previous,
+        target_modality=target_modality,
+        target_position=target_position,
+        target_sample=target_sample,
+    )

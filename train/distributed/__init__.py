@@ -1,0 +1,1 @@
+"""Processes of a training and how its states are sharded over them."""

@@ -1,0 +1,1 @@
+"""Fits tokenizers on labels."""

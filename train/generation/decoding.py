@@ -1,0 +1,187 @@
+"""How tokens are drawn from what a model predicts: options, schedules, filters, guidance and the draw itself."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from math import cos, isfinite, pi
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from manifests.errors import ConfigError, nearest
+from train.data.vocabulary import TokenModality
+
+Order = Literal["confidence", "random"]
+Schedule = Literal["cosine", "linear"]
+TemperatureSchedule = Literal["constant", "linear"]
+
+
+# Options that only grids, and only sequences, have a use for.
+OF_GRIDS = ("steps", "schedule", "order")
+OF_SEQUENCES = ("tokens",)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """How one modality is decoded.
+
+    steps        grids: in how many steps the cells are decoded; no more than there are cells
+    schedule     grids: `linear` decodes as many cells in every step, `cosine` few at first (MaskGIT, arXiv 2202.04200)
+    order        grids: `confidence` decodes all that is left in every step and keeps the likeliest (MaskGIT, without its
+                 noise); `random` decodes cells in random order (4M's ROAR)
+    temperature  divides the logits; 0 takes the likeliest token
+    temperature_schedule  `constant`, or `linear`: falls towards 0 at the last step (grids) or the longest length (sequences)
+    top_k        only so many of the likeliest tokens; None: all
+    top_p        only the likeliest tokens that hold this share of the probability before `temperature`, as in 4M
+    guidance     w of l_u + w (l_c - l_u), the logits without and with the conditions (arXiv 2207.12598); 1 is without guidance,
+                 0 without conditions
+    tokens       sequences: the most tokens; None: as many as the model sees of one
+    """
+
+    steps: int = 25
+    schedule: Schedule = "linear"
+    order: Order = "random"
+    temperature: float = 1.0
+    temperature_schedule: TemperatureSchedule = "constant"
+    top_k: int | None = None
+    top_p: float = 1.0
+    guidance: float = 1.0
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "top_k", "tokens"):
+            value = getattr(self, name)
+            if not (_is_whole(value) and value >= 1) and (value is not None or name == "steps"):
+                raise ConfigError(f"{name}: {value!r}; expected a whole number from 1 up")
+        for name in ("temperature", "guidance"):
+            value = getattr(self, name)
+            if not (_is_number(value) and value >= 0):
+                raise ConfigError(f"{name}: {value!r}; expected a number from 0 up")
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ConfigError(f"top_p: {self.top_p!r}; expected a share of the probability, 0 < top_p <= 1")
+        for name, kind in (("order", Order), ("schedule", Schedule), ("temperature_schedule", TemperatureSchedule)):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"{name}: {getattr(self, name)!r}; expected {' or '.join(get_args(kind))}")
+
+    def temperature_at(self, done: float) -> float:
+        """The temperature when the share `done` of all steps is done."""
+        return self.temperature * (1 - done if self.temperature_schedule == "linear" else 1.0)
+
+
+_DENSE = DecodeOptions(steps=1, temperature=0.01, top_p=0.8, guidance=2.0)
+_PICTURE = DecodeOptions(steps=25, temperature=0.5, top_p=0.9, guidance=3.0)
+_SENTENCE = DecodeOptions(temperature=0.3, top_p=0.8)
+_RECORD = DecodeOptions(temperature=0.1, top_p=0.8)
+
+
+def defaults(modality: TokenModality, conditions: Collection[str]) -> DecodeOptions:
+    """What is used of a modality's options where nothing else is asked for; `conditions` are the modalities that it has.
+
+    Maps of a given `rgb` in one step, captions and boxes at temperature 0.3, palettes and metadata at 0.1: 4M's
+    (apple/ml-4m, fourm/demo_4M_sampler.py). Other grids in 25 steps of random order at temperature 0.5 with top_p 0.9 and
+    guidance 3: those of its text-to-image figures for rgb.
+    """
+    base = modality.name.partition("@")[0]
+    if modality.sequence:
+        return _RECORD if base in ("palette", "metadata") else _SENTENCE
+    has_pixels = any(name.partition("@")[0] == "rgb" for name in conditions)
+    return _DENSE if has_pixels and base != "rgb" else _PICTURE
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """What is to differ from `defaults`: names and values of `DecodeOptions`.
+
+    every  for every modality
+    each   for some, by name; these count before `every`
+    """
+
+    every: Mapping[str, Any] = field(default_factory=dict)
+    each: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_names(self.every, "decode options")
+        DecodeOptions(**self.every)
+        for name, given in self.each.items():
+            _check_names(given, name)
+            DecodeOptions(**given)
+
+    def of(self, modality: TokenModality, conditions: Collection[str]) -> DecodeOptions:
+        """The options of one modality, made from `conditions`."""
+        changed = {**asdict(defaults(modality, conditions)), **self.every, **self.each.get(modality.name, {})}
+        return DecodeOptions(**changed)
+
+
+def counts(cells: int, steps: int, schedule: Schedule) -> list[int]:
+    """How many of so many cells each step decodes: at least one, and all in min(cells, steps) steps."""
+    steps = min(cells, steps)
+    known = [0]
+    for step in range(1, steps + 1):
+        share = step / steps if schedule == "linear" else 1 - cos(pi / 2 * step / steps)
+        # Every step has at least one, and leaves at least one to each of those after it.
+        known.append(min(max(round(cells * share), known[-1] + 1), cells - (steps - step)))
+    return [int(many) for many in np.diff(known)]
+
+
+def guided(
+    with_conditions: Float[Tensor, "n V"], without: Float[Tensor, "n V"] | None, guidance: float
+) -> Float[Tensor, "n V"]:
+    """Logits in float64; `without` is None where there are no conditions to leave out."""
+    logits = with_conditions.double()
+    return logits if without is None else without.double() + guidance * (logits - without.double())
+
+
+def filtered(logits: Float[Tensor, "n V"], top_k: int | None, top_p: float) -> Float[Tensor, "n V"]:
+    """Logits with those outside the `top_k` and outside the nucleus of `top_p` at minus infinity; one always stays."""
+    if top_k is None and top_p >= 1:
+        return logits
+    ordered, places = logits.sort(dim=-1, descending=True, stable=True)
+    share = ordered.softmax(dim=-1)
+    kept = share.cumsum(dim=-1) - share < top_p
+    if top_k is not None:
+        kept[:, top_k:] = False
+    kept[:, 0] = True
+    return torch.full_like(logits, -torch.inf).scatter(-1, places, ordered.where(kept, -torch.inf))
+
+
+def draw(
+    logits: Float[Tensor, "n V"],
+    chances: Float[np.ndarray, "n"],
+    temperature: float,
+    *,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+) -> tuple[Int64[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """A token for each row of float64 logits, and how likely the model thinks it: its share before temperature and filters.
+
+    `chances` in (0, 1) are where in the distribution each token is taken, so that equal ones give equal tokens.
+    """
+    if temperature == 0:
+        tokens = logits.argmax(dim=-1)
+    else:
+        kept = filtered(logits, top_k, top_p)
+        # Before the division, so that no temperature is too low.
+        kept = kept - kept.max(dim=-1, keepdim=True).values
+        reached = (kept / temperature).softmax(dim=-1).cumsum(dim=-1)
+        wanted = torch.from_numpy(chances).to(reached)[:, None] * reached[:, -1:]
+        tokens = torch.searchsorted(reached, wanted).squeeze(1)
+    confidence = logits.softmax(dim=-1).gather(-1, tokens[:, None]).squeeze(1)
+    return tokens.cpu().numpy(), confidence.cpu().numpy()
+
+
+def _check_names(given: Any, where: str) -> None:
+    """Raises ConfigError where a mapping has a key that is no decode option."""
+    known = [one.name for one in fields(DecodeOptions)]
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{where}: no option {name!r}; {nearest(name, known)}")

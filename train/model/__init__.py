@@ -1,0 +1,1 @@
+"""The any-to-any transformer, and the loss by modality."""

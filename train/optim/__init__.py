@@ -1,0 +1,1 @@
+"""Optimizers (AdamW, Muon) and the schedule of the learning rate."""

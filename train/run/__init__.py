@@ -1,0 +1,1 @@
+"""One training run: `run` tells the story; folder, checkpoints, metrics and random generators stand beside it."""

@@ -1,0 +1,331 @@
+"""Checkpoints: all that a run needs to go on, and all that a model needs to be used.
+
+A checkpoint is a folder `<run>/checkpoints/step-00000400/`:
+
+    model.safetensors       the parameters
+    optimizer.safetensors   Adam's moments and step counts, `exp_avg.<parameter>`
+    checkpoint.json         written last, so that a folder without it is none: step, sizes and sha256 of the two, loader,
+                            vocabulary, configuration, tokenizers and where they lie, generators, versions, losses
+
+Everything goes through `Storage.put`, to a local folder and to an object store alike. No pickle.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import posixpath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from manifests.errors import ConfigError, ShardError, UserError
+from manifests.recipe import canonical_json, sha256_hex
+from manifests.store.storage import Storage, open_storage
+from train.data.vocabulary import Vocabulary
+from train.model.transformer import Model, ModelConfig
+
+FORMAT = 1
+FOLDER = "checkpoints"
+MARK = "checkpoint.json"
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+_PREFIX = "step-"
+# What Adam keeps of a parameter.
+_STATE = ("step", "exp_avg", "exp_avg_sq")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A whole checkpoint on disk: its folder in the storage, and its document."""
+
+    storage: Storage
+    path: str
+    document: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Updates that were made."""
+        return self.document["step"]
+
+    @property
+    def location(self) -> str:
+        """Where it is, for messages."""
+        return self.storage.location(self.path)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one of its files, checked. Raises ShardError where the bytes are not those that were saved."""
+        return _tensors(self.storage, self.path, self.document, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint to use.
+
+    config     the trainer's configuration, as plain JSON values
+    workspace  the URI of the first snapshot's workspace
+    workspaces by modality, the URI of the workspace that holds its tokenizer (at `vocabulary[name].path`)
+    """
+
+    model: Model
+    vocabulary: Vocabulary
+    config: Mapping[str, Any]
+    workspace: str
+    workspaces: Mapping[str, str]
+    step: int
+    location: str
+
+
+# -- saving ----------------------------------------------------------------------------------------------------------
+
+
+def folder_of(step: int) -> str:
+    """The folder of a step's checkpoint in a run's folder."""
+    return f"{FOLDER}/{_PREFIX}{step:08d}"
+
+
+def save(
+    storage: Storage,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    document: Mapping[str, Any],
+    keep: int,
+) -> Saved:
+    """Saves a step's checkpoint in a run's folder, then removes all but the newest `keep`; `document` are its further facts.
+
+    Raises UserError where the disk is full: what was written of this one is gone then, and those before it stay.
+    """
+    path = folder_of(step)
+    try:
+        # What a killed process left without a mark.
+        storage.remove_folder(path)
+        written = {
+            name: _put(storage, posixpath.join(path, name), data()) for name, data in _files(model, optimizer).items()
+        }
+        whole = {"format": FORMAT, "step": step, "files": written, **document}
+        _put(storage, posixpath.join(path, MARK), canonical_json(whole))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            storage.remove_folder(path)
+        if error.errno not in _DISK_FULL:
+            raise
+        before = [name for name in _folders(storage) if storage.exists(f"{FOLDER}/{name}/{MARK}")]
+        left = f"the checkpoint {before[-1]} stays" if before else "there is no checkpoint before it"
+        raise UserError(
+            f"the disk of {storage.uri} is full: the checkpoint of step {step} could not be saved, {left}; free some "
+            "of it (or lower checkpoint.keep), then go on with `--resume auto`"
+        ) from error
+    for name in _folders(storage)[:-keep]:
+        storage.remove_folder(f"{FOLDER}/{name}")
+    return Saved(storage=storage, path=path, document=whole)
+
+
+def remove_after(storage: Storage, step: int) -> list[str]:
+    """Removes the checkpoints after a step, from which a run goes on, and says which."""
+    newer = [name for name in _folders(storage) if name > posixpath.basename(folder_of(step))]
+    for name in newer:
+        storage.remove_folder(f"{FOLDER}/{name}")
+    return newer
+
+
+def _files(model: nn.Module, optimizer: Optimizer) -> dict[str, Callable[[], bytes]]:
+    """The files' bytes, each made when it is its turn: they are as large as the model."""
+    return {
+        MODEL: lambda: _packed(model.state_dict()),
+        OPTIMIZER: lambda: _packed(
+            {
+                f"{kind}.{name}": value
+                for name, parameter in model.named_parameters()
+                for kind, value in optimizer.state.get(parameter, {}).items()
+            }
+        ),
+    }
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def _put(storage: Storage, path: str, data: bytes) -> dict[str, Any]:
+    # An object store says "taken" of our own file too, where its first answer got lost.
+    if not storage.put(path, data) and storage.read(path) != data:
+        raise UserError(
+            f"{storage.location(path)} stands already: another process trains in this run's folder; end one"
+        )
+    return {"sha256": sha256_hex(data), "size_bytes": len(data)}
+
+
+# -- finding ---------------------------------------------------------------------------------------------------------
+
+
+def latest(storage: Storage, say: Callable[[str], None]) -> Saved | None:
+    """The newest whole checkpoint of a run's folder, None where it has none; `say` is told of each that is passed over."""
+    for name in reversed(_folders(storage)):
+        try:
+            saved = read(storage, f"{FOLDER}/{name}")
+            for file in saved.document["files"]:
+                _checked(storage, saved.path, saved.document, file)
+        except ShardError as error:
+            say(f"passed over: {error}")
+        else:
+            return saved
+    return None
+
+
+def read(storage: Storage, path: str) -> Saved:
+    """The checkpoint in a folder, its large files unread. Raises ShardError where there is none that is whole."""
+    where = storage.location(path)
+    try:
+        document = json.loads(storage.read(posixpath.join(path, MARK)))
+        if document["format"] > FORMAT:
+            raise ConfigError(
+                f"{where} has format {document['format']}, this modmill reads up to {FORMAT}; install a newer one"
+            )
+        sizes = {name: file["size_bytes"] for name, file in document["files"].items()}
+        _ = int(document["step"])
+    except FileNotFoundError:
+        raise ShardError(f"{where} is no whole checkpoint (no {MARK}): its saving was cut off") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShardError(f"{where}/{MARK} cannot be read ({error!r}); use another checkpoint of the run") from error
+    for name, size in sizes.items():
+        if not storage.exists(posixpath.join(path, name)) or storage.size(posixpath.join(path, name)) != size:
+            raise ShardError(
+                f"{where}/{name} is missing or has not its {size:,} bytes; use another checkpoint of the run"
+            )
+    return Saved(storage=storage, path=path, document=document)
+
+
+def _folders(storage: Storage) -> list[str]:
+    return [name for name in storage.names(FOLDER) if name.startswith(_PREFIX)]
+
+
+def _checked(storage: Storage, path: str, document: Mapping[str, Any], name: str) -> bytes:
+    data = storage.read(posixpath.join(path, name))
+    found, expected = sha256_hex(data), document["files"][name]["sha256"]
+    if found != expected:
+        raise ShardError(
+            f"{storage.location(path)}/{name} has sha256 {found[:12]}, its {MARK} says {expected[:12]}: the file was "
+            "altered; use another checkpoint of the run"
+        )
+    return data
+
+
+def _tensors(storage: Storage, path: str, document: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(_checked(storage, path, document, name))
+    except (SafetensorError, KeyError) as error:
+        raise ShardError(f"{storage.location(path)}/{name} is no safetensors file: {error}") from error
+
+
+# -- loading ---------------------------------------------------------------------------------------------------------
+
+
+def check_vocabulary(saved: Saved, vocabulary: Vocabulary) -> None:
+    """Raises ConfigError where a model of this vocabulary cannot go on from the checkpoint, with modality and digests."""
+    held = {one.name: one for one in Vocabulary.from_document(saved.document["vocabulary"]).modalities}
+    wanted = {one.name: one for one in vocabulary.modalities}
+    remedy = "give it the snapshot that it was trained on, or train anew"
+    for name in sorted(held.keys() | wanted.keys()):
+        if name not in held or name not in wanted:
+            which = "no" if name not in held else "a"
+            other = "have" if name not in held else "have not"
+            raise ConfigError(f"{saved.location} has {which} modality {name!r}, which the snapshots {other}; {remedy}")
+        if held[name].digest != wanted[name].digest:
+            raise ConfigError(
+                f"{saved.location} was trained on {name!r} of tokenizer {held[name].digest[:12]}, the snapshots have it of "
+                f"{wanted[name].digest[:12]}; {remedy}"
+            )
+        if held[name] != wanted[name]:
+            raise ConfigError(
+                f"{saved.location} has another form of {name!r} ({held[name].tokens} tokens a row at {held[name].offset}) than "
+                f"the snapshots ({wanted[name].tokens} at {wanted[name].offset}); {remedy}"
+            )
+
+
+def load_model(saved: Saved, model: nn.Module) -> None:
+    """Puts the checkpoint's parameters into a model. Raises ConfigError where they are of another one."""
+    try:
+        model.load_state_dict(saved.tensors(MODEL))
+    except RuntimeError as error:
+        raise ConfigError(f"{saved.location} holds another model: {str(error).splitlines()[-1].strip()}") from error
+
+
+def load_optimizer(saved: Saved, model: nn.Module, optimizer: Optimizer) -> None:
+    """Puts the checkpoint's moments into the optimizer of `model`."""
+    tensors = saved.tensors(OPTIMIZER)
+    fused = {parameter for group in optimizer.param_groups if group.get("fused") for parameter in group["params"]}
+    optimizer.state.clear()
+    for name, parameter in model.named_parameters():
+        for kind in _STATE:
+            value = tensors.get(f"{kind}.{name}")
+            if value is not None:
+                # A step count stays on the CPU but where a fused step reads it on the device.
+                there = kind != "step" or parameter in fused
+                optimizer.state[parameter][kind] = value.to(parameter.device) if there else value
+
+
+def open_checkpoint(uri: str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint in a folder, or the newest whole one of a run's folder; its model is on the CPU, ready to evaluate.
+
+    Raises ConfigError where there is none, ShardError where a file is not the one that was saved.
+    """
+    saved = find(str(uri).rstrip("/"))
+    document = saved.document
+    vocabulary = Vocabulary.from_document(document["vocabulary"])
+    model = Model(vocabulary, ModelConfig(**document["model"]))
+    load_model(saved, model)
+    homes = [resolved(one["uri"], saved.storage) for one in document["workspaces"]]
+    return Checkpoint(
+        model=model.eval(),
+        vocabulary=vocabulary,
+        config=document["config"],
+        workspace=homes[0],
+        workspaces={name: homes[facts["workspace"]] for name, facts in document["tokenizers"].items()},
+        step=saved.step,
+        location=saved.location,
+    )
+
+
+def find(uri: str) -> Saved:
+    """The checkpoint in a folder, or the newest whole one of a run's folder. Raises ConfigError where there is none."""
+    storage = open_storage(uri)
+    if storage.exists(MARK):
+        run, _, step = storage.uri.rpartition(f"/{FOLDER}/")
+        return read(open_storage(run), f"{FOLDER}/{step}") if run else read(storage, "")
+    passed: list[str] = []
+    saved = latest(storage, passed.append)
+    if saved is None:
+        why = f" ({'; '.join(passed)})" if passed else ""
+        raise ConfigError(f"{uri} is no checkpoint and no run's folder with one{why}; `modmill train FILE` makes one")
+    return saved
+
+
+# -- where workspaces are --------------------------------------------------------------------------------------------
+
+
+def relative_uri(workspace: Storage, run: Storage) -> str:
+    """How a run's folder names a workspace: relative where the run lies in it, so that both can be moved together."""
+    inside = run.full("").rstrip("/")
+    root = workspace.root.rstrip("/")
+    same_store = workspace.is_local == run.is_local and (run.is_local or type(workspace.fs) is type(run.fs))
+    if same_store and inside.startswith(f"{root}/"):
+        return posixpath.relpath(root, inside)
+    return workspace.uri
+
+
+def resolved(uri: str, run: Storage) -> str:
+    """The URI of a workspace that `relative_uri` named in the run's folder `run`."""
+    if "://" in uri or os.path.isabs(uri):
+        return uri
+    if run.is_local:
+        return posixpath.normpath(posixpath.join(run.root, uri))
+    scheme, _, path = run.uri.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(path, uri))}"
