@@ -6,7 +6,8 @@
         table = workspace.sql("SELECT key, source FROM samples LIMIT 3")  # a pyarrow.Table
         row = workspace.show("1f0c2a9be4d07c35", corpus="photos")         # everything known of one sample
 
-`Labeler`, `Tokenizer` and `Modality` are what a third party's labeler, tokenizer or modality is made of.
+A labeler, tokenizer or modality of your own imports what it needs from here and from nowhere else: `Labeler`, `LabelerSpec`,
+`Modality`, `MODALITIES`, `Tokenizer`, `TokenizerSpec`, the errors that it may raise, and `check_label` for its tests.
 """
 
 import importlib
@@ -18,29 +19,45 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from labelers.protocol import Labeler, LabelerSpec
+    from labelers.protocol import Labeler, LabelerSpec, check_label
     from manifests.catalog.attached import Attached
-    from manifests.modality import Modality
+    from manifests.errors import ConfigError, LabelError, ModmillError, TokenizeError
+    from manifests.modality import MODALITIES, Modality
     from manifests.snapshots.snapshot import Snapshot
     from tokenize_jobs.protocol import Tokenizer, TokenizerSpec
     from train.data.loader import Loader
 
-__all__ = ["Labeler", "LabelerSpec", "Modality", "Tokenizer", "TokenizerSpec", "Workspace", "check_packages", "open"]
+__all__ = [
+    "MODALITIES",
+    "ConfigError",
+    "LabelError",
+    "Labeler",
+    "LabelerSpec",
+    "Modality",
+    "ModmillError",
+    "TokenizeError",
+    "Tokenizer",
+    "TokenizerSpec",
+    "Workspace",
+    "check_label",
+    "check_packages",
+    "open",
+]
 
 _PACKAGES = ("engine", "labelers", "tokenize_jobs", "train", "manifests")
 _HOMES = {
-    "Labeler": "labelers.protocol",
-    "LabelerSpec": "labelers.protocol",
-    "Modality": "manifests.modality",
-    "Tokenizer": "tokenize_jobs.protocol",
-    "TokenizerSpec": "tokenize_jobs.protocol",
+    "labelers.protocol": ("Labeler", "LabelerSpec", "check_label"),
+    "manifests.errors": ("ConfigError", "LabelError", "ModmillError", "TokenizeError"),
+    "manifests.modality": ("MODALITIES", "Modality"),
+    "tokenize_jobs.protocol": ("Tokenizer", "TokenizerSpec"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    # Read when asked for: `import modmill` alone loads nothing.
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    # Imported when first used, so that `import modmill` alone loads nothing.
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'modmill' has no attribute {name!r}")
 
 

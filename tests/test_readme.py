@@ -62,6 +62,18 @@ def test_the_labeler_of_the_readme_works_by_its_file_alone(tmp_path: Path, make_
     monkeypatch.delitem(sys.modules, "labelers.luma")
 
 
+def test_what_a_plugin_needs_comes_from_the_one_door() -> None:
+    import modmill
+
+    assert [name for name in modmill.__all__ if not hasattr(modmill, name)] == []
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/data/**/*.py")]
+    for path in texts:
+        own = re.findall(
+            r"^(?:from|import) (?:engine|labelers|manifests|tokenize_jobs|train)\b.*", path.read_text(), re.M
+        )
+        assert own == [], f"{path.name} imports {own} instead of `from modmill import ...`"
+
+
 def test_the_modality_of_the_readme_works(tmp_path: Path, make_photos, monkeypatch) -> None:
     from engine.pipeline import config as pipeline
     from engine.run import run as running

@@ -15,11 +15,11 @@ from engine.plan.corpus import CorpusPlan, corpus_plan
 from engine.plan.items import Attempt, WorkItem
 from engine.plan.missing import wanted_targets
 from engine.work.worker import Worker, WorkerSettings
-from labelers.protocol import LabelerSpec
 from manifests.catalog.catalog import Catalog
 from manifests.log import entries as log
 from manifests.log.lease import writer_lease
 from manifests.store.storage import Storage, open_storage
+from modmill import LabelerSpec
 
 SETTINGS = WorkerSettings(threads=1, batch=4, decode_threads=2, queue_bytes=64 << 20, device="cpu", run="run-1")
 RED = (250, 5, 5)

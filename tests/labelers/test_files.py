@@ -57,7 +57,7 @@ def _my_modalities(tmp_path, monkeypatch):
     folder = tmp_path / "modules"
     folder.mkdir()
     (folder / f"{MINE}.py").write_text(
-        "from manifests.modality import Modality\n"
+        "from modmill import Modality\n"
         + "\n".join(f"{name} = {value!r}" for name, value in (("BANDS", BANDS), ("GAZE", GAZE), ("WEATHER", WEATHER)))
     )
     monkeypatch.syspath_prepend(str(folder))

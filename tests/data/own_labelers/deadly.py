@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from labelers.palette import Palette
-from labelers.protocol import LabelerSpec
+from modmill import LabelerSpec
 
 
 class Deadly:
@@ -24,7 +23,6 @@ class Deadly:
 
     def __init__(self, orders: str) -> None:
         self.orders = Path(orders)
-        self.palette = Palette(colors=2, side=16)
 
     def label(self, batch: Mapping[str, Any]) -> Mapping[str, list[Any]]:
         with open(self.orders.with_name("pids"), "a") as file:
@@ -41,7 +39,7 @@ class Deadly:
                 time.sleep(600)
             if order == "raise":
                 raise ValueError("this one cannot be labeled")
-        return self.palette.label(batch)
+        return {"palette": [[_mean_color(image)] for image in batch["image"]]}
 
     def _order(self, name: str) -> str | None:
         told = json.loads(self.orders.read_text())
@@ -58,3 +56,8 @@ class DeadlyDepth(Deadly):
     def label(self, batch: Mapping[str, Any]) -> Mapping[str, list[Any]]:
         super().label(batch)
         return {"depth": [image.mean(axis=2, dtype=np.float32) for image in batch["image"]]}
+
+
+def _mean_color(image: np.ndarray) -> dict[str, Any]:
+    r, g, b = np.rint(image.mean(axis=(0, 1))).astype(int).tolist()
+    return {"k": 1, "rank": 0, "r": r, "g": g, "b": b, "share": 1.0}

@@ -281,8 +281,8 @@ corpora:
 
 def test_modalities_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_bands.py").write_text(
-        "from dataclasses import replace\nfrom manifests.modality import get\n"
-        "BANDS = replace(get('depth'), name='bands', tokenizer='grid')\nOTHER = 3\n"
+        "from dataclasses import replace\nfrom modmill import MODALITIES\n"
+        "BANDS = replace(MODALITIES['depth'], name='bands', tokenizer='grid')\nOTHER = 3\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     text = SMALL + '    modalities: ["own_bands:BANDS", rgb@448]\ntokenizers: {"own_bands:BANDS": {steps: 7}}\n'

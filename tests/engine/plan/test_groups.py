@@ -9,7 +9,7 @@ from engine.plan.corpus import CorpusPlan, corpus_plan
 from engine.plan.groups import Group, groups
 
 LABELERS = """
-from labelers.protocol import LabelerSpec
+from modmill import LabelerSpec
 
 
 class Heavy:

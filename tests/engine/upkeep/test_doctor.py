@@ -8,7 +8,7 @@ import pytest
 
 from engine.upkeep import doctor
 from labelers import protocol
-from labelers.protocol import LabelerSpec
+from modmill import LabelerSpec
 
 
 def checks_by_name(folder: Path) -> dict[str, doctor.Check]:

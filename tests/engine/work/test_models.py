@@ -15,9 +15,9 @@ from engine.plan import corpus, weights
 from engine.plan.corpus import LabelerUse
 from engine.run import run as running
 from engine.work.models import Models
-from labelers.protocol import LabelerSpec
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
+from modmill import LabelerSpec
 
 MEBIBYTE = 2**20
 

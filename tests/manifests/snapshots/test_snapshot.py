@@ -357,7 +357,7 @@ def test_an_ambiguous_recipe_is_refused_with_the_choices(empty: Workspace) -> No
 
 def test_a_modality_of_a_pipeline_file_is_known(empty: Workspace, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "heat_module.py").write_text(
-        "from manifests.modality import Modality\n"
+        "from modmill import Modality\n"
         "HEAT = Modality(name='heat', kind='image', label_grain='crop', token_grain='crop', crop_rule='linear',\n"
         "                labeler='files', tokenizer='grid', axes='h w', dtype='uint16')\n"
     )
