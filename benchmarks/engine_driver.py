@@ -106,7 +106,7 @@ def on_cluster(folder: Path, items: int, workers: int, mean_s: float) -> dict[st
     from ray.cluster_utils import Cluster
 
     from engine.pipeline import config
-    from engine.run import run
+    from engine.run import job
 
     _start_no_idle_workers()
     (folder / "naps").mkdir(exist_ok=True)
@@ -125,7 +125,7 @@ def on_cluster(folder: Path, items: int, workers: int, mean_s: float) -> dict[st
         began.extend((time.time(), time.process_time()))
 
     threading.Thread(target=watch, daemon=True).start()
-    run.run(config.load(pipeline, []), quiet=True)
+    job.run(config.load(pipeline, []), quiet=True)
     # The run's end waits for its actors to go; the events tell when the last item was committed.
     cpu_s = time.process_time() - began[1]
     events = next((folder / "work" / "runs").glob("*/events.jsonl")).read_text().splitlines()
@@ -168,7 +168,7 @@ def _tried(start: Callable[[], Any]) -> Any:
 
 
 class _InProcess:
-    """A runner that does nothing: it takes items from the schedule and makes up their records, 64 at a tick."""
+    """A runner that does nothing: it takes items from the queue and makes up their records, 64 at a tick."""
 
     def __init__(self, at: tuple[int, ...]) -> None:
         self._at = at
@@ -176,12 +176,12 @@ class _InProcess:
 
     def work(self, items: Iterable[Any], progress: Any) -> Iterator[list[tuple[Any, Any]]]:
         from engine.plan.items import ItemResult
-        from engine.run.runners.schedule import Schedule, needed_models
+        from engine.run.runners.queue import ItemQueue, needed_models
 
-        schedule = Schedule(items, needed_models)
+        queue = ItemQueue(items, needed_models)
         done = 0
-        while not schedule.exhausted:
-            taken = [item for item in (schedule.next("") for _ in range(64)) if item is not None]
+        while not queue.exhausted:
+            taken = [item for item in (queue.next("") for _ in range(64)) if item is not None]
             for item in taken:
                 progress.started(item, f"worker-{done % 64}")
             yield [

@@ -1,6 +1,6 @@
 """Runs of this engine for `benchmarks/engine.py`, and how long their work took.
 
-A run is the real one: `engine.run.run` on a pipeline, with samples, log, sidecars and commits. Its time comes from its own
+A run is the real one: `engine.run.job.run` on a pipeline, with samples, log, sidecars and commits. Its time comes from its own
 events (`runs/<run>/events.jsonl`): from the moment when the last worker committed its first work item to the commit of the
 last item. Starting Ray, loading models and reading the first bytes lie before that, and are told apart as `start_s`.
 """
@@ -56,19 +56,19 @@ def commits(events: Path) -> list[float]:
 def _ingested(pipeline: Mapping[str, Any]) -> tuple[float, float]:
     """Ingests what the pipeline names; wall and CPU time afterwards."""
     from engine.pipeline import config
-    from engine.run import run as running
+    from engine.run import job
 
-    running.run(config.PipelineConfig.model_validate(dict(pipeline)), steps=("ingest",), quiet=True)
+    job.run(config.PipelineConfig.model_validate(dict(pipeline)), steps=("ingest",), quiet=True)
     return time.time(), time.process_time()
 
 
 def _labeled(pipeline: Mapping[str, Any]) -> Path:
     """Makes labels of what was ingested; the events of that run. Raises ValueError where rows failed."""
     from engine.pipeline import config
-    from engine.run import run as running
+    from engine.run import job
 
     settled = config.PipelineConfig.model_validate(dict(pipeline))
-    done = running.run(settled, steps=("label",), quiet=True)
+    done = job.run(settled, steps=("label",), quiet=True)
     if failed := done.counts.get("failed_rows", 0):
         raise ValueError(f"{failed} rows failed; see the view `failures` of {settled.workspace}")
     return Path(settled.workspace) / "runs" / done.run / "events.jsonl"

@@ -28,7 +28,7 @@ import scenes
 
 from engine.cli.demo import model
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from engine.run import train as train_run
 from manifests.pixels import images
 from manifests.snapshots.snapshot import open_snapshot
@@ -68,7 +68,7 @@ def measure(folder: Path, *, count: int, steps: int | None) -> dict[str, Any]:
         scenes.write(folder / ".scenes", count)
         (folder / ".scenes").rename(folder / "scenes")
     (folder / "pipeline.yaml").write_text(PIPELINE)
-    running.run(pipeline.load(folder / "pipeline.yaml"))
+    job.run(pipeline.load(folder / "pipeline.yaml"))
     uri = f"{folder.absolute() / 'workspace'}#scenes"
     settings = [f"mixture=[{{snapshot: '{uri}'}}]", *([] if steps is None else [f"steps={steps}"])]
     began = time.process_time()

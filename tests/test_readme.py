@@ -41,7 +41,7 @@ def test_the_table_of_labelers_is_true() -> None:
 def test_the_labeler_of_the_readme_works_by_its_file_alone(tmp_path: Path, make_photos, monkeypatch) -> None:
     import labelers
     from engine.pipeline import config as pipeline
-    from engine.run import run as running
+    from engine.run import job
     from manifests.catalog.catalog import Catalog
 
     (tmp_path / "labelers").mkdir()
@@ -54,7 +54,7 @@ def test_the_labeler_of_the_readme_works_by_its_file_alone(tmp_path: Path, make_
         "engine: {runner: local, workers: 1}\n"
     )
     override = "corpora.photos.modalities.edges.parameters.threshold=0.6"
-    running.run(pipeline.load(tmp_path / "pipeline.yaml", [override]), quiet=True)
+    job.run(pipeline.load(tmp_path / "pipeline.yaml", [override]), quiet=True)
     with Catalog.open(tmp_path / "work") as catalog:
         assert [(row["modality"], row["ok"]) for row in catalog.coverage()] == [("edges", 3)]
         recipe = catalog.sql("SELECT producer, parameters FROM recipes").to_pylist()[0]
@@ -76,7 +76,7 @@ def test_what_a_plugin_needs_comes_from_the_one_door() -> None:
 
 def test_the_modality_of_the_readme_works(tmp_path: Path, make_photos, monkeypatch) -> None:
     from engine.pipeline import config as pipeline
-    from engine.run import run as running
+    from engine.run import job
     from manifests.catalog.catalog import Catalog
     from manifests.formats.shards import read_tar
 
@@ -91,7 +91,7 @@ def test_the_modality_of_the_readme_works(tmp_path: Path, make_photos, monkeypat
         "{keep: true, tokens: false, parameters: {path: '{stem}.npy'}}}}}\n"
         "engine: {runner: local, workers: 1}\n"
     )
-    running.run(pipeline.load(tmp_path / "pipeline.yaml"), quiet=True)
+    job.run(pipeline.load(tmp_path / "pipeline.yaml"), quiet=True)
     with Catalog.open(tmp_path / "work") as catalog:
         shard = catalog.live_shards()[0]
         assert (shard.modality, shard.ok, shard.format) == ("heat", 3, "webdataset")
@@ -118,7 +118,7 @@ def test_the_questions_of_the_readme_have_answers(
     from engine.cli import entry
     from engine.cli.demo import demo
     from engine.pipeline import config as pipeline
-    from engine.run import run as running
+    from engine.run import job
     from manifests.catalog.catalog import Catalog
     from manifests.log import entries as log
     from manifests.log.actions import RecipeAdded, RecipeCurrent, RunStarted
@@ -128,7 +128,7 @@ def test_the_questions_of_the_readme_have_answers(
     demo.lay_out(tmp_path, demo.CLONE / "examples" / "demo", 12, lambda line: None)
     (tmp_path / "sources/photos/broken.jpg").write_text("no picture")
     config = pipeline.load(tmp_path / "pipeline.yaml", OF_THE_DEMO)
-    running.run(config, steps=("ingest", "fit", "label", "tokenize", "snapshot"), quiet=True)
+    job.run(config, steps=("ingest", "fit", "label", "tokenize", "snapshot"), quiet=True)
     with Catalog.open(tmp_path / "workspace") as catalog:
         trained = {"uri": "W#demo", "sha256": snapshot.read(catalog.storage, "demo").sha256}
         old = catalog.sql("SELECT * FROM recipes WHERE modality = 'caption' AND form = 'label'").to_pylist()[0]

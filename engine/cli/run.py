@@ -49,11 +49,11 @@ def run(
 ) -> None:
     """Do whatever a pipeline FILE asks for and is missing: ingest, fit tokenizers, label, tokenize, freeze, train."""
     from engine.pipeline import config as pipeline
-    from engine.run import run as running
+    from engine.run import job
 
-    step: running.Step | None = next((known for known in running.STEPS if known == only), None)
+    step: job.Step | None = next((known for known in job.STEPS if known == only), None)
     if only is not None and step is None:
-        raise ConfigError(f"--only {only}: no such step; {nearest(only, running.STEPS)}")
+        raise ConfigError(f"--only {only}: no such step; {nearest(only, job.STEPS)}")
     if classes and not failed:
         raise ConfigError(f"--class {classes[0]} says which failed rows are made again; add --failed")
     if probe_sheet is not None and not dry_run:
@@ -68,7 +68,7 @@ def run(
     }
     overrides = [f"engine.{name}={value}" for name, value in given.items() if value is not None]
     config = pipeline.load(file, [*settings, *overrides])
-    steps: Sequence[running.Step] = running.STEPS if step is None else (step,)
+    steps: Sequence[job.Step] = job.STEPS if step is None else (step,)
     retry = frozenset(classes) if failed else None
     if dry_run:
         from engine.run import dry_run as dry
@@ -76,7 +76,7 @@ def run(
         for line in dry.dry_run(config, steps=steps, refit=refit, retry=retry, where=where, sheet=probe_sheet):
             click.echo(line)
         return
-    done = running.run(config, steps=steps, refit=refit, retry=retry, where=where)
+    done = job.run(config, steps=steps, refit=refit, retry=retry, where=where)
     if done.did_nothing:
         click.echo("nothing to do: everything in the pipeline file is done")
     else:

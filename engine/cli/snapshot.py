@@ -50,7 +50,7 @@ def snapshot(
     form: str,
 ) -> None:
     """Freeze a selection of rows and tokens for training as NAME, or list what is frozen."""
-    from engine.run import snapshot as freezing
+    from engine.run import freeze
     from engine.show import snapshots
     from engine.show import tables as output
 
@@ -62,7 +62,7 @@ def snapshot(
         output.write_rows(*snapshots.listing(workspace), form)
         return
     asked = None if modalities is None else modalities.split(",")
-    made = freezing.make(
+    made = freeze.make(
         workspace,
         name,
         where=where,
@@ -74,4 +74,4 @@ def snapshot(
     )
     output.write(snapshots.contents(made), form)
     for one in made:
-        click.echo(freezing.summary(one), err=form != "table")
+        click.echo(freeze.summary(one), err=form != "table")

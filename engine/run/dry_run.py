@@ -19,9 +19,18 @@ from engine.plan.missing import Request
 from engine.plan.reasons import NewSamples
 from engine.progress import table as progress_table
 from engine.progress.progress import Progress
-from engine.run import labeling, run
+from engine.run import labeling
+from engine.run.job import (
+    STEPS,
+    Step,
+    check_cluster,
+    request_of,
+    tokenizer_names,
+    trainer,
+    worker_settings,
+    workers_of,
+)
 from engine.run.labeling import Job
-from engine.run.run import Step
 from engine.sources import scan as sources
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
@@ -51,7 +60,7 @@ class _Corpus:
 def dry_run(
     config: pipeline.PipelineConfig,
     *,
-    steps: Sequence[Step] = run.STEPS,
+    steps: Sequence[Step] = STEPS,
     refit: bool = False,
     retry: Collection[str] | None = None,
     where: str | None = None,
@@ -65,8 +74,8 @@ def dry_run(
     """
     pipeline.check_labelers(config)
     if config.train and "train" in steps:
-        run.trainer(config.train, quiet=True)
-    run.check_cluster(config.engine, steps)
+        trainer(config.train, quiet=True)
+    check_cluster(config.engine, steps)
     path = sheet or Path(f"probe-{'-'.join(config.corpora)}.png")
     workspace = open_storage(config.workspace)
     if workspace.is_local and path.absolute().is_relative_to(workspace.root):
@@ -110,7 +119,7 @@ class _Dry:
         self._corpora = {name: self._look_at(name, section) for name, section in config.corpora.items()}
 
     def lines(self, *, refit: bool, retry: Collection[str] | None, where: str | None, path: Path) -> list[str]:
-        fitted = {name: self._catalog.tokenizer(name) for name in sorted(run.tokenizer_names(self._config))}
+        fitted = {name: self._catalog.tokenizer(name) for name in sorted(tokenizer_names(self._config))}
         missing = {name for name, known in fitted.items() if known is None or refit} if "fit" in self._steps else set()
         tokenizers = {**{name: known for name, known in fitted.items() if known is not None}}
         tokenizers |= {name: _unfitted(name) for name in missing}
@@ -123,7 +132,7 @@ class _Dry:
             for name, modality in planned.modalities.items()
             if modality.wants_tokens and modality.tokenizer in missing
         )
-        request = run.request_of(self._catalog, plans, self._steps, retry=retry, where=where)
+        request = request_of(self._catalog, plans, self._steps, retry=retry, where=where)
         new = {name: corpus.new for name, corpus in self._corpora.items() if where is None}
         told = [
             line
@@ -196,7 +205,7 @@ class _Dry:
             tokenizers={name: known for name, known in tokenizers.items() if known.path},
             unfitted=unfitted,
             pick=lambda corpus, most: self._pick(corpus, most, request),
-            settings=lambda pool: run.worker_settings(engine, "probe", pool),
+            settings=lambda pool: worker_settings(engine, "probe", pool),
             progress=self._progress,
         )
         for known in bench.tokenizers.values():
@@ -226,7 +235,7 @@ class _Dry:
                     )
                 )
         whole = probe.total(costs)
-        workers = run.workers_of(engine)
+        workers = workers_of(engine)
         # No two workers share an item.
         items = sum(job.parts for job in found)
         counts = sorted({min(number, items) for number in (workers, *_WALLS)})

@@ -20,7 +20,7 @@ from engine.progress.record import Execution
 from engine.run.alarms import Alarms
 from engine.run.commit import _Labeled
 from engine.run.runners.protocol import Runner
-from engine.run.runners.schedule import in_turn
+from engine.run.runners.queue import in_turn
 from manifests.catalog.catalog import Catalog
 from manifests.log.actions import TokenizerAdded
 from manifests.queries import planning

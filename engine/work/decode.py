@@ -62,7 +62,7 @@ class ByteBudget:
         return self._used / self._limit
 
 
-class _Job:
+class _Decoding:
     """A row on its way: its bytes are known before it is let in, so that a chunk never waits for itself."""
 
     def __init__(self) -> None:
@@ -97,11 +97,11 @@ def load_chunks(
             for first in range(0, len(unit), most):
                 yield [_row(plan, samples[place]) for place in unit[first : first + most]]
         return
-    loader = _Loader(plan, samples, source, needs, budget or ByteBudget(queue_bytes), threads)
+    loader = _Decoder(plan, samples, source, needs, budget or ByteBudget(queue_bytes), threads)
     yield from loader.run(units, queue_bytes, most)
 
 
-class _Loader:
+class _Decoder:
     """The threads that read and decode, and the rows on their way."""
 
     def __init__(
@@ -128,7 +128,7 @@ class _Loader:
         places = [place for unit in units for place in unit]
         # Enough rows ahead for a whole unit to be ready when the one before is done; bytes bound them.
         ahead = max(4 * self._threads, 2 * max(map(len, units), default=0))
-        waiting: deque[_Job] = deque()
+        waiting: deque[_Decoding] = deque()
         held = taken = 0
         chunk: list[LoadedRow] = []
         # Files of this machine come at once: more threads would only take the interpreter from the labelers.
@@ -169,12 +169,12 @@ class _Loader:
                     if not job.done.cancelled():
                         self._budget.leave(job.done.result()[1])
 
-    def _start(self, pool: ThreadPoolExecutor, place: int, ticket: int) -> _Job:
-        job = _Job()
+    def _start(self, pool: ThreadPoolExecutor, place: int, ticket: int) -> _Decoding:
+        job = _Decoding()
         job.done = pool.submit(self._load, job, place, ticket)
         return job
 
-    def _load(self, job: _Job, place: int, ticket: int) -> tuple[LoadedRow, int]:
+    def _load(self, job: _Decoding, place: int, ticket: int) -> tuple[LoadedRow, int]:
         """A row, and how many bytes of it are inside the budget."""
         sample = self._samples[place]
         row = _row(self._plan, sample)
@@ -211,7 +211,7 @@ class _Loader:
                 return row, 0
             return self._let_in(job, ticket, row)
 
-    def _let_in(self, job: _Job, ticket: int, row: LoadedRow) -> tuple[LoadedRow, int]:
+    def _let_in(self, job: _Decoding, ticket: int, row: LoadedRow) -> tuple[LoadedRow, int]:
         """A row without pixels takes its turn."""
         job.sized.set_result(0)
         self._budget.enter(ticket, 0)

@@ -17,7 +17,7 @@ from engine.plan.corpus import CorpusPlan
 from engine.plan.items import FitItem, FitRows, Target
 from engine.plan.missing import fit_order, is_held_out
 from engine.work.machine import is_tensor
-from engine.work.quality.shard import host
+from engine.work.quality.measure import host
 from engine.work.rows import Outcome
 from engine.work.worker import Worker
 from manifests.errors import ConfigError
@@ -69,8 +69,8 @@ def fit(item: FitItem, worker: Worker, on_step: Callable[[int, int, Mapping[str,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Samples of one corpus, in the order of their parts; their numbers in the item's `attempt` begin at `first`."""
+class FitSamples:
+    """FitSamples of one corpus, in the order of their parts; their numbers in the item's `attempt` begin at `first`."""
 
     plan: CorpusPlan
     samples: list[dict[str, Any]]
@@ -78,7 +78,7 @@ class Samples:
 
 
 # Of each corpus the samples to fit on, and those to judge by.
-Chosen = Sequence[tuple[Samples, Samples]]
+Chosen = Sequence[tuple[FitSamples, FitSamples]]
 
 
 def checkpoint_folder(item: FitItem, chosen: Chosen) -> str:
@@ -105,12 +105,12 @@ def checkpoint_folder(item: FitItem, chosen: Chosen) -> str:
 
 
 def _chosen(item: FitItem, worker: Worker) -> Chosen:
-    found: list[tuple[Samples, Samples]] = []
+    found: list[tuple[FitSamples, FitSamples]] = []
     first = 0
     for rows in item.rows:
         pair = []
         for samples in _choose(rows, worker):
-            pair.append(Samples(plan=rows.plan, samples=samples, first=first))
+            pair.append(FitSamples(plan=rows.plan, samples=samples, first=first))
             first += len(samples)
         found.append((pair[0], pair[1]))
     return found
@@ -132,14 +132,14 @@ def _first(samples: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return [sample for sample in samples if sample["key"] in wanted]
 
 
-def _labels(item: FitItem, chosen: Samples, modality: Modality, worker: Worker) -> Iterator[Any]:
+def _labels(item: FitItem, chosen: FitSamples, modality: Modality, worker: Worker) -> Iterator[Any]:
     """The labels of a modality that can be made of these samples, in order: every crop's, or every sample's."""
     for found in _outcomes(item, chosen, modality, worker):
         if found.status is Status.OK:
             yield host([found.value])[0] if is_tensor(found.value) else found.value
 
 
-def _outcomes(item: FitItem, chosen: Samples, modality: Modality, worker: Worker) -> Iterator[Outcome]:
+def _outcomes(item: FitItem, chosen: FitSamples, modality: Modality, worker: Worker) -> Iterator[Outcome]:
     plan = chosen.plan
     targets = [
         Target(modality=modality.name, form="token", fingerprint="", crop=crop)
@@ -235,7 +235,7 @@ def _newest_checkpoint(worker: Worker, folder: str) -> tuple[int, bytes] | None:
     return steps[-1], worker.storage.read(f"{folder}/checkpoint-{steps[-1]:08d}.safetensors")
 
 
-def _array(item: FitItem, chosen: Sequence[Samples], modality: Modality, worker: Worker, path: Path) -> np.ndarray:
+def _array(item: FitItem, chosen: Sequence[FitSamples], modality: Modality, worker: Worker, path: Path) -> np.ndarray:
     """Labels of these samples as one array on disk, (n, *shape)."""
     most = sum(len(part.samples) * part.plan.crops for part in chosen)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=modality.dtype, shape=(max(most, 1), *modality.shape()))

@@ -21,8 +21,8 @@ from engine.work import spill
 from engine.work.decode import ByteBudget, is_forgotten, load_chunks
 from engine.work.label import Labeling
 from engine.work.marks import AtHand
-from engine.work.quality.shard import CrossModal
-from engine.work.rows import NOT_SELECTED, Labels, LoadedRow, Outcome, Row
+from engine.work.quality.measure import CrossModal
+from engine.work.rows import NOT_SELECTED, Labels, LoadedRow, Outcome, ShardRow
 from engine.work.shard import ShardOutput
 from manifests.formats.shards import Status
 from manifests.log.actions import ShardAdded
@@ -33,7 +33,7 @@ _BATCHES_BEHIND = 2
 _ROWS_AN_ENCODER = 8
 
 
-class Clock:
+class Stopwatch:
     """How long each stage took, and each labeler; which one is on, and since when."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ItemBatch:
     """Rows that stand together in one batch, at their places; `units` are those that go through at once."""
 
     units: list[list[tuple[int, int]]]
@@ -80,27 +80,27 @@ class Batch:
 
 def known_rows(
     item: WorkItem, target: Target, samples: Sequence[Mapping[str, Any]], storage: Storage
-) -> tuple[dict[int, Row], dict[int, Row]]:
+) -> tuple[dict[int, ShardRow], dict[int, ShardRow]]:
     """The rows of a target that are not made: by the item itself, and by what earlier attempts at it left or learned.
 
     Only the first decide which rows share a batch, so that another attempt finds each row in its old place.
     """
     keys = [sample["key"] for sample in samples]
     selected = None if item.selected is None else np.unpackbits(np.frombuffer(item.selected, np.uint8))
-    fixed: dict[int, Row] = {}
+    fixed: dict[int, ShardRow] = {}
     base = item.base.get(target)
     before = [None] * len(samples) if base is None else spill.rows_of(storage, base, keys)
     for number, (sample, row) in enumerate(zip(samples, before, strict=True)):
         is_selected = selected is None or bool(selected[number])
         if is_forgotten(sample):
-            fixed[number] = Row(Status.FORGOTTEN)
+            fixed[number] = ShardRow(Status.FORGOTTEN)
         elif row is None or row.status is Status.NOT_SELECTED:
             if not is_selected:
                 fixed[number] = NOT_SELECTED
         elif row.status is not Status.FAILED or not is_selected or not _is_retried(item, row.failure):
             fixed[number] = row
     given = {
-        number: Row(Status.FAILED, None, failure)
+        number: ShardRow(Status.FAILED, None, failure)
         for number, failure in item.attempt.killers.items()
         if number not in fixed
     }
@@ -114,7 +114,7 @@ def _is_retried(item: WorkItem, failure: Failure | None) -> bool:
     return not item.retry or failure is None or failure.class_name in item.retry
 
 
-def batches_of(wanted: Sequence[int], done: set[int], suspects: set[int], size: int) -> list[Batch]:
+def batches_of(wanted: Sequence[int], done: set[int], suspects: set[int], size: int) -> list[ItemBatch]:
     """Batches of the wanted rows: each has its place by its rank among them, whatever is done already.
 
     Suspects go through alone, before the others of their batch.
@@ -126,7 +126,7 @@ def batches_of(wanted: Sequence[int], done: set[int], suspects: set[int], size: 
         others = [pair for pair in placed if pair[0] not in suspects]
         units = [*alone, *([others] if others else [])]
         if units:
-            batches.append(Batch(units))
+            batches.append(ItemBatch(units))
     return batches
 
 
@@ -148,7 +148,7 @@ class ItemWork:
         self.item = item
         self.samples = samples
         self.at_hand = at_hand
-        self.clock = Clock()
+        self.clock = Stopwatch()
         self.rows_done = 0
         self.stopped = False
         # The most memory that was seen in use, and when another item was begun in the worker, while this one was written.
@@ -177,7 +177,7 @@ class ItemWork:
         self,
         labeling: Labeling,
         outputs: Sequence[ShardOutput],
-        batches: Sequence[Batch],
+        batches: Sequence[ItemBatch],
         facts: Callable[[], Mapping[str, Any]],
         labeled: threading.Event,
     ) -> tuple[ShardAdded, ...]:
@@ -224,7 +224,7 @@ class ItemWork:
                 )
                 return tuple(records)
 
-    def _chunks(self, labeling: Labeling, batches: Sequence[Batch]) -> Generator[list[LoadedRow], None, None]:
+    def _chunks(self, labeling: Labeling, batches: Sequence[ItemBatch]) -> Generator[list[LoadedRow], None, None]:
         return load_chunks(
             self.item.plan,
             self.samples,
@@ -240,7 +240,7 @@ class ItemWork:
     def _unit(
         self,
         labeling: Labeling,
-        batch: Batch,
+        batch: ItemBatch,
         unit: list[tuple[int, int]],
         chunks: Generator[list[LoadedRow], None, None] | None,
     ) -> list[Labels]:
@@ -250,7 +250,7 @@ class ItemWork:
             if chunks is None:
                 # Nothing is decoded ahead, so that the mark is true while rows are decoded.
                 self._budget = ByteBudget(self._queue_bytes)
-                chunks = self._chunks(labeling, [Batch([unit])])
+                chunks = self._chunks(labeling, [ItemBatch([unit])])
                 stack.callback(chunks.close)
             return labeling.unit([place for _, place in unit], self._timed(chunks))
 
@@ -291,7 +291,7 @@ class ItemWork:
             for first in range(0, len(numbers), _ROWS_AN_ENCODER):
                 some = {row: found[row] for row in numbers[first : first + _ROWS_AN_ENCODER]}
                 pieces.append((output, encoders.submit(output.rows, some)))
-        rows: dict[int, dict[int, Row]] = {id(output): {} for output in outputs}
+        rows: dict[int, dict[int, ShardRow]] = {id(output): {} for output in outputs}
         for output, piece in pieces:
             rows[id(output)] |= piece.result()
         for output, found in zip(outputs, outcomes, strict=True):

@@ -12,7 +12,7 @@ from manifests.pixels.crops import Crop
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ShardRow:
     """One row of a shard as it is written: `value` is the member's bytes in a tar, else what stands in Parquet."""
 
     status: Status
@@ -20,7 +20,7 @@ class Row:
     failure: Failure | None = None
 
 
-NOT_SELECTED = Row(Status.NOT_SELECTED)
+NOT_SELECTED = ShardRow(Status.NOT_SELECTED)
 
 
 _MESSAGE_CHARACTERS = 2000

@@ -11,8 +11,8 @@ from engine.plan.items import Target, WorkItem
 from engine.work import spill
 from engine.work.isolate import MicroBatch, isolate
 from engine.work.machine import host, is_tensor
-from engine.work.quality.shard import ShardQuality
-from engine.work.rows import ABSENT, Labels, Outcome, Row, failed
+from engine.work.quality.measure import ShardQuality
+from engine.work.rows import ABSENT, Labels, Outcome, ShardRow, failed
 from manifests.errors import ShardError
 from manifests.formats import shards, sidecars
 from manifests.formats.shards import Status
@@ -35,7 +35,7 @@ class ShardOutput:
         item: WorkItem,
         target: Target,
         keys: Sequence[str],
-        known: Mapping[int, Row],
+        known: Mapping[int, ShardRow],
         tokenizer: Tokenizer | None,
         storage: Storage,
         *,
@@ -115,19 +115,19 @@ class ShardOutput:
         tokens = isolate(call, list(at_place), "tokenize", self._micro)
         return {made.row: tokens.get(made.place, found[made.row]) for made in labels}
 
-    def rows(self, outcomes: Mapping[int, Outcome]) -> dict[int, Row]:
+    def rows(self, outcomes: Mapping[int, Outcome]) -> dict[int, ShardRow]:
         """Outcomes as they are written, by row number; of no state, so that several threads may do it."""
         return {row: self._row(outcome) for row, outcome in outcomes.items()}
 
-    def _row(self, outcome: Outcome) -> Row:
+    def _row(self, outcome: Outcome) -> ShardRow:
         if outcome.status is not Status.OK:
-            return Row(outcome.status, None, outcome.failure)
+            return ShardRow(outcome.status, None, outcome.failure)
         try:
-            return Row(Status.OK, self._member(outcome.value) if self._tar is not None else outcome.value)
+            return ShardRow(Status.OK, self._member(outcome.value) if self._tar is not None else outcome.value)
         except Exception as error:
-            return Row(Status.FAILED, None, failed("label", error).failure)
+            return ShardRow(Status.FAILED, None, failed("label", error).failure)
 
-    def add(self, until: int, outcomes: Mapping[int, Outcome], rows: Mapping[int, Row]) -> None:
+    def add(self, until: int, outcomes: Mapping[int, Outcome], rows: Mapping[int, ShardRow]) -> None:
         """The next rows, up to `until`: those that were made, and those that were known."""
         values = []
         for number in range(len(self._statuses), until):
@@ -141,7 +141,7 @@ class ShardOutput:
                 values.append(outcomes[number].value if number in outcomes else self._plain(row.value))
         self._quality.add(values)
 
-    def _add_row(self, number: int, row: Row) -> None:
+    def _add_row(self, number: int, row: ShardRow) -> None:
         self._statuses.append(int(row.status))
         if row.failure is not None:
             self._failures.append(

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from engine.plan.items import Failure, Target, WorkItem
-from engine.work.rows import Row
+from engine.work.rows import ShardRow
 from manifests.errors import ShardError
 from manifests.formats import shards
 from manifests.formats.shards import Status
@@ -28,7 +28,7 @@ from manifests.store.storage import Storage
 _ERRORS = (FileNotFoundError, ShardError, ValueError, KeyError, TypeError, pa.ArrowException)
 
 
-def rows_of(storage: Storage, shard: ShardAdded, keys: Sequence[str]) -> list[Row]:
+def rows_of(storage: Storage, shard: ShardAdded, keys: Sequence[str]) -> list[ShardRow]:
     """All rows of a live shard. Raises ShardError where it is not what the log says, or has other rows."""
     data = storage.read(shard.path)
     if sha256_hex(data) != shard.sha256:
@@ -72,7 +72,7 @@ def write(storage: Storage, path: str, rows: int, data: bytes, *, is_tar: bool, 
         storage.remove(old)
 
 
-def read(storage: Storage, path: str, keys: Sequence[str]) -> list[Row]:
+def read(storage: Storage, path: str, keys: Sequence[str]) -> list[ShardRow]:
     """The first rows of a target, as a killed attempt left them; none where it left nothing, or nothing whole."""
     pointer = _pointer(storage, path)
     if pointer is None:
@@ -108,7 +108,7 @@ def _files(pointer: Mapping[str, Any] | None) -> set[str]:
     return {pointer[name]["path"] for name in ("data", "failures")} if pointer else set()
 
 
-def _rows(data: bytes, is_tar: bool, failures: bytes, keys: Sequence[str]) -> list[Row]:
+def _rows(data: bytes, is_tar: bool, failures: bytes, keys: Sequence[str]) -> list[ShardRow]:
     """Raises ShardError where the rows are not the first ones of `keys`."""
     found = shards.read_tar(io.BytesIO(data)) if is_tar else shards.read_parquet(data)
     if found.keys != list(keys[: len(found.keys)]) or found.values is None:
@@ -118,6 +118,6 @@ def _rows(data: bytes, is_tar: bool, failures: bytes, keys: Sequence[str]) -> li
         for line in (parquet.read(failures).to_pylist() if failures else ())
     }
     return [
-        Row(Status(status), value, reasons.get(row))
+        ShardRow(Status(status), value, reasons.get(row))
         for row, (status, value) in enumerate(zip(found.statuses, found.values, strict=True))
     ]

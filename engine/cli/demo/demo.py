@@ -17,7 +17,7 @@ from types import ModuleType
 from engine.pipeline import config as pipeline
 from engine.progress.progress import Progress
 from engine.progress.record import Done
-from engine.run import run as running
+from engine.run import job
 from engine.show.page import Page
 from engine.show.report import Question, write_report
 from manifests.errors import ConfigError
@@ -68,7 +68,7 @@ def run_demo(out: Path, *, workers: int | None = None, scenes: int = SCENES, set
         progress.close()
     overrides = [*settings, *([f"engine.workers={workers}"] if workers else [])]
     config = pipeline.load(out / "pipeline.yaml", overrides)
-    done = running.run(config, kind="demo")
+    done = job.run(config, kind="demo")
     scenes_module = _load_scenes()
     progress = Progress(None)
     try:

@@ -14,7 +14,7 @@ from engine.pipeline.sections import EngineConfig
 from engine.plan.items import FitItem, ItemResult, WorkItem
 from engine.progress.progress import Progress
 from engine.run.runners.pools import pool_of_fit, pools
-from engine.run.runners.schedule import Draining, Schedule, needed_models
+from engine.run.runners.queue import Draining, ItemQueue, needed_models
 from engine.run.runners.strikes import Strikes, stops_the_run
 from engine.run.runners.turns import Turns
 from engine.work.fit import fit
@@ -97,7 +97,7 @@ class LocalRunner:
         def drained() -> Generator[list[Any], None, None]:
             try:
                 with Draining() as draining:
-                    yield from self._each(Schedule(items, needed_models), progress, draining)
+                    yield from self._each(ItemQueue(items, needed_models), progress, draining)
             except KeyboardInterrupt:
                 self._waits = False
                 raise
@@ -115,7 +115,7 @@ class LocalRunner:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _each(self, schedule: Schedule, progress: Progress, draining: Draining) -> Iterator[list[Any]]:
+    def _each(self, queue: ItemQueue, progress: Progress, draining: Draining) -> Iterator[list[Any]]:
         answers: SimpleQueue[tuple[_Seat, WorkItem, Future[ItemResult | None]]] = SimpleQueue()
         strikes = Strikes({})
         done: list[tuple[WorkItem, ItemResult | Exception]] = []
@@ -129,7 +129,7 @@ class LocalRunner:
                     f"interrupted: waiting up to {self._engine.drain_s:g} s for the items at work; again to stop at once"
                 )
             if until is None:
-                self._hand_out(schedule, progress, answers)
+                self._hand_out(queue, progress, answers)
             at_work = any(seat.items for seat in self._seats)
             if not at_work or (until is not None and time.monotonic() > until):
                 break
@@ -137,7 +137,7 @@ class LocalRunner:
                 seat, item, future = answers.get(timeout=_TICK_S)
                 while True:
                     seat.items.remove(item)
-                    done += _outcome(item, future, schedule, strikes)
+                    done += _outcome(item, future, queue, strikes)
                     seat, item, future = answers.get_nowait()
             if done and time.monotonic() - yielded >= _GATHER_S:
                 given, done = done, []
@@ -148,15 +148,15 @@ class LocalRunner:
         if draining.asked:
             raise KeyboardInterrupt
 
-    def _hand_out(self, schedule: Schedule, progress: Progress, answers: Any) -> None:
+    def _hand_out(self, queue: ItemQueue, progress: Progress, answers: Any) -> None:
         """Gives each thread an item to do, and while there are many another one to fetch ahead."""
         for most in (1, 2):
             for seat, threads in zip(self._seats, self._threads, strict=True):
                 if len(seat.items) >= most:
                     continue
                 enough = (most - 1) * len(self._seats)
-                pool = next((name for name in self._pools if schedule.waiting(name) > enough), None)
-                item = None if pool is None else schedule.next(pool, seat.held(pool), alone=not seat.items)
+                pool = next((name for name in self._pools if queue.waiting(name) > enough), None)
+                item = None if pool is None else queue.next(pool, seat.held(pool), alone=not seat.items)
                 if item is None:
                     continue
                 if seat.items and item.pool in seat.workers:
@@ -177,7 +177,7 @@ class LocalRunner:
 
 
 def _outcome(
-    item: WorkItem, future: "Future[ItemResult | None]", schedule: Schedule, strikes: Strikes
+    item: WorkItem, future: "Future[ItemResult | None]", queue: ItemQueue, strikes: Strikes
 ) -> list[tuple[WorkItem, ItemResult | Exception]]:
     """What is to be given on of an item that a thread is through with. Raises what would befall all others too."""
     error = future.exception()
@@ -191,6 +191,6 @@ def _outcome(
     _log.debug("%s", item.name, exc_info=error)
     again = strikes.raised(item, error)
     if isinstance(again, WorkItem):
-        schedule.put_back(again)
+        queue.put_back(again)
         return []
     return [(item, again)]

@@ -44,11 +44,11 @@ class MarkLike(Protocol):
 
 
 @dataclass
-class _History:
+class _Deaths:
     """What became of one item so far."""
 
     left: int = 0
-    deaths: int = 0
+    count: int = 0
     stuck: int = 0
     raised: int = 0
     at_hand: tuple[int, ...] | None = None
@@ -60,7 +60,7 @@ class Strikes:
 
     def __init__(self, batches: Mapping[str, int]) -> None:
         self._batches = batches
-        self._known: dict[str, _History] = {}
+        self._known: dict[str, _Deaths] = {}
 
     def done(self, item: Item) -> bool:
         """Forgets an item that is done; whether there was anything to forget, such as a mark of it."""
@@ -68,40 +68,40 @@ class Strikes:
 
     def raised(self, item: Item, error: Exception) -> Item | Exception:
         """The item again, or the error: what a worker raised once may have been the worker, or the store."""
-        history = self._known.setdefault(item.name, _History())
-        history.raised += 1
-        return item if history.raised == 1 else error
+        deaths = self._known.setdefault(item.name, _Deaths())
+        deaths.raised += 1
+        return item if deaths.raised == 1 else error
 
     def died(self, item: Item, cause: Cause, why: str, mark: MarkLike | None) -> Item | Exception:
         """The item as it is to be done again after its worker died, or the error it fails with for good."""
-        history = self._known.setdefault(item.name, _History())
+        deaths = self._known.setdefault(item.name, _Deaths())
         if cause == "left":
-            history.left += 1
-            return item if history.left <= _MOST_LEFT else _lost(item, history.left, "each time with its node", why)
-        history.deaths += 1
+            deaths.left += 1
+            return item if deaths.left <= _MOST_LEFT else _lost(item, deaths.left, "each time with its node", why)
+        deaths.count += 1
         attempt = item.attempt
         batch = attempt.batch or self._batches.get(item.pool, 1)
         if cause == "memory" and batch > 1:
             return _again(item, attempt, batch=batch // 2)
         at_hand = None if mark is None else tuple(mark.rows)
-        history.stuck = history.stuck + 1 if at_hand is None or at_hand == history.at_hand else 0
-        history.at_hand = at_hand
+        deaths.stuck = deaths.stuck + 1 if at_hand is None or at_hand == deaths.at_hand else 0
+        deaths.at_hand = at_hand
         if mark is not None and len(mark.rows) == 1:
             row = mark.rows[0]
-            history.alone[row] = history.alone.get(row, 0) + 1
+            deaths.alone[row] = deaths.alone.get(row, 0) + 1
             known = row in attempt.suspects
-            if known and (history.alone[row] >= _SURE_AT or mark.reason == "deadline"):
-                history.stuck = 0
+            if known and (deaths.alone[row] >= _SURE_AT or mark.reason == "deadline"):
+                deaths.stuck = 0
                 return self._without(item, row, mark, cause, why)
-        if history.stuck >= _MOST_STUCK or history.deaths >= _MOST_DEATHS:
-            return _lost(item, history.deaths, "and not at one row that could be left out", why)
+        if deaths.stuck >= _MOST_STUCK or deaths.count >= _MOST_DEATHS:
+            return _lost(item, deaths.count, "and not at one row that could be left out", why)
         suspects = {*attempt.suspects, *(mark.rows if mark is not None else ())}
         return _again(item, attempt, strikes=attempt.strikes + 1, suspects=tuple(sorted(suspects)))
 
     def _without(self, item: Item, row: int, mark: MarkLike, cause: Cause, why: str) -> Item | Exception:
         attempt = item.attempt
         if len(attempt.killers) >= _MOST_KILLERS:
-            return _lost(item, self._known[item.name].deaths, f"at more than {_MOST_KILLERS} of its rows", why)
+            return _lost(item, self._known[item.name].count, f"at more than {_MOST_KILLERS} of its rows", why)
         decode = mark.doing == "decode"
         place = "being decoded" if decode else f"at {mark.doing}"
         failure = Failure(

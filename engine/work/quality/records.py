@@ -61,8 +61,8 @@ class Texts:
         return {**lengths, "empty": self._empty / self._rows, **self._copies.finish()}
 
 
-class Records:
-    """Records: how many a row has, their scores, boxes and classes, and means of their other numbers.
+class RecordMetrics:
+    """RecordMetrics: how many a row has, their scores, boxes and classes, and means of their other numbers.
 
     A record that stands alone has a mean of each numeric field, one of many of each float field.
     """

@@ -17,7 +17,7 @@ import webdataset
 from engine.cli import entry
 from engine.export.request import Request, export
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from engine.upkeep.verify import verify
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, ShardError
@@ -66,7 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_photos) -> Path:
     (folder / "photos/cut.txt").write_text("a photograph that is cut short")
     (folder / "notes.jsonl").write_text('{"text": "one note"}\n{"text": "another"}\n')
     (folder / "pipeline.yaml").write_text(PIPELINE)
-    done = running.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
+    done = job.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
     assert done.counts["new_samples"] == 14
     return folder / "work"
 
@@ -529,7 +529,7 @@ def test_a_copy_takes_up_what_the_source_has_since(work: Path, make_photos, made
     for gone in (None, "photo001.jpg", "photo002.jpg"):
         if gone is not None:
             (tmp_path / "photos" / gone).unlink()
-        running.run(pipeline.load(file), quiet=True)
+        job.run(pipeline.load(file), quiet=True)
         do(work, tmp_path / "copy")
         assert findings(tmp_path / "copy") == []
         assert seen(tmp_path / "copy") == seen(work)

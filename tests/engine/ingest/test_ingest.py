@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from engine.ingest.types import typed_columns
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from manifests.catalog.catalog import Catalog
 
 
@@ -50,7 +50,7 @@ def test_captions_and_columns_from_sidecars_and_a_table(tmp_path: Path, photos: 
         "workspace: work\ncorpora: {photos: {source: photos, table: table.csv, modalities: [caption]}}\n"
         "engine: {runner: local}\n"
     )
-    running.run(pipeline.load(tmp_path / "pipeline.yaml"), steps=("ingest",), quiet=True)
+    job.run(pipeline.load(tmp_path / "pipeline.yaml"), steps=("ingest",), quiet=True)
     with Catalog.open(tmp_path / "work") as catalog:
         query = "SELECT source, license, year, caption, iso FROM samples ORDER BY source"
         rows = catalog.sql(query).to_pylist()

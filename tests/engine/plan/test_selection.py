@@ -9,8 +9,7 @@ import pytest
 
 from engine.pipeline import config as pipeline
 from engine.plan import selection
-from engine.run import dry_run
-from engine.run import run as running
+from engine.run import dry_run, job
 from engine.upkeep import forget
 from engine.upkeep import verify as verifying
 from manifests.catalog.catalog import Catalog
@@ -27,10 +26,10 @@ engine: {{runner: local, workers: 1, batch: 4, max_failed_fraction: 1}}
 """
 
 
-def run(folder: Path, workspace: str = "work", **options) -> running.Done:
+def run(folder: Path, workspace: str = "work", **options) -> job.Done:
     file = folder / "pipeline.yaml"
     file.write_text(PIPELINE.format(workspace=folder / workspace, photos=folder / "photos"))
-    return running.run(pipeline.load(file), quiet=True, **options)
+    return job.run(pipeline.load(file), quiet=True, **options)
 
 
 def planned(folder: Path, retry: list[str]) -> set[tuple[str, int, str]]:

@@ -11,9 +11,8 @@ from engine.pipeline import config as pipeline
 from engine.plan import costs
 from engine.plan.corpus import corpus_plan
 from engine.plan.missing import Request
-from engine.run import dry_run, labeling
+from engine.run import dry_run, job, labeling
 from engine.run import probe as probe_run
-from engine.run import run as running
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, UserError
 from manifests.store.storage import cache_folder
@@ -60,7 +59,7 @@ def test_where_nothing_can_be_decoded_it_and_the_run_say_why(tmp_path: Path, mon
     monkeypatch.setattr(probe_run, "JUDGED_FROM_ROWS", 2)
     assert warning in "\n".join(dry_run.dry_run(config, sheet=sheet, quiet=True))
     with pytest.raises(ConfigError, match=r"to fit on \(the first failed at decode, DecodeError: .*\); mend that"):
-        running.run(config, quiet=True)
+        job.run(config, quiet=True)
 
 
 def test_before_the_first_ingest_then_after_a_run_then_after_a_change(tmp_path: Path, photos: Path) -> None:
@@ -80,7 +79,7 @@ def test_before_the_first_ingest_then_after_a_run_then_after_a_change(tmp_path: 
         assert image.width > 600
     assert set(os.listdir(cache_folder())) - before <= {"probes"}
 
-    running.run(config, quiet=True)
+    job.run(config, quiet=True)
     events = [json.loads(line) for path in (tmp_path / "work/runs").rglob("events.jsonl") for line in path.open()]
     said = [event["text"] for event in events if event["event"] == "message"]
     assert any(line.startswith("by the last probe: ") for line in said)
@@ -114,7 +113,7 @@ def test_a_sheet_in_the_workspace_is_refused_and_so_is_a_condition_without_sampl
 
 def test_a_selection_is_probed_and_packed_rows_are_read(tmp_path: Path, photos: Path) -> None:
     config = load(tmp_path, "corpora.photos.pack=true", "corpora.photos.modalities={palette: {tokens: false}}")
-    running.run(config, steps=("ingest",), quiet=True)
+    job.run(config, steps=("ingest",), quiet=True)
     for photo in photos.glob("*.jpg"):
         photo.unlink()
     left = tree(tmp_path / "work")
@@ -131,14 +130,14 @@ def test_a_selection_is_probed_and_packed_rows_are_read(tmp_path: Path, photos: 
 
 
 def test_a_crop_that_is_added_is_a_share_of_its_samples(tmp_path: Path, photos: Path) -> None:
-    running.run(load(tmp_path), quiet=True)
+    job.run(load(tmp_path), quiet=True)
     config = load(tmp_path, "corpora.photos.crops=5")
     with Catalog.open(tmp_path / "work") as catalog:
         fitted = {"edges": catalog.tokenizer("edges")}
         planned = corpus_plan(config, "photos", str(tmp_path / "photos"), fitted)
-        (job,) = labeling.jobs(catalog, {"photos": planned}, config.engine, Request())
-    assert (job.parts, job.rows, job.shards) == (3, 9, 9)
-    assert job.samples_by_form == {"edges/token": pytest.approx(9 * 3 / 5)}
+        (asked,) = labeling.jobs(catalog, {"photos": planned}, config.engine, Request())
+    assert (asked.parts, asked.rows, asked.shards) == (3, 9, 9)
+    assert asked.samples_by_form == {"edges/token": pytest.approx(9 * 3 / 5)}
 
 
 def test_the_trainer_file_and_the_cluster_are_looked_for(tmp_path: Path, photos: Path) -> None:
@@ -165,7 +164,7 @@ def test_what_a_filter_left_out_is_not_new_again(tmp_path: Path, photos: Path) -
     )
     text = dry_run.dry_run(config, sheet=sheet, quiet=True)
     assert "before the filter (min_side)" in text[0]
-    assert running.run(config, steps=("ingest",), quiet=True).counts["dropped_samples"] > 0
+    assert job.run(config, steps=("ingest",), quiet=True).counts["dropped_samples"] > 0
     text = dry_run.dry_run(config, sheet=sheet, quiet=True)
     assert text[0].endswith("samples in the source, 0 to be ingested")
 

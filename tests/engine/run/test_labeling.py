@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from manifests.catalog.catalog import Catalog
 from manifests.errors import TooManyFailures
 
@@ -25,14 +25,14 @@ def test_a_run_goes_on_past_items_that_fail_up_to_the_number_allowed(tmp_path: P
     file = tmp_path / "pipeline.yaml"
     file.write_text(PIPELINE.format(folder=tmp_path))
     config = pipeline.load(file)
-    running.run(config, steps=("ingest",), quiet=True)
+    job.run(config, steps=("ingest",), quiet=True)
     with Catalog.open(tmp_path / "work") as catalog:
         path = tmp_path / "work" / catalog.parts("photos")[1].path
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     with pytest.raises(TooManyFailures, match=r"1 work items failed as a whole, more than engine.max_failed_parts = 0"):
-        running.run(config, steps=("label",), quiet=True)
-    done = running.run(pipeline.load(file, ["engine.max_failed_parts=1"]), steps=("label",), quiet=True)
+        job.run(config, steps=("label",), quiet=True)
+    done = job.run(pipeline.load(file, ["engine.max_failed_parts=1"]), steps=("label",), quiet=True)
     assert done.counts["failed_items"] == 1
     with Catalog.open(tmp_path / "work") as catalog:
         missing = catalog.sql("SELECT part, modality FROM missing ORDER BY ALL").to_pylist()
@@ -47,4 +47,4 @@ def test_a_run_goes_on_past_items_that_fail_up_to_the_number_allowed(tmp_path: P
         "left to do: 1 work items failed as a whole (photos/0000001)" in str(event.get("text")) for event in events
     )
     path.write_bytes(whole)
-    assert running.run(config, quiet=True).counts["shards"] == 2
+    assert job.run(config, quiet=True).counts["shards"] == 2

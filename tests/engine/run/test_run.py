@@ -16,7 +16,7 @@ import pytest
 import webdataset
 
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from engine.upkeep import verify as verifying
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, ModmillError, TooManyFailures, WorkspaceError
@@ -67,8 +67,8 @@ def write_pipeline(tmp_path: Path, photos: Path, notes: Path):
     return write
 
 
-def run(file: Path, *overrides: str, **options) -> running.Done:
-    return running.run(pipeline.load(file, overrides), quiet=True, **options)
+def run(file: Path, *overrides: str, **options) -> job.Done:
+    return job.run(pipeline.load(file, overrides), quiet=True, **options)
 
 
 def shard_files(workspace: Path) -> dict[str, bytes]:
@@ -212,8 +212,8 @@ KILLED = """
 import sys
 from pathlib import Path
 from engine.pipeline import config
-from engine.run import run
-run.run(config.load(Path(sys.argv[1]), sys.argv[2:]), quiet=True)
+from engine.run import job
+job.run(config.load(Path(sys.argv[1]), sys.argv[2:]), quiet=True)
 """
 
 
@@ -437,7 +437,7 @@ def test_a_tokenizer_that_was_fitted_otherwise_stays_and_that_is_said(
             "tokenizers": {"edges": {"steps": steps, "batch": 4, "codebook": 16, "width": 16}},
             "engine": {"runner": "local", "workers": 1},
         }
-        running.run(pipeline.PipelineConfig.model_validate(document), **more)
+        job.run(pipeline.PipelineConfig.model_validate(document), **more)
         return capsys.readouterr().err
 
     assert "fitted with other options" not in go(2)
@@ -460,4 +460,4 @@ def test_a_labeler_that_does_not_load_is_told_in_words(
         "engine": {"runner": "local", "workers": 1},
     }
     with pytest.raises(ModmillError, match="labeler 'edges' does not load: RuntimeError: no weights here"):
-        running.run(pipeline.PipelineConfig.model_validate(document), quiet=True)
+        job.run(pipeline.PipelineConfig.model_validate(document), quiet=True)

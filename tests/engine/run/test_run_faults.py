@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from engine.upkeep import verify as verifying
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ModmillError
@@ -38,7 +38,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, make_photos) -> tuple[
     (photos / "broken.jpg").write_bytes(whole[: len(whole) // 2])
     file = folder / "pipeline.yaml"
     file.write_text(PIPELINE.format(workspace=folder / "work", source=photos))
-    running.run(pipeline.load(file), quiet=True)
+    job.run(pipeline.load(file), quiet=True)
     return file, files_of(str(folder / "work"))
 
 
@@ -65,7 +65,7 @@ from pathlib import Path
 import cv2, numpy, pandas, pyarrow.parquet
 import labelers.rgb, labelers.metadata, labelers.caption
 from engine.pipeline import config
-from engine.run import run
+from engine.run import job
 from engine.run.runners import local
 from engine.work import worker
 from tests.manifests import crash_driver
@@ -88,7 +88,7 @@ for number, point in enumerate(points):
             try:
                 if life == 0:
                     crash_driver.place(Kill(point))
-                run.run(config.load(Path(file), [f"workspace={folder}/{number}"]), quiet=True)
+                job.run(config.load(Path(file), [f"workspace={folder}/{number}"]), quiet=True)
                 status = 0
             finally:
                 os._exit(status)
@@ -123,7 +123,7 @@ def test_a_store_that_answers_badly_changes_nothing(s3_bucket: str, spoiled, und
     workspace = f"{s3_bucket}/{secrets.token_hex(8)}"
     start_faults(spoiled, 0.2, seed=3)
     overrides = [f"workspace={workspace}", f"corpora.photos.source={source.uri}"]
-    running.run(pipeline.load(file, overrides), quiet=True)
+    job.run(pipeline.load(file, overrides), quiet=True)
     spoiled.share = 0
     assert spoiled.faults.total() > 10
     assert files_of(workspace) == expected
@@ -140,8 +140,8 @@ def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(filled: SmallDisk, u
     file, expected = undisturbed
     work = filled.folder / "work"
     with pytest.raises((ModmillError, OSError), match="No space left"):
-        running.run(pipeline.load(file, [f"workspace={work}"]), quiet=True)
+        job.run(pipeline.load(file, [f"workspace={work}"]), quiet=True)
     filled.empty()
-    running.run(pipeline.load(file, [f"workspace={work}"]), quiet=True)
+    job.run(pipeline.load(file, [f"workspace={work}"]), quiet=True)
     assert files_of(str(work)) == expected
     verified(str(work))

@@ -12,7 +12,7 @@ import pytest
 
 from engine.cli.entry import main
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from engine.run import train as train_run
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
@@ -64,7 +64,7 @@ def file(home: Path) -> Path:
             text = " ".join(words[(number * step) % len(words)] for step in range(3, 20 + number % 7))
             documents.write(json.dumps({"key": f"d{number}", "text": text}) + "\n")
     (home / "pipeline.yaml").write_text(PIPELINE)
-    running.run(pipeline.load(home / "pipeline.yaml"), quiet=True)
+    job.run(pipeline.load(home / "pipeline.yaml"), quiet=True)
     with Catalog.open(str(home / "work")) as catalog:
         snapshot.make(catalog, "small", hold_out=0.1, run="test")
     path = home / "small.yaml"

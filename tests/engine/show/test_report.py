@@ -11,7 +11,7 @@ from PIL import Image
 
 from engine.pipeline import config as pipeline
 from engine.plan.missing import is_held_out
-from engine.run import run as running
+from engine.run import job
 from engine.show.codebooks import codebook_use
 from engine.show.report import QUESTIONS, Question, write_report
 from manifests.catalog.catalog import Catalog
@@ -76,7 +76,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, make_photos: Callable[..
     lines = [{"text": f"{HOSTILE} {number}", "topic": "<b>bold</b>"} for number in range(3)]
     (folder / "notes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "pipeline.yaml").write_text(PIPELINE)
-    running.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
+    job.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
     return folder / "work"
 
 
@@ -162,7 +162,7 @@ def test_a_question_that_cannot_be_asked_is_an_error(workspace: Path, tmp_path: 
 
 def test_a_workspace_where_nothing_was_made_yet_has_a_report(workspace: Path, tmp_path: Path):
     config = pipeline.load(workspace.parent / "pipeline.yaml", [f"workspace={tmp_path / 'work'}"])
-    running.run(config, steps=("ingest",), quiet=True)
+    job.run(config, steps=("ingest",), quiet=True)
     page = Page(write_report(tmp_path / "work", tmp_path / "out"))
     assert "Nothing was made of its samples yet." in page.text("p")
     assert "img" not in page.tags

@@ -13,7 +13,7 @@ import pytest
 from engine.export import copy
 from engine.export.choice import Asked
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from engine.upkeep import forget
 from engine.upkeep import verify as verifying
 from engine.upkeep.collect import plan
@@ -59,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_photos: Callable[..., Pa
 
 
 def run(folder: Path) -> None:
-    running.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
+    job.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pytest
 import modmill
 from engine.cli.entry import main
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from engine.upkeep import verify as verifying
 from engine.upkeep.forget import retire
 from manifests.catalog.catalog import Catalog
@@ -81,8 +81,8 @@ def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def run(home: Path, *overrides: str, **options: Any) -> running.Done:
-    return running.run(pipeline.load(home / "pipeline.yaml", overrides), quiet=True, **options)
+def run(home: Path, *overrides: str, **options: Any) -> job.Done:
+    return job.run(pipeline.load(home / "pipeline.yaml", overrides), quiet=True, **options)
 
 
 def command(*arguments: str | Path) -> int:

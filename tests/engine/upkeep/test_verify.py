@@ -11,7 +11,7 @@ import pytest
 
 from engine.pipeline import config as pipeline
 from engine.progress.record import recorded
-from engine.run import run as running
+from engine.run import job
 from engine.upkeep.verify import as_rows, verify
 from manifests.catalog.catalog import Catalog
 from manifests.errors import LogError
@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, make_photos) -> Path:
     photos = make_photos(folder / "photos", 7)
     (photos / "broken.jpg").write_bytes(b"no picture")
     (folder / "pipeline.yaml").write_text(PIPELINE)
-    running.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
+    job.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
     return folder / "work"
 
 

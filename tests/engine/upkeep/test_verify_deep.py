@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from engine.upkeep.verify import verify
 from manifests.catalog import checkpoint
 from manifests.catalog.catalog import Catalog
@@ -41,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, make_photos) -> Path:
     folder = tmp_path_factory.mktemp("deep")
     make_photos(folder / "photos", 5)
     (folder / "pipeline.yaml").write_text(PIPELINE)
-    running.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
+    job.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
     return folder / "work"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from engine.cli import entry
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from engine.upkeep.verify import verify
 from manifests.catalog.catalog import Catalog
 from manifests.recover.recover import recover
@@ -42,12 +42,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, make_photos) -> Path:
     (photos / "broken.jpg").write_bytes(b"no picture")
     (folder / "notes.jsonl").write_text('{"text": "a red cube"}\n{"text": "a blue sphere on sand"}\n')
     (folder / "pipeline.yaml").write_text(PIPELINE)
-    running.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
+    job.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
     # One is gone since, of the second part.
     with Catalog.open(folder / "work") as catalog:
         query = "SELECT source FROM samples WHERE corpus = 'photos' AND part = 1 AND source LIKE 'photo%' LIMIT 1"
         (photos / catalog.sql(query)["source"].to_pylist()[0]).unlink()
-    running.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
+    job.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
     return folder
 
 
@@ -68,8 +68,8 @@ def answers(work: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def run_again(whole: Path, work: Path) -> running.Done:
-    return running.run(pipeline.load(whole / "pipeline.yaml", [f"workspace={work}"]), quiet=True)
+def run_again(whole: Path, work: Path) -> job.Done:
+    return job.run(pipeline.load(whole / "pipeline.yaml", [f"workspace={work}"]), quiet=True)
 
 
 def command(*arguments: str) -> int:

@@ -11,7 +11,7 @@ import pytest
 import modmill
 from engine.cli import entry
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from engine.upkeep.verify import verify
 from manifests.catalog.catalog import Catalog
 
@@ -42,7 +42,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, make_photos) -> Path:
         np.save(folder / f"photos/photo{number:03d}.npy", vector)
         (folder / f"photos/photo{number:03d}.json").write_text(json.dumps([{**PERSON, **POSE}] * number))
     (folder / "pipeline.yaml").write_text(PIPELINE)
-    done = running.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
+    done = job.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
     assert done.counts["failed_rows"] == 0
     return folder / "work"
 

@@ -29,8 +29,8 @@ FITS_AT_ONCE = """
 import sys
 from pathlib import Path
 from engine.pipeline import config
-from engine.run import run
-run.run(config.load(Path(sys.argv[1])), quiet=True)
+from engine.run import job
+job.run(config.load(Path(sys.argv[1])), quiet=True)
 """
 PIPELINE = """
 workspace: {folder}/work

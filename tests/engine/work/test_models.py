@@ -13,7 +13,7 @@ from benchmarks import engine_weights
 from engine.pipeline import config as pipeline
 from engine.plan import corpus, weights
 from engine.plan.corpus import LabelerUse
-from engine.run import run as running
+from engine.run import job
 from engine.work.models import Models
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
@@ -123,7 +123,7 @@ def test_a_run_with_weights_is_stale_by_their_digest_alone(tmp_path: Path, photo
 
     def run(place: str) -> int:
         file.write_text(PIPELINE.replace("PLACE", place))
-        return running.run(pipeline.load(file), quiet=True).counts.get("shards", 0)
+        return job.run(pipeline.load(file), quiet=True).counts.get("shards", 0)
 
     assert run("./first") == 6
     with Catalog.open(tmp_path / "work") as catalog:

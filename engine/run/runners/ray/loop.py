@@ -8,9 +8,9 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 
 from engine.plan.items import FitItem
 from engine.progress.progress import Progress
+from engine.run.runners.queue import FitQueue, ItemQueue
 from engine.run.runners.ray.actor import Actor, Answer
 from engine.run.runners.ray.crew import Crew
-from engine.run.runners.schedule import FitSchedule, Schedule
 from engine.run.runners.strikes import WHY, Cause, Strikes, stops_the_run, then_words
 from engine.work import marks
 from manifests.errors import ModmillError
@@ -28,7 +28,7 @@ class Loop:
     def __init__(
         self,
         method: Literal["fit", "work"],
-        schedule: Schedule | FitSchedule,
+        queue: ItemQueue | FitQueue,
         crew: Crew,
         progress: Progress,
         strikes: Strikes,
@@ -37,7 +37,7 @@ class Loop:
     ) -> None:
         self.done: list[tuple[Any, Any]] = []
         self._method = method
-        self._schedule = schedule
+        self._queue = queue
         self._crew = crew
         self._progress = progress
         self._strikes = strikes
@@ -53,11 +53,11 @@ class Loop:
     @property
     def is_over(self) -> bool:
         """Whether nothing is to be done and nothing at work."""
-        return not self.busy and (self._draining or self._schedule.exhausted)
+        return not self.busy and (self._draining or self._queue.exhausted)
 
     def hand_out(self) -> None:
         """Sees that there are as many actors as are wanted, and gives items to those that are ready for one."""
-        loads = {name: self._schedule.waiting(name) for name in self._crew.pools}
+        loads = {name: self._queue.waiting(name) for name in self._crew.pools}
         for actor in self.busy:
             loads[actor.pool.name] += len(actor.items)
         self._crew.tend(loads, self._progress)
@@ -70,7 +70,7 @@ class Loop:
                 if not actor.items:
                     self._give(actor, pool)
             # Towards the end an item is kept for whoever is free first.
-            if self._method == "work" and self._schedule.waiting(pool) > len(actors):
+            if self._method == "work" and self._queue.waiting(pool) > len(actors):
                 for actor in actors:
                     if len(actor.items) == 1 and not actor.items[0].attempt.alone:
                         self._give(actor, pool)
@@ -121,7 +121,7 @@ class Loop:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _give(self, actor: Actor, pool: str) -> None:
-        item = self._schedule.next(pool, actor.held, alone=not actor.items)
+        item = self._queue.next(pool, actor.held, alone=not actor.items)
         if item is None:
             return
         if isinstance(item, FitItem):
@@ -141,7 +141,7 @@ class Loop:
             return
         if result is None:
             # It waited in a worker when the run was interrupted.
-            self._schedule.put_back(item)
+            self._queue.put_back(item)
             return
         outcome, actor.held = result
         self.done.append((item, outcome))
@@ -222,14 +222,14 @@ class Loop:
 
     def _give_back(self, actor: Actor) -> None:
         while actor.items:
-            self._schedule.put_back(actor.items.pop())
+            self._queue.put_back(actor.items.pop())
 
     def _again(self, item: Any, outcome: Any) -> None:
         if isinstance(outcome, Exception):
             self._strikes.done(item)
             self.done.append((item, outcome))
         else:
-            self._schedule.put_back(outcome)
+            self._queue.put_back(outcome)
 
     def _show(self, actor: Actor, beat: Any, fit: Any) -> None:
         if beat is not None:

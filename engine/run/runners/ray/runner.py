@@ -22,10 +22,10 @@ from engine.pipeline.sections import EngineConfig
 from engine.plan.items import FitItem, ItemResult, WorkItem
 from engine.progress.progress import Progress
 from engine.run.runners.pools import pool_of_fit, pools
+from engine.run.runners.queue import Draining, FitQueue, ItemQueue, needed_models
 from engine.run.runners.ray.address import address_of, check_listens, out_of_reach
 from engine.run.runners.ray.crew import Crew
 from engine.run.runners.ray.loop import Loop
-from engine.run.runners.schedule import Draining, FitSchedule, Schedule, needed_models
 from engine.run.runners.strikes import Strikes
 from engine.work.worker import WorkerSettings
 from manifests.errors import ModmillError
@@ -65,8 +65,8 @@ class RayRunner:
 
     def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
         """Fits tokenizers, one a worker; each with its item as soon as it is ready."""
-        schedule = FitSchedule(replace(item, pool=pool_of_fit(item, self._engine)) for item in items)
-        for done in self._each(self._loop("fit", schedule, progress), Draining()):
+        queue = FitQueue(replace(item, pool=pool_of_fit(item, self._engine)) for item in items)
+        for done in self._each(self._loop("fit", queue, progress), Draining()):
             yield from done
 
     def work(
@@ -79,7 +79,7 @@ class RayRunner:
 
         def drained() -> Generator[list[Any], None, None]:
             with Draining() as draining:
-                yield from self._each(self._loop("work", Schedule(items, needed_models), progress), draining)
+                yield from self._each(self._loop("work", ItemQueue(items, needed_models), progress), draining)
 
         self._open = drained()
         return self._open
@@ -96,9 +96,9 @@ class RayRunner:
                 ray.shutdown()
         self._empty.cleanup()
 
-    def _loop(self, method: Literal["fit", "work"], schedule: Schedule | FitSchedule, progress: Progress) -> Loop:
+    def _loop(self, method: Literal["fit", "work"], queue: ItemQueue | FitQueue, progress: Progress) -> Loop:
         batches = {name: pool.settings.batch for name, pool in self._crew.pools.items()}
-        return Loop(method, schedule, self._crew, progress, Strikes(batches), self._storage, self._run)
+        return Loop(method, queue, self._crew, progress, Strikes(batches), self._storage, self._run)
 
     def _each(self, loop: Loop, draining: Draining) -> Iterator[list[Any]]:
         until: float | None = None

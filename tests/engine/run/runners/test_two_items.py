@@ -13,10 +13,10 @@ import pytest
 
 from engine.pipeline import config
 from engine.plan.items import Beat, WorkItem
-from engine.run import run
+from engine.run import job
+from engine.run.runners.queue import ItemQueue
 from engine.run.runners.ray.actor import RayWorker
 from engine.run.runners.ray.loop import Loop
-from engine.run.runners.schedule import Schedule
 from engine.run.runners.strikes import Strikes
 from engine.run.runners.turns import Turns
 from engine.work import marks
@@ -117,7 +117,7 @@ def test_both_runners_let_the_next_item_begin(
             "corpora": {"photos": {"source": str(source), "part_rows": 2, "modalities": LIGHT}},
             "engine": {"runner": "local", "workers": 1},
         }
-        done = run.run(config.PipelineConfig.model_validate(document), quiet=True)
+        done = job.run(config.PipelineConfig.model_validate(document), quiet=True)
         assert done.counts["failed_rows"] == 0
         assert sorted(gate.written) == [part for part in range(5) for _ in LIGHT]
     watcher.join()
@@ -153,7 +153,7 @@ def test_who_is_to_blame_for_a_death(
     storage = open_storage(tmp_path / "w")
     crew: Any = SimpleNamespace(pools={}, actors=[])
     progress: Any = SimpleNamespace()
-    loop = Loop("work", Schedule([], lambda item: frozenset()), crew, progress, Strikes({}), storage, "run-1")
+    loop = Loop("work", ItemQueue([], lambda item: frozenset()), crew, progress, Strikes({}), storage, "run-1")
     mark = marks.Mark(rows=(3,), doing="palette", reason="deadline")
     if marked:
         marks.write(storage, "run-1", items[marked].name, mark)
@@ -169,7 +169,7 @@ def test_who_is_to_blame_for_a_death(
 def test_an_item_whose_worker_died_runs_alone(tmp_path: Path, source: Path) -> None:
     first, second = two_items(tmp_path / "w", source)
     for facts in ({"strikes": 1}, {"batch": 2}):
-        schedule = Schedule([attempt(first, **facts), second], lambda item: frozenset())
-        assert schedule.next("", alone=False) is None
-        assert schedule.next("") == attempt(first, **facts)
-        assert schedule.next("", alone=False) == second
+        queue = ItemQueue([attempt(first, **facts), second], lambda item: frozenset())
+        assert queue.next("", alone=False) is None
+        assert queue.next("") == attempt(first, **facts)
+        assert queue.next("", alone=False) == second

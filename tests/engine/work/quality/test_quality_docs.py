@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from manifests.catalog.catalog import Catalog
 from manifests.queries import quality
 
@@ -32,7 +32,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, make_photos) -> Path:
     folder = tmp_path_factory.mktemp("quality")
     photos = make_photos(folder / "photos", 17)
     (folder / "pipeline.yaml").write_text(PIPELINE.format(folder=folder, photos=photos))
-    running.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
+    job.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
     return folder / "work"
 
 
@@ -76,7 +76,7 @@ def test_modalities_of_one_item_are_compared_in_a_run(tmp_path: Path) -> None:
         f"depth: {made.format('depth')}, normals: {made.format('normals')}}}}}}}\n"
         "engine: {runner: local, workers: 1, batch: 2}\n"
     )
-    running.run(pipeline.load(tmp_path / "pipeline.yaml"), quiet=True)
+    job.run(pipeline.load(tmp_path / "pipeline.yaml"), quiet=True)
     with Catalog.open(tmp_path / "work") as catalog:
         rows = catalog.fetch("SELECT modality, value FROM quality WHERE metric = 'agreement_with_depth'")[1]
     assert [(modality, value > 0.99) for modality, value in rows] == [("normals", True)]

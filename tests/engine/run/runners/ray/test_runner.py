@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engine.pipeline import config as pipeline
-from engine.run import run as running
+from engine.run import job
 from engine.upkeep import verify as verifying
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
@@ -45,9 +45,9 @@ class Place:
         new.write_text(json.dumps(orders))
         new.replace(self.folder / "orders.json")
 
-    def run(self, *overrides: str, runner: str = "ray", steps: Sequence[running.Step] = running.STEPS) -> running.Done:
+    def run(self, *overrides: str, runner: str = "ray", steps: Sequence[job.Step] = job.STEPS) -> job.Done:
         config = pipeline.load(self.pipeline, [f"engine.runner={runner}", *overrides])
-        return running.run(config, quiet=True, steps=steps)
+        return job.run(config, quiet=True, steps=steps)
 
     def shards(self, work: str = "work") -> dict[str, bytes]:
         folder = self.folder / work / "data/photos/palette"

@@ -20,7 +20,7 @@ _MOST_HELD = 8192
 
 
 @dataclass
-class _Group:
+class _Waiting:
     """Items that need the same models, in their order."""
 
     pool: str
@@ -28,7 +28,7 @@ class _Group:
     items: deque[WorkItem] = field(default_factory=deque)
 
 
-class Schedule:
+class ItemQueue:
     """Items not handed out yet, by group; first in line are those to be done again.
 
     `needs` tells the identities of the models that an item needs, as `Models.held` names them.
@@ -40,7 +40,7 @@ class Schedule:
         self._items = iter(items)
         self._needs = needs
         self._window = window
-        self._groups: dict[tuple[str, str, str], _Group] = {}
+        self._groups: dict[tuple[str, str, str], _Waiting] = {}
         self._waiting: dict[str, int] = {}
         self._exhausted = False
 
@@ -51,7 +51,7 @@ class Schedule:
         hand (not `alone`) gets none that must run alone.
         """
         self._pull(pool)
-        best: tuple[int, _Group] | None = None
+        best: tuple[int, _Waiting] | None = None
         for group in self._groups.values():
             if group.pool != pool or not group.items or not (alone or not group.items[0].attempt.alone):
                 continue
@@ -92,15 +92,15 @@ class Schedule:
             self._waiting[item.pool] = self._waiting.get(item.pool, 0) + 1
             held += 1
 
-    def _group(self, item: WorkItem) -> _Group:
+    def _group(self, item: WorkItem) -> _Waiting:
         key = (item.pool, item.plan.corpus, item.group)
         if key not in self._groups:
-            self._groups[key] = _Group(item.pool, self._needs(item))
+            self._groups[key] = _Waiting(item.pool, self._needs(item))
         return self._groups[key]
 
 
-class FitSchedule:
-    """Items of another kind, in their order. Otherwise as a `Schedule`."""
+class FitQueue:
+    """Items of another kind, in their order. Otherwise as a `ItemQueue`."""
 
     def __init__(self, items: Iterable[FitItem]) -> None:
         self._items = list(items)

@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.work.machine import host
 from engine.work.quality.figures import Arrays, Figures, Tokens, rounded
-from engine.work.quality.records import Records, Texts
+from engine.work.quality.records import RecordMetrics, Texts
 from manifests.formats.shards import Status
 from manifests.modality import Form, Modality
 
@@ -56,7 +56,7 @@ class ShardQuality:
 def _figures_of(modality: Modality) -> Figures:
     if modality.kind == "text":
         return Texts()
-    return Records(modality) if modality.is_structured else Arrays(modality)
+    return RecordMetrics(modality) if modality.is_structured else Arrays(modality)
 
 
 def _added(figures: Figures | None, values: Sequence[Any | None]) -> Figures | None:

@@ -9,8 +9,7 @@ import pytest
 import modmill
 from engine.cli import entry
 from engine.pipeline import config as pipeline
-from engine.run import run as running
-from engine.run import snapshot as freezing
+from engine.run import freeze, job
 from engine.upkeep.verify import verify
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, WorkspaceError
@@ -45,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_photos) -> Path:
     folder = tmp_path_factory.mktemp("snapshot")
     make_photos(folder / "photos", 7)
     (folder / "pipeline.yaml").write_text(PIPELINE + SNAPSHOTS)
-    done = running.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
+    done = job.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
     assert done.counts["snapshots"] == 2
     return folder
 
@@ -61,8 +60,8 @@ def work(folder: Path) -> Path:
     return folder / "work"
 
 
-def run(folder: Path, *overrides: str, quiet: bool = True, **options) -> running.Done:
-    return running.run(pipeline.load(folder / "pipeline.yaml", overrides), quiet=quiet, **options)
+def run(folder: Path, *overrides: str, quiet: bool = True, **options) -> job.Done:
+    return job.run(pipeline.load(folder / "pipeline.yaml", overrides), quiet=quiet, **options)
 
 
 def command(*arguments: object) -> int:
@@ -123,7 +122,7 @@ def test_the_verb_takes_columns_of_a_file(work: Path, tmp_path: Path) -> None:
         keys = catalog.sql("SELECT key FROM samples ORDER BY key")["key"].to_pylist()
     scores = tmp_path / "scores.csv"
     scores.write_text("key,aesthetic\n" + "".join(f"{key},{number}\n" for number, key in enumerate([*keys, "gone"])))
-    made = freezing.make(
+    made = freeze.make(
         str(work),
         "pretty",
         where="aesthetic >= 4",
@@ -138,7 +137,7 @@ def test_the_verb_takes_columns_of_a_file(work: Path, tmp_path: Path) -> None:
     recorded = [{"file": "scores.csv", "on": ["key"], "sha256": sha256_hex(scores.read_bytes())}]
     assert json.loads(runs["attach"][0].as_py()) == recorded
     with pytest.raises(ConfigError, match="there is no such file to attach"):
-        freezing.make(str(work), "x", where=None, modalities=None, hold_out=0, attach=["none.csv"], quiet=True)
+        freeze.make(str(work), "x", where=None, modalities=None, hold_out=0, attach=["none.csv"], quiet=True)
 
 
 def test_the_listing_tells_who_trained_on_it_and_what_took_its_place(

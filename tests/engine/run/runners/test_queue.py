@@ -11,7 +11,7 @@ from engine.pipeline import config as pipeline
 from engine.plan.corpus import CorpusPlan, corpus_plan
 from engine.plan.items import Target, WorkItem
 from engine.run.runners.pools import has_room, pools, wanted_workers
-from engine.run.runners.schedule import Draining, Schedule, in_turn
+from engine.run.runners.queue import Draining, ItemQueue, in_turn
 from engine.run.runners.strikes import Strikes, stops_the_run, then_words
 from engine.work.marks import Mark
 from engine.work.worker import WorkerSettings
@@ -42,7 +42,7 @@ TARGET = Target(modality="palette", form="label", fingerprint="f" * 64, crop=Non
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> pipeline.PipelineConfig:
-    file = tmp_path_factory.mktemp("schedule") / "pipeline.yaml"
+    file = tmp_path_factory.mktemp("queue") / "pipeline.yaml"
     file.write_text(PIPELINE)
     return pipeline.load(file, [])
 
@@ -57,46 +57,46 @@ def make_item(plan: CorpusPlan, number: int, group: str = "", pool: str = "") ->
     return WorkItem(plan=plan, part=part, targets=(TARGET,), tokenizers={}, group=group, pool=pool)
 
 
-def numbers(schedule: Schedule, count: int, **how) -> list[int]:
-    found = [schedule.next("", **how) for _ in range(count)]
+def numbers(queue: ItemQueue, count: int, **how) -> list[int]:
+    found = [queue.next("", **how) for _ in range(count)]
     return [item.part.part for item in found if item is not None]
 
 
-# -- schedule ---------------------------------------------------------------------------------------------------------
+# -- queue ---------------------------------------------------------------------------------------------------------
 
 
 def test_items_come_in_their_order_and_again_first(plan: CorpusPlan) -> None:
-    schedule = Schedule((make_item(plan, number) for number in range(4)), lambda item: frozenset())
-    first = schedule.next("")
+    queue = ItemQueue((make_item(plan, number) for number in range(4)), lambda item: frozenset())
+    first = queue.next("")
     assert first is not None
-    assert numbers(schedule, 1) == [1]
-    schedule.put_back(first)
-    assert not schedule.exhausted
-    assert numbers(schedule, 9) == [0, 2, 3]
-    assert schedule.exhausted
+    assert numbers(queue, 1) == [1]
+    queue.put_back(first)
+    assert not queue.exhausted
+    assert numbers(queue, 9) == [0, 2, 3]
+    assert queue.exhausted
 
 
 def test_a_worker_gets_the_group_whose_models_it_holds(plan: CorpusPlan) -> None:
     items = [make_item(plan, number, group) for group in ("a", "b") for number in range(3)]
-    schedule = Schedule(items, lambda item: frozenset({f"model {item.group}", "shared"}))
-    held = schedule.next("", frozenset({"model b", "shared"}))
-    fresh = schedule.next("")
+    queue = ItemQueue(items, lambda item: frozenset({f"model {item.group}", "shared"}))
+    held = queue.next("", frozenset({"model b", "shared"}))
+    fresh = queue.next("")
     assert held is not None
     assert held.group == "b"
     assert fresh is not None
     assert fresh.group == "a"
-    rest = [schedule.next("", frozenset({"model b"})) for _ in range(4)]
+    rest = [queue.next("", frozenset({"model b"})) for _ in range(4)]
     assert [item.group for item in rest if item is not None] == ["b", "b", "a", "a"]
 
 
 def test_pools_are_served_apart_and_by_turns(plan: CorpusPlan) -> None:
     streams = [[make_item(plan, number, pool=pool) for number in range(2)] for pool in ("", "big")]
-    schedule = Schedule(in_turn(map(iter, streams)), lambda item: frozenset(), window=1)
-    big = schedule.next("big")
+    queue = ItemQueue(in_turn(map(iter, streams)), lambda item: frozenset(), window=1)
+    big = queue.next("big")
     assert big is not None
     assert big.pool == "big"
-    assert numbers(schedule, 9) == [0, 1]
-    assert schedule.waiting("big") == 1
+    assert numbers(queue, 9) == [0, 1]
+    assert queue.waiting("big") == 1
 
 
 def test_the_iterator_is_pulled_no_further_than_is_needed(plan: CorpusPlan) -> None:
@@ -107,20 +107,20 @@ def test_the_iterator_is_pulled_no_further_than_is_needed(plan: CorpusPlan) -> N
             pulled.append(None)
             yield make_item(plan, len(pulled))
 
-    schedule = Schedule(endless(), lambda item: frozenset(), window=10)
+    queue = ItemQueue(endless(), lambda item: frozenset(), window=10)
     for _ in range(1000):
-        assert schedule.next("") is not None
+        assert queue.next("") is not None
     assert 1000 <= len(pulled) <= 1010
-    assert schedule.next("nobody's") is None
+    assert queue.next("nobody's") is None
     assert len(pulled) < 10_000, "a pool without items must not make the driver hold all others'"
 
 
 def test_an_item_with_marks_runs_alone(plan: CorpusPlan) -> None:
     item = make_item(plan, 0)
-    schedule = Schedule([], lambda item: frozenset())
-    schedule.put_back(replace(item, attempt=replace(item.attempt, strikes=1)))
-    assert schedule.next("", alone=False) is None
-    assert schedule.next("", alone=True) is not None
+    queue = ItemQueue([], lambda item: frozenset())
+    queue.put_back(replace(item, attempt=replace(item.attempt, strikes=1)))
+    assert queue.next("", alone=False) is None
+    assert queue.next("", alone=True) is not None
 
 
 # -- strikes ----------------------------------------------------------------------------------------------------------

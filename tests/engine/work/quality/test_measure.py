@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from engine.work.quality.figures import SAMPLED
-from engine.work.quality.shard import CAPTION_EMBEDDING, CrossModal, ShardQuality, cosine, depth_normal_agreement
+from engine.work.quality.measure import CAPTION_EMBEDDING, CrossModal, ShardQuality, cosine, depth_normal_agreement
 from engine.work.rows import ABSENT, Outcome
 from manifests.formats.shards import Status
 from manifests.modality import MODALITIES, Modality, get

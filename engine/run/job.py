@@ -18,7 +18,7 @@ from engine.plan.corpus import TEXT_TOKENIZER, CorpusPlan, corpus_modalities, co
 from engine.plan.items import FitItem
 from engine.plan.missing import Request
 from engine.progress.record import Done, Execution, recorded
-from engine.run import labeling, snapshot
+from engine.run import freeze, labeling
 from engine.run.runners.protocol import Runner
 from engine.run.runners.ray import address as ray_address
 from manifests.catalog.catalog import Catalog
@@ -62,7 +62,7 @@ def run(
     storage = open_storage(config.workspace)
     log.create_workspace(storage)
     with recorded(storage, kind, pipeline.document(config), quiet=quiet) as execution:
-        _Run(config, execution).all(steps, refit=refit, retry=retry, where=where)
+        _MainJob(config, execution).all(steps, refit=refit, retry=retry, where=where)
     # Without the lease: others may write to the workspace while a model is trained.
     if train is not None:
         outcome = train()
@@ -96,7 +96,7 @@ def trainer(file: str, *, quiet: bool) -> "Callable[[], Outcome]":
     return train
 
 
-class _Run:
+class _MainJob:
     """One execution: what it was given, and the runner once there is work for one."""
 
     def __init__(self, config: pipeline.PipelineConfig, execution: Execution) -> None:
@@ -133,7 +133,7 @@ class _Run:
             if runner is not None:
                 runner.close()
         if "snapshot" in steps:
-            snapshot.freeze(self.config.snapshots, self.catalog, self.progress, self.done)
+            freeze.freeze(self.config.snapshots, self.catalog, self.progress, self.done)
 
     # -- ingest -------------------------------------------------------------------------------------------------------
 
