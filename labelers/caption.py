@@ -1,4 +1,4 @@
-"""Captions that the source brings along."""
+"""Takes captions that come with the source."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,10 @@ from manifests.errors import LabelError
 
 
 class Caption:
-    """Modality `caption`: the source column `column`, without white space around it.
+    """Makes modality `caption`: the text of the source column `column`, without white space around it.
 
-    Of a list of captions (strings, or dicts with the entry "caption") the first that is not empty. A row without the
-    column, or with an empty one, has no caption. Raises LabelError on a column that holds anything else.
+    From a list of captions (strings, or dicts with the entry "caption") it takes the first that is not empty. A row
+    without the column, or with an empty one, has no caption. Raises LabelError if the column holds anything else.
     """
 
     spec = LabelerSpec(name="caption", version=1, scope="image", inputs=("columns",), outputs=("caption",), batch=256)

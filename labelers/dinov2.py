@@ -1,4 +1,4 @@
-"""DINOv2's features of crops: the map of its patch tokens, and its class token (Oquab et al., arXiv 2304.07193)."""
+"""Makes DINOv2's features of crops: a map of patch tokens, and the class token (Oquab et al., arXiv 2304.07193)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +11,11 @@ from manifests.modality import MODALITIES
 
 
 class Dinov2:
-    """Dense and global features by any DINOv2 that transformers loads, with registers or without, both of one pass.
+    """Makes dense and global features in one pass, by any DINOv2 that transformers loads, with or without registers.
 
-    The crop must be a multiple of the patch: 14 px, and 224 make 16 x 16 cells. The modalities are those of ViT-B; for
-    another width declare your own, and name them as `outputs` of the spec of a subclass: what ends in `_global` is the
-    class token, the other the map.
+    The side of a crop must be a multiple of the patch (14 px: 224 px give 16 x 16 cells). The modalities are those of
+    ViT-B; for another width declare your own, and name them as `outputs` of the spec of a subclass: a name that ends in
+    `_global` gets the class token, any other the map.
     """
 
     spec: ClassVar[LabelerSpec] = LabelerSpec(
@@ -34,9 +34,9 @@ class Dinov2:
         self.model = pretrained.load(checkpoint, "AutoModel", ("dinov2", "dinov2_with_registers"), device)
         self.preprocessing = pretrained.preprocessing(Path(checkpoint))
         self.patch = int(self.model.config.patch_size)
-        # The class token, and registers where there are any, stand before the patches.
+        # The class token, and the registers if the model has any, come before the patches.
         self.before = 1 + int(getattr(self.model.config, "num_register_tokens", 0))
-        # Memory of the pixels of a call on a CPU: to get it anew each time takes a tenth of a small model's time.
+        # Pixels of a call on a CPU, kept: allocating them in each call takes a tenth of a small model's time.
         self.floats: Any = None
         width = int(self.model.config.hidden_size)
         for output in self.spec.outputs or ():
@@ -47,7 +47,7 @@ class Dinov2:
                 )
 
     def label(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Normalized tokens, float32: maps (B, s / patch, s / patch, C) and class tokens (B, C)."""
+        """Returns normalized tokens, float32: maps (B, s / patch, s / patch, C) and class tokens (B, C)."""
         import torch
 
         with torch.inference_mode():

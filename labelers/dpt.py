@@ -1,4 +1,4 @@
-"""Depth by dense prediction transformers: Depth Anything V2, and DPT (arXiv 2406.09414, 2103.13413)."""
+"""Estimates depth by dense prediction transformers: Depth Anything V2 and DPT (arXiv 2406.09414, 2103.13413)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,17 +11,17 @@ from manifests.errors import LabelError
 if TYPE_CHECKING:
     import numpy as np
 
-# A panorama is squeezed to so many times the model's own size: what it takes grows with the square.
+# The longest side of the model's input, in multiples of its own size: attention over a panorama grows with the square.
 _LONGEST = 3
 
 
 class Dpt:
-    """Depth of whole photographs at their own aspect, of which crops are then cut: larger is farther.
+    """Makes depth of whole photographs at their own aspect; crops are cut from it afterwards. Larger is farther.
 
-    Of the whole, since a model that is trained at 518 px sees little in a crop of 224, one pass serves all crops, and
-    these agree with each other. Metric checkpoints give meters. Relative ones know inverse depth up to scale and shift;
-    their label is how far it is below its largest value in the photograph, so 0 is the nearest point. No depth in meters
-    follows from it, and tokens, which hold no scale and no shift, lose nothing.
+    The model sees the whole photograph because it was trained at 518 px and sees little in a crop of 224. One pass also
+    serves all crops, and these agree with each other. Metric checkpoints give meters. Relative ones predict inverse
+    depth up to scale and shift: the label is the largest value in the photograph minus the value of the pixel, so 0 is
+    the nearest point. It cannot be converted to meters; tokens, which hold neither scale nor shift, lose nothing.
     """
 
     spec: ClassVar[LabelerSpec] = LabelerSpec(
@@ -40,13 +40,13 @@ class Dpt:
 
         self.device = device
         self.model = pretrained.load(checkpoint, "AutoModelForDepthEstimation", ("depth_anything", "dpt"), device)
-        # A tenth faster on a CPU, for the convolutions of the head.
+        # The convolutions of the head make it a tenth faster on a CPU.
         self.model.to(memory_format=torch.channels_last)
         self.preprocessing = pretrained.preprocessing(Path(checkpoint))
         self.is_metric = getattr(self.model.config, "depth_estimation_type", "relative") == "metric"
 
     def label(self, batch: Mapping[str, Any]) -> "Mapping[str, Sequence[np.ndarray]]":
-        """Depth maps, float32 (h, w), at the resolution of the model's output."""
+        """Returns depth maps, float32 (h, w), at the resolution of the model's output."""
         import numpy as np
         import torch
 
@@ -62,9 +62,9 @@ class Dpt:
         return {"depth": found}
 
     def _calls(self, inputs: Sequence[Any]) -> list[list[int]]:
-        """Which photographs go through the model together: on a GPU those of one shape, else each by itself.
+        """Returns the photographs of each call of the model: on a GPU those of one shape together, else one a call.
 
-        On a CPU a row's bits must not depend on how many others have its shape, and nothing is gained.
+        On a CPU nothing is gained by batching, and the bits of a row must not depend on how many others have its shape.
         """
         if not self.device.startswith("cuda"):
             return [[place] for place in range(len(inputs))]
@@ -74,7 +74,7 @@ class Dpt:
         return list(shapes.values())
 
     def _resized(self, photo: Any) -> Any:
-        """A photograph, uint8 (h, w, 3), at the model's size, uint8 (h, w, 3)."""
+        """Resizes a photograph, uint8 (h, w, 3), to the model's size, uint8 (h, w, 3)."""
         from torch.nn.functional import interpolate
 
         height, width = photo.shape[:2]
@@ -90,16 +90,16 @@ class Dpt:
 def _finite(depth: "np.ndarray") -> "np.ndarray":
     import numpy as np
 
-    # NaN would mean a pixel without depth, and pass as a label.
+    # NaN is the null marker of depth, so a failure of the model would pass as pixels without depth.
     if not np.isfinite(depth).all():
         raise LabelError("depth: the model gave NaN or infinity")
     return depth
 
 
 def input_size(height: int, width: int, wanted: pretrained.Preprocessing) -> tuple[int, int]:
-    """The height and width, px, at which a photograph goes into the model: whole multiples of what the model needs.
+    """Returns the height and width, px, at which the model sees a photograph: multiples of what the model needs.
 
-    Where the aspect is kept, both sides are scaled alike: by that of the two scales that changes the photograph less.
+    If the aspect is kept, both sides are scaled by the one of their two scales that changes the photograph less.
     """
     target = wanted.size or (518, 518)
     scales = (target[0] / height, target[1] / width)

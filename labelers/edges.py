@@ -1,4 +1,4 @@
-"""Canny edges.
+"""Finds Canny edges.
 
 J. Canny, A Computational Approach to Edge Detection, 1986, as OpenCV implements it (3 x 3 Sobel, L1 gradient). Other
 libraries scale the thresholds differently and agree only in part, so this implementation defines the label.
@@ -12,10 +12,10 @@ from manifests.errors import ConfigError
 
 
 class Edges:
-    """Modality `edges`: uint8 (s, s), 255 on an edge of the crop's gray values, else 0.
+    """Makes modality `edges`: uint8 (s, s), 255 on an edge of the crop's gray values, else 0.
 
-    `low` and `high` are the thresholds of the gradient: pixels over `high` are edges, and those over `low` that hang
-    together with them.
+    `low` and `high` are thresholds of the gradient: pixels over `high` are edges, and so are pixels over `low` that are
+    connected to them.
     """
 
     spec = LabelerSpec(name="edges", version=1, scope="crop", outputs=("edges",), batch=64, requires=("cv2", "numpy"))

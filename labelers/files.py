@@ -1,4 +1,4 @@
-"""Labels that the source brings along: files beside the photographs, or source columns."""
+"""Reads labels that come with the source: files beside the photographs, or source columns."""
 
 import json
 import posixpath
@@ -20,24 +20,26 @@ _ROUNDING = 1e-3  # how far over 0 and 1 a coordinate may be, as writers round; 
 
 
 class Files:
-    """Any modality: one file a photograph (`path`), or one source column (`column`). A missing one is an absent label.
+    """Makes any modality from one file a photograph (`path`) or one source column (`column`).
 
-    modality    the modality that is made, by its name
+    A missing file, or a row without the column, is an absent label.
+
+    modality    the name of the modality to make
     path        relative to the photograph's folder, with {stem} and {name} of the photograph: "../depth/{stem}.png"
-    column      a source column: a path as above, JSON text, the text itself, or already a value
+    column      a source column that holds a path as above, JSON text, the text itself, or the value
     scale, offset   label = number * scale + offset
     null        the number that stands for "no value here" in the source; becomes the modality's null marker
-    names       class names by class index, a list or a mapping, where boxes name their class by an integer
+    names       class names by class index, a list or a mapping, if boxes give their class as an integer
     boxes_path  for an index map of instances (0 none, i = instance i): the boxes file whose i-th record holds the class
                 and score of instance i; without it the class is "instance" and the score 1
 
-    Maps (`.npy`, PNG, TIFF; for a modality of photographs all that `manifests/pixels/images.py` decodes) show the upright
-    photograph, at any resolution, and are cast to the modality's dtype. Integer normals without `scale` are
-    n / largest * 2 - 1 with the middle (128, 128, 128) as null; normals are made unit vectors. What is not finite
-    becomes null where the null marker is NaN.
+    Maps (`.npy`, PNG, TIFF; for a modality of photographs everything that `manifests/pixels/images.py` decodes) show the
+    upright photograph, at any resolution, and are cast to the modality's dtype. Integer normals without `scale` are
+    n / largest * 2 - 1 with the middle (128, 128, 128) as null; normals are scaled to length 1. Values that are not
+    finite become null if the null marker is NaN.
     Boxes are a JSON list of {"class", "score", "x0", "y0", "x1", "y1"} in fractions of the photograph, or 4M's
     {"instances": [{"boxes": [x0, y0, x1, y1], "class_name", "score"}]}; a missing score is 1.
-    Raises LabelError for what cannot be read or does not fit the modality.
+    Raises LabelError if a label cannot be read or does not fit the modality.
     """
 
     spec = LabelerSpec(
@@ -99,7 +101,7 @@ class Files:
         return label
 
     def _convert(self, found: Any, source: str) -> Any:
-        """The label of the bytes of a file, or of a column's value."""
+        """Returns the label in the bytes of a file or in the value of a column."""
         modality = self.modality
         if modality.kind == "text":
             return _text(found) or None
@@ -118,7 +120,7 @@ class Files:
         return found
 
     def _box(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """One record of boxes or instances, with exactly the modality's fields."""
+        """Returns one record of boxes or instances, with exactly the modality's fields."""
         corners = record.get("boxes") or [record.get(name) for name in _COORDINATES]
         box: dict[str, Any] = {name: record[name] for name in self.modality.fields if name in record}
         box["class"] = self._class_name(record.get("class", record.get("class_name")))
@@ -138,7 +140,7 @@ class Files:
         return name
 
     def _instances(self, data: bytes, source: str) -> list[dict[str, Any]] | None:
-        """Instances of an index map; None where the file of their boxes is missing."""
+        """Returns the instances of an index map, None if the file of their boxes is missing."""
         import numpy as np
 
         from manifests.pixels.crops import mask_box, rle_encode
@@ -165,7 +167,7 @@ class Files:
 
 
 def _fill(template: str, source: str) -> str:
-    """The template's path for a photograph."""
+    """Returns the template's path for a photograph."""
     name = posixpath.basename(source)
     try:
         return template.format(name=name, stem=posixpath.splitext(name)[0])
@@ -174,7 +176,7 @@ def _fill(template: str, source: str) -> str:
 
 
 def _beside(source: str, relative: str) -> str:
-    """The URI of a path relative to the folder of a photograph's URI, without '..'."""
+    """Returns the URI of a path relative to the folder of a photograph's URI, without '..'."""
     if "://" in relative or relative.startswith("/"):
         raise LabelError(f"the label's path {relative!r} is not relative to the folder of {source}")
     scheme, separator, place = source.rpartition("://")
@@ -185,7 +187,7 @@ def _beside(source: str, relative: str) -> str:
 
 
 def _read(uri: str) -> bytes | None:
-    """The bytes of a file, None where it is missing."""
+    """Returns the bytes of a file, None if it is missing."""
     try:
         if "://" not in uri:
             return Path(uri).read_bytes()
@@ -198,7 +200,7 @@ def _read(uri: str) -> bytes | None:
 
 
 def _numbers(modality: Modality, found: Any) -> "np.ndarray":
-    """The array in a file's bytes or a column's value."""
+    """Returns the array in the bytes of a file or in the value of a column."""
     import numpy as np
 
     from manifests.pixels.images import NPY_START, decode, decode_map, decode_npy
@@ -218,7 +220,7 @@ def _numbers(modality: Modality, found: Any) -> "np.ndarray":
 
 
 def _text(found: Any) -> str:
-    """A document, from a file's bytes or a column."""
+    """Returns the text in the bytes of a file or in the value of a column."""
     try:
         text = found.decode("utf-8-sig") if isinstance(found, bytes) else found
     except UnicodeDecodeError as error:

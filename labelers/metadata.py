@@ -1,4 +1,4 @@
-"""Facts of a photograph and its caption that need no model: size, caption length, color statistics."""
+"""Measures a photograph and its caption without a model: size, caption length, color statistics."""
 
 import math
 import re
@@ -15,18 +15,18 @@ _SENTENCE_END = re.compile(r"[.!?]+(?:\s+|$)")
 
 
 class Metadata:
-    """Modality `metadata`: one record.
+    """Makes modality `metadata`: one record.
 
     original_width, original_height   px, of the upright photograph
-    caption_n_chars                   characters of the caption; its counts are None where the row has no caption
-    caption_n_words                   what white space separates
-    caption_n_sentences               what runs of . ! ? before white space or the end separate
+    caption_n_chars                   characters of the caption; its counts are None if the row has no caption
+    caption_n_words                   pieces between white space
+    caption_n_sentences               pieces between runs of . ! ? that stand before white space or the end
     colorfulness                      Hasler and Suesstrunk, Measuring Colourfulness in Natural Images, 2003, on R, G, B
     brightness, contrast              mean and standard deviation of gray, 0..255 (ITU-R BT.601 luma)
     saturation                        mean S of HSV, 0..255
     entropy                           Shannon entropy of the histogram of gray, bits, 0..8
 
-    The statistics are of a copy whose longest side is at most `longest` px (means of whole blocks of pixels).
+    Color statistics are of a copy whose longest side is at most `longest` px (means of whole blocks of pixels).
     """
 
     spec = LabelerSpec(
@@ -35,7 +35,7 @@ class Metadata:
         scope="image",
         inputs=("image", "caption"),
         outputs=("metadata",),
-        # One by one in any case: the fewer lie decoded beside each other, the more of them the processor's cache holds.
+        # They are measured one by one in any case, and of few decoded photographs more stays in the processor's cache.
         batch=2,
         requires=("cv2", "numpy", "PIL"),
     )
@@ -48,7 +48,7 @@ class Metadata:
     def label(self, batch: Mapping[str, Any]) -> Mapping[str, list[Any]]:
         from manifests.pixels.crops import reduce_to
 
-        # What is decoded may be smaller than the photograph.
+        # The decoded image may be smaller than the photograph.
         sizes = batch.get("size") or [(image.shape[1], image.shape[0]) for image in batch["image"]]
         return {
             "metadata": [
@@ -74,7 +74,7 @@ def _caption_counts(caption: str | None) -> dict[str, int | None]:
 
 
 def _color_statistics(image: "np.ndarray") -> dict[str, float]:
-    """Of uint8 (h, w, 3)."""
+    """Returns the statistics of an image, uint8 (h, w, 3)."""
     import cv2
     import numpy as np
 
@@ -87,13 +87,13 @@ def _color_statistics(image: "np.ndarray") -> dict[str, float]:
         "brightness": brightness,
         "contrast": contrast,
         "saturation": cv2.sumElems(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))[1] / gray.size,
-        # abs: one gray value only is 0 bits, not -0.
+        # abs: an image of one gray value has 0 bits, not -0.
         "entropy": abs(float(-(shares * np.log2(shares)).sum())),
     }
 
 
 def _colorfulness(image: "np.ndarray") -> float:
-    """sqrt(std(rg)^2 + std(yb)^2) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2), rg = R - G, yb = (R + G) / 2 - B."""
+    """Returns sqrt(std(rg)^2 + std(yb)^2) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2), rg = R - G, yb = (R + G) / 2 - B."""
     import cv2
 
     red, green, blue = cv2.split(image)

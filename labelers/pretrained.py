@@ -1,4 +1,4 @@
-"""What labelers of the transformers library share: loading a checkpoint's folder, its preprocessing, copies to a device."""
+"""Loads checkpoints of the transformers library and their preprocessing, and copies pixels to a device."""
 
 import json
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What a model wants of its pixels, as its preprocessor_config.json says, which it may lack.
+    """Holds what a model expects of its pixels: the facts of its preprocessor_config.json, or defaults.
 
-    `mean` and `std` are of sRGB values from 0 to 1; `size` is height and width in px; `resample` a mode of interpolation.
+    `mean` and `std` are of sRGB values from 0 to 1; `size` is height and width in px (None if the file names none);
+    `multiple` is what both sides must be multiples of; `resample` is a mode of torch's interpolation.
     """
 
     mean: tuple[float, ...]
@@ -28,13 +29,14 @@ class Preprocessing:
     resample: str
 
     def normalize(self, pixels: Any, out: Any = None) -> Any:
-        """uint8 (B, h, w, 3) of torch as the float32 (B, 3, h, w) that the model takes, in the layout of photographs.
+        """Returns a uint8 tensor (B, h, w, 3) as the float32 (B, 3, h, w) that the model takes, channels last in memory.
 
-        In the memory of `out`, float32 (B, h, w, 3), if it is given.
+        Writes into `out`, float32 (B, h, w, 3), if it is given.
         """
         import torch
 
-        # Row by row of photographs: arithmetic that goes along the three channels takes several times as long.
+        # Mean and deviation are repeated to a whole row of pixels: arithmetic that broadcasts along an axis of three
+        # channels takes several times as long.
         mean, std = (
             torch.tensor(values, device=pixels.device).mul(255).repeat(pixels.shape[2])
             for values in (self.mean, self.std)
@@ -45,7 +47,7 @@ class Preprocessing:
 
 
 def preprocessing(folder: Path) -> Preprocessing:
-    """The preprocessing of a checkpoint; ImageNet's mean and deviation where its folder says nothing."""
+    """Reads the preprocessing of a checkpoint; mean and deviation are ImageNet's if its folder does not name them."""
     path = folder / "preprocessor_config.json"
     try:
         facts = json.loads(path.read_text()) if path.is_file() else {}
@@ -64,10 +66,11 @@ def preprocessing(folder: Path) -> Preprocessing:
 
 
 def load(checkpoint: str, auto_class: str, families: tuple[str, ...], device: str) -> Any:
-    """The model in a checkpoint's folder, in float32 on a device, for inference only.
+    """Loads the model in a checkpoint's folder, in float32 on a device, for inference only.
 
-    `auto_class` is a class of transformers, `families` the model types it may hold. Pickles are read as tensors only, and
-    code of a checkpoint is never run. Raises ConfigError where the folder holds no such model, or not all its weights.
+    `auto_class` is a class of transformers, `families` are the model types that the folder may hold. Pickles are read as
+    tensors only, and code of a checkpoint is never run. Raises ConfigError if the folder holds no such model, or if
+    weights are missing.
     """
     import torch
     import transformers
@@ -86,20 +89,20 @@ def load(checkpoint: str, auto_class: str, families: tuple[str, ...], device: st
         )
     except Exception as error:
         raise ConfigError(f"checkpoint {checkpoint} cannot be loaded: {type(error).__name__}: {error}") from error
-    # Weights that lack would be random, and the labels noise.
-    if lacking := sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])]):
+    # transformers fills missing weights with random ones: the labels would be noise.
+    if missing := sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])]):
         raise ConfigError(
-            f"checkpoint {checkpoint} lacks {len(lacking)} of the model's tensors, such as {lacking[0]}; it is cut short, "
-            "or of another model"
+            f"checkpoint {checkpoint} is missing {len(missing)} of the model's tensors, such as {missing[0]}; its download "
+            "is incomplete, or it belongs to another model"
         )
     return model.to(device).eval().requires_grad_(False)
 
 
 def to_device(array: Any, device: str) -> Any:
-    """A NumPy array or a tensor on a device; onto a GPU through pinned memory, without waiting for it."""
+    """Copies a NumPy array or a tensor to a device; to a GPU through pinned memory, without waiting for the copy."""
     import torch
 
-    # Of a NumPy array, the same memory.
+    # A tensor made from a NumPy array shares its memory.
     tensor = torch.as_tensor(array)
     if device.startswith("cuda") and not tensor.is_cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -107,6 +110,6 @@ def to_device(array: Any, device: str) -> Any:
 
 
 def made(tensor: Any) -> Any:
-    """Labels as the engine takes them, float32: a tensor where it lies on a GPU, else a NumPy array of the same memory."""
+    """Returns labels as the engine takes them, float32: on a GPU a tensor, else a NumPy array that shares its memory."""
     tensor = tensor.float().contiguous()
     return tensor if tensor.is_cuda else tensor.numpy()

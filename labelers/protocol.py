@@ -1,4 +1,4 @@
-"""What a labeler is, and how one is found by name.
+"""Defines what a labeler is, and finds one by its name.
 
 A labeler's file holds one class, named as `LABELER` at its end. The class has a `spec` and two methods: the
 constructor loads (its keyword arguments are the parameters of the pipeline file), `label` labels.
@@ -17,21 +17,21 @@ from manifests.modality import Modality
 
 @dataclass(frozen=True, kw_only=True)
 class LabelerSpec:
-    """The facts of a labeler that are known before anything is loaded.
+    """Holds the facts of a labeler that are known before anything is loaded.
 
     name         the file's name, or `module:Class` for one of your own
     version      an integer, raised by hand when outputs change
-    scope        `image`: run once on the whole photograph at its own aspect, and the labels are then cropped by the
-                 rule of their modality; `crop`: run on every crop
-    inputs       what `label` is given, by name: `image`; `columns` (the source columns); `source` (URI of the
+    scope        `image`: runs once on the whole photograph at its own aspect, and its labels are then cropped by the
+                 rule of their modality; `crop`: runs on every crop
+    inputs       names of what `label` is given: `image`; `columns` (the source columns); `source` (URI of the
                  photograph); or the name of a modality whose label it needs
-    outputs      the modalities it makes; None for a labeler that makes whichever one it is asked for and whose
-                 constructor takes `modality`
-    batch        rows a call at most (a crop-scope labeler is always given the engine's batch)
-    checkpoint   default weights (hub id, folder, file or URI), None for a labeler without weights. One with weights has a
-                 parameter `checkpoint`; the engine gives it a local path, and recipes the digest of the files there
+    outputs      the modalities it makes; None for a labeler that makes the modality that its constructor is given as
+                 `modality`
+    batch        the most rows a call may have (a labeler of crops is always given the engine's batch)
+    checkpoint   default weights (hub id, folder, file or URI), None for a labeler without weights. A labeler with weights
+                 has a parameter `checkpoint`: it gets a local path, and the recipe gets the digest of the files there
     requires     import names of the packages it needs beyond the base
-    heavy        whether it is slow or of uneven cost, and so gets work items of its own
+    heavy        whether it is slow or of uneven cost; such a labeler gets work items of its own
     """
 
     name: str
@@ -49,36 +49,36 @@ class LabelerSpec:
 
 @runtime_checkable
 class Labeler(Protocol):
-    """Arrays in, arrays out."""
+    """Defines what the engine asks of a labeler: arrays in, arrays out."""
 
     spec: ClassVar[LabelerSpec]
 
     def label(self, batch: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-        """Labels of one batch of B rows: for each output modality a sequence of B labels.
+        """Returns the labels of a batch of B rows: for each output modality a sequence of B labels.
 
         `batch` has one entry for each of `spec.inputs`, B long:
 
             image    scope `image`: a list of uint8 arrays (h, w, 3), sRGB; scope `crop`: one uint8 array (B, s, s, 3)
-            size     comes with `image` of scope `image`: a list of (width, height), those of the photographs themselves
-                     where they were decoded smaller
+            size     comes with `image` of scope `image`: a list of (width, height) of the photographs themselves, which
+                     may have been decoded smaller
             columns  a list of dicts, source column to value
             source   a list of URIs
-            NAME     a list of labels of that modality; None where the row has none
+            NAME     a list of labels of that modality, with None for a row that has no such label
 
         A label is an array of the modality's axes and dtype, a str for kind `text`, a dict for a structured modality
-        or a list of dicts where it is `many`. A labeler of crops may give one torch tensor (B, ...) on its device in place
-        of arrays: it is tokenized there, and copied only where labels are kept. None says that the source has no such
+        or a list of dicts if the modality is `many`. A labeler of crops may return one torch tensor (B, ...) on its device
+        instead of arrays: it is tokenized there, and copied only if labels are kept. None says that the source has no such
         label for the row (`absent`).
-        Crops come in batches of one fixed size: where a row failed or there is none, the crop is black (all 0), and its label
-        is thrown away; a labeler must not raise at it.
-        Rows do not see each other: row i of the result depends on row i of the batch alone, and the same call gives the
-        same result. An exception fails the batch; the engine then finds the row that caused it.
+        Crops come in batches of one fixed size: a row that failed, and an empty place at the end, is a black crop (all 0).
+        A labeler must not raise for it; its label is thrown away.
+        Row i of the result depends on row i of the batch alone, and equal calls give equal results. If `label` raises, the
+        engine finds the row that caused it, and that row alone fails.
         """
         ...
 
 
 def names() -> list[str]:
-    """The labelers at hand: the files of this folder."""
+    """Returns the names of all labelers: the files of this folder."""
     import labelers
 
     shared = ("pretrained", "protocol")
@@ -86,7 +86,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> type[Labeler]:
-    """The labeler class called `name`: a file of this folder, or `my_module:MyLabeler`.
+    """Returns the labeler class called `name`: a file of this folder, or `my_module:MyLabeler`.
 
     Raises ConfigError with the nearest known name, or with the package that is missing.
     """
@@ -109,10 +109,10 @@ def find(name: str) -> type[Labeler]:
 
 
 def parameters(labeler: type[Labeler], given: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of a labeler: its constructor's defaults, with the given ones over them.
+    """Returns all parameters of a labeler: the given ones, and its constructor's defaults for the rest.
 
     They are part of the fingerprint, so they must be plain JSON values; `device` is not one of them. Raises ConfigError
-    on an unknown or missing parameter.
+    if a parameter is unknown or missing.
     """
     known = {
         name: parameter
@@ -130,7 +130,7 @@ def parameters(labeler: type[Labeler], given: Mapping[str, Any]) -> dict[str, An
 
 
 def build(labeler: type[Labeler], given: Mapping[str, Any], device: str = "cpu") -> Labeler:
-    """A loaded labeler; `device` is passed where its constructor takes one."""
+    """Loads a labeler; `device` is passed if its constructor takes one."""
     options = parameters(labeler, given)
     if "device" in inspect.signature(labeler).parameters:
         options["device"] = device
@@ -138,7 +138,7 @@ def build(labeler: type[Labeler], given: Mapping[str, Any], device: str = "cpu")
 
 
 def check_label(modality: Modality, value: Any, *, any_size: bool = False) -> None:
-    """Raises LabelError where a label is not what its modality says: type, shape, dtype, fields, finite numbers.
+    """Raises LabelError if a label is not what its modality says: type, shape, dtype, fields, finite numbers.
 
     With `any_size` the axes h and w may have any length (a label of a whole photograph).
     """

@@ -1,4 +1,4 @@
-"""The photograph itself: the pixels of a crop are its label."""
+"""Takes the photograph itself: the pixels of a crop are its label."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from labelers.protocol import LabelerSpec
 
 
 class Rgb:
-    """Modality `rgb`: uint8 (s, s, 3), sRGB, as `manifests/pixels/crops.py` cut them."""
+    """Makes modality `rgb`: uint8 (s, s, 3), sRGB, as `manifests/pixels/crops.py` cut them."""
 
     spec = LabelerSpec(name="rgb", version=1, scope="crop", outputs=("rgb",), batch=64, requires=("numpy",))
 

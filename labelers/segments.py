@@ -1,7 +1,7 @@
-"""Regions without weights: Felzenszwalb and Huttenlocher's graph-based segmentation, as boxes and masks.
+"""Finds regions without weights: Felzenszwalb and Huttenlocher's graph-based segmentation, as boxes and masks.
 
 P. Felzenszwalb and D. Huttenlocher, Efficient Graph-Based Image Segmentation, 2004, as scikit-image implements it. The
-regions are parts of one color and texture, not objects: useful where no detector is at hand, and to try a pipeline out.
+regions are parts of one color and texture, not objects: useful without a detector, and to try a pipeline.
 """
 
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class Segments:
-    """Modalities `boxes` and `instances`: the regions of a photograph, largest first, the same in both.
+    """Makes modalities `boxes` and `instances`: the regions of a photograph, largest first, the same in both.
 
-    The class is "region". The score is the share of its box that a region fills, over 0 to 1: how well the box
-    describes it, not how sure anyone is. Masks are run lengths at the size that was segmented, boxes their extents.
+    The class is "region". The score is the share of its box that a region fills, above 0 and up to 1: how well the box
+    describes it, not a confidence. Masks are run lengths at the size that was segmented, boxes are their extents.
 
     side       longest side in px of the copy that is segmented
     scale      larger values give larger regions
     sigma      width in px of the Gaussian that smooths the copy
     min_area   smallest region, as a fraction of the photograph
-    most       how many regions are kept; regions that touch all four sides (the background) never are
+    most       how many regions are kept; a region that touches all four sides (the background) never is
     """
 
     spec = LabelerSpec(
@@ -66,7 +66,7 @@ class Segments:
 
 
 def _fit(image: "np.ndarray", side: int) -> "np.ndarray":
-    """A copy whose longest side is at most `side` px, each pixel the mean of its area; nothing is enlarged."""
+    """Returns a copy whose longest side is at most `side` px, each pixel the mean of its area; nothing is enlarged."""
     import cv2
 
     height, width = image.shape[:2]
@@ -78,7 +78,7 @@ def _fit(image: "np.ndarray", side: int) -> "np.ndarray":
 
 
 def _record(mask: "np.ndarray") -> dict[str, Any]:
-    """One instance of a bool (h, w) mask."""
+    """Returns the instance of a mask, bool (h, w)."""
     from manifests.pixels.crops import mask_box, rle_encode
 
     box = mask_box(mask)

@@ -1,4 +1,4 @@
-"""Documents that the source brings along."""
+"""Takes documents that come with the source."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,9 @@ from manifests.errors import LabelError
 
 
 class Text:
-    """Modality `text`: the source column `column` as it is; a row without it, or with an empty one, has no text.
+    """Makes modality `text`: the source column `column` unchanged; a row without it, or with an empty one, has no text.
 
-    Raises LabelError on a column that holds anything but a string.
+    Raises LabelError if the column holds anything but a string.
     """
 
     spec = LabelerSpec(name="text", version=1, scope="image", inputs=("columns",), outputs=("text",), batch=256)

@@ -84,7 +84,7 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(checkpoint: Checkpoint, tmp_
     tensors = load_file(copy / "model.safetensors")
     del tensors["layernorm.weight"]
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"lacks 1 of the model's tensors, such as layernorm\.weight"):
+    with pytest.raises(ConfigError, match=r"is missing 1 of the model's tensors, such as layernorm\.weight"):
         Dinov2(checkpoint=str(copy))
 
 
