@@ -1,27 +1,27 @@
-"""Alarms while a run is at work: a shard that departs from the history of its recipe is told at once.
+"""Tells of alarms while a run is at work: shards that depart from the history of their recipe.
 
-The view `alarms` finds the same from the log later, by the same rules and limits (`manifests/catalog/views.sql`). Each
-shard costs a few additions, whatever the size of the history.
+The rules stand in `manifests/catalog/views.sql`, as those of the view `alarms`; here they are asked about the newest shards
+alone, whatever the size of the history.
 """
 
-from collections.abc import Iterable
+import time
 from dataclasses import asdict, dataclass
 
 from engine.progress.progress import Progress
 from manifests.catalog.catalog import Catalog
-from manifests.log.actions import ShardAdded
 from manifests.queries import quality
-from manifests.queries.quality import History
 
-# Where everything changes at once, more lines than these say no more.
+# If everything changes at once, more lines than these say no more.
 _MOST_TOLD = 8
+# The share of a run's time that questions about alarms may take: one costs as much as the commits of some ten items.
+_MOST_TIME = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
     """A metric of a shard that is not as those of its recipe were before: fields as the columns of the view `alarms`.
 
-    `mean` is None where the shard is the first.
+    `mean` is None if the shard is the first.
     """
 
     corpus: str
@@ -39,7 +39,7 @@ class Alarm:
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What a person is told of once: the same alarm of other parts says nothing new."""
+        """Returns what a person is told of once: the same alarm of other parts says nothing new."""
         return self.corpus, self.modality, self.form, self.alarm, self.metric
 
     def __str__(self) -> str:
@@ -56,16 +56,27 @@ class Alarm:
 
 
 class Alarms:
-    """Compares shards, as they are committed, with all that were made by the same recipe before."""
+    """Compares the shards that a run commits with all that were made by the same recipes before."""
 
-    def __init__(self, catalog: Catalog, corpora: Iterable[str]) -> None:
-        self._limits = quality.limits(catalog)
-        self._histories = quality.history(catalog, list(corpora))
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._histories = quality.histories(catalog)
+        self._version = catalog.version
+        self._next = 0.0
         self._told: set[tuple[str, ...]] = set()
 
-    def tell(self, records: Iterable[ShardAdded], progress: Progress) -> int:
-        """As `add`, and says so: an event for each alarm, a line for the first of a kind, of some kinds; how many there are."""
-        found = self.add(records)
+    def tell(self, progress: Progress, *, at_once: bool = False) -> int:
+        """Tells of the alarms of new shards, and returns how many there are.
+
+        Each is an event, the first of a kind a line, of some kinds. Unless `at_once`, it waits until asking costs little
+        of the run's time, which is seconds.
+        """
+        began = time.monotonic()
+        if began < self._next and not at_once:
+            return 0
+        found = self.new()
+        now = time.monotonic()
+        self._next = now + (now - began) / _MOST_TIME
         for alarm in found:
             is_new = alarm.kind not in self._told
             self._told.add(alarm.kind)
@@ -74,68 +85,12 @@ class Alarms:
                 progress.say("there are alarms of more kinds: they are counted, and in the view `alarms`")
         return len(found)
 
-    def add(self, records: Iterable[ShardAdded]) -> list[Alarm]:
-        """The alarms of shards that are committed in one entry of the log; they are part of the history from here on."""
-        found = []
-        for record in sorted(records, key=lambda record: (record.part, record.crop or 0)):
-            for metric, value in quality.figures(record).items():
-                if not quality.is_judged(metric):
-                    continue
-                place = (record.corpus, record.modality, record.form, record.fingerprint, metric)
-                history = self._histories.setdefault(place, History())
-                weight = quality.weight(metric, record)
-                alarm = self._judge(record, metric, value, weight, history)
-                if alarm is not None:
-                    found.append(alarm)
-                history.add(value, weight)
-        return found
-
-    def _judge(self, record: ShardAdded, metric: str, value: float, weight: int, history: History) -> Alarm | None:
-        """The alarm of one value, None where it is as those before; the rules of the view `alarms`."""
-        limits, before, mean = self._limits, history.shards, history.mean
-        deviation = (history.squares / (before - 1)) ** 0.5 if before > 1 else 0.0
-        deviations = (value - mean) / max(
-            deviation, limits.least_deviation + limits.least_relative_deviation * abs(mean)
-        )
-        is_comparable = weight >= limits.least_relative_rows * history.weight
-        if metric in ("not_finite", "label_not_finite") and value > 0 and mean == 0:
-            alarm = "not finite"
-        elif (
-            metric in ("duplicates", "label_duplicates")
-            and record.ok >= limits.equal_rows
-            and value > 1 - 1.5 / record.ok
-            and mean < limits.equal_share
-        ):
-            alarm = "all equal"
-        elif (
-            metric == "null_share"
-            and before >= limits.jump_shards
-            and is_comparable
-            and value - mean > limits.null_jump
-        ):
-            alarm = "nulls"
-        elif (
-            metric == "codebook_use"
-            and before >= limits.jump_shards
-            and is_comparable
-            and value < limits.collapse * mean
-        ):
-            alarm = "collapse"
-        elif before >= limits.drift_shards and is_comparable and abs(deviations) > limits.drift_deviations:
-            alarm = "drift"
-        else:
-            return None
-        return Alarm(
-            corpus=record.corpus,
-            part=record.part,
-            crop=record.crop,
-            modality=record.modality,
-            form=record.form,
-            recipe=record.fingerprint[:12],
-            alarm=alarm,
-            metric=metric,
-            value=value,
-            mean=mean if before else None,
-            deviations=deviations if before else None,
-            shards_before=before,
-        )
+    def new(self) -> list[Alarm]:
+        """Returns the alarms of shards that were committed since it was last asked, which then are part of the history."""
+        version = self._catalog.version
+        if version == self._version:
+            return []
+        rows = quality.alarms_after(self._catalog, self._version, self._histories)
+        self._histories = quality.histories(self._catalog, self._version, self._histories)
+        self._version = version
+        return [Alarm(**row) for row in rows]

@@ -62,8 +62,7 @@ class _Labeled:
         for name, more in (("shards", len(records)), ("rows", rows), ("failed_rows", failed)):
             done.add(name, more)
         progress.done_items(results)
-        if alarms := self._alarms.tell(records, progress):
-            done.add("alarms", alarms)
+        self._tell_alarms()
         for item, error in pairs:
             if isinstance(error, Exception):
                 self._failed.append((item.name, error))
@@ -78,8 +77,13 @@ class _Labeled:
                 "engine.max_failed_parts, and run again: what is done stays done"
             ) from error
 
+    def _tell_alarms(self, *, at_once: bool = False) -> None:
+        if alarms := self._alarms.tell(self._execution.progress, at_once=at_once):
+            self._execution.done.add("alarms", alarms)
+
     def summarize(self) -> None:
         """Says what was done, how fast, at what cost, and what is left."""
+        self._tell_alarms(at_once=True)
         seconds = max(time.monotonic() - self._began, 1e-9)
         said = [
             f"labeled: {self._samples:,} samples read, {self._rows:,} rows written in {costs.clock(seconds)}",

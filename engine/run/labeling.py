@@ -165,7 +165,7 @@ def label(
         for name in dict.fromkeys(line.modality for line in of_corpus):
             parts[name] = parts.get(name, 0) + max(line.to_do for line in of_corpus if line.modality == name)
     working = runner(sum(job.parts for job in found))
-    made = _Labeled(execution, engine, Alarms(catalog, plans))
+    made = _Labeled(execution, engine, Alarms(catalog))
     progress.plan(parts, workers, engine.gpu_hour_price)
     try:
         for pairs in working.work(chain([first], stream), progress):

@@ -118,36 +118,58 @@ FROM (SELECT *, rows - not_selected - forgotten AS asked FROM state.current_shar
 CREATE VIEW quality AS
 SELECT corpus, part, crop, modality, form, left(fingerprint, 12) AS recipe, metric, value FROM state.metric;
 
--- When a shard departs from the history of its recipe. This is the one place of the limits; engine/run/alarms.py applies the
--- same rules to shards as they come.
+-- When a shard departs from the history of its recipe. This is the one place of the limits and of the rules.
 CREATE VIEW state.alarm_limit AS
 SELECT 20 AS drift_shards, 4.0::DOUBLE AS drift_deviations, 0.005::DOUBLE AS least_deviation,
   0.01::DOUBLE AS least_relative_deviation, 0.8::DOUBLE AS least_relative_rows, 3 AS jump_shards,
   0.25::DOUBLE AS null_jump, 0.5::DOUBLE AS collapse, 20 AS equal_rows, 0.9::DOUBLE AS equal_share;
 
--- The metrics that have a history: extremes and histograms have none. `weight` is of how many rows a value tells.
+-- The metrics that have a history: extremes and histograms have none. `weight` is the number of rows that a value tells of.
+-- `place` is the history that it belongs to, hashed: sorting by the five names would take most of the time.
 CREATE VIEW state.judged_metric AS
-SELECT *, CASE WHEN metric IN ('null_share', 'failed_share') THEN asked ELSE ok END AS weight
+SELECT *, (hash(corpus, modality, form, fingerprint, metric) >> 1)::BIGINT AS place,
+  CASE WHEN metric IN ('null_share', 'failed_share') THEN asked ELSE ok END AS weight
 FROM state.metric
 WHERE isfinite(value) AND metric NOT IN ('min', 'max', 'label_min', 'label_max')
   AND NOT starts_with(metric, 'score_hist_');
 
--- By the hash of what a history is of, since sorting by five names takes most of the time.
-CREATE VIEW alarms AS
+-- A history is sums over its shards, which can be added up: those of `known`, and what versions after `since` add to them.
+CREATE TYPE state.sums AS STRUCT(place BIGINT, shards BIGINT, total DOUBLE, squares DOUBLE, weight DOUBLE);
+CREATE MACRO state.history(since, known) AS TABLE
+SELECT place, sum(shards)::BIGINT AS shards, sum(total) AS total, sum(squares) AS squares, sum(weight)::DOUBLE AS weight
+FROM (
+  SELECT unnest(known, recursive := true)
+  UNION ALL BY NAME
+  SELECT place, 1 AS shards, value AS total, value * value AS squares, weight
+  FROM state.judged_metric WHERE version > since
+)
+GROUP BY place;
+
+-- The alarms of versions after `since`, where `known` are the histories up to there: so a run asks about its newest shards
+-- without a look at all that are older. Sums of squares lose digits that do not matter: a deviation counts as at least a
+-- hundredth of the mean.
+CREATE MACRO state.alarms_after(since, known) AS TABLE
 WITH compared AS (
-  SELECT *, count(*) OVER earlier AS shards_before, avg(value) OVER earlier AS mean,
-    coalesce(stddev_samp(value) OVER earlier, 0) AS deviation, avg(weight) OVER earlier AS usual_weight
-  FROM state.judged_metric
+  SELECT j.*, coalesce(k.shards, 0) + count(*) OVER earlier AS shards_before,
+    coalesce(k.total, 0) + coalesce(sum(j.value) OVER earlier, 0) AS total,
+    coalesce(k.squares, 0) + coalesce(sum(j.value * j.value) OVER earlier, 0) AS squares,
+    coalesce(k.weight, 0) + coalesce(sum(j.weight) OVER earlier, 0) AS weights
+  FROM state.judged_metric j LEFT JOIN (SELECT unnest(known, recursive := true)) k USING (place)
+  WHERE j.version > since
   WINDOW earlier AS (
-    PARTITION BY hash(corpus, modality, form, fingerprint, metric) ORDER BY version, part, coalesce(crop, 0)
-    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    PARTITION BY place ORDER BY j.version, j.part, coalesce(j.crop, 0) ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
   )
+),
+usual AS (
+  SELECT *, total / nullif(shards_before, 0) AS mean,
+    coalesce(sqrt(greatest(squares - total * mean, 0) / nullif(shards_before - 1, 0)), 0) AS deviation
+  FROM compared
 ),
 judged AS (
   SELECT *, (value - mean) / greatest(deviation, least_deviation + least_relative_deviation * abs(mean)) AS deviations,
-    weight >= least_relative_rows * usual_weight AS is_comparable,
+    weight * shards_before >= least_relative_rows * weights AS is_comparable,
     metric IN ('duplicates', 'label_duplicates') AND ok >= equal_rows AND value > 1 - 1.5 / ok AS is_all_equal
-  FROM compared, state.alarm_limit
+  FROM usual, state.alarm_limit
 ),
 ruled AS (
   SELECT *,
@@ -166,6 +188,8 @@ SELECT corpus, part, crop, modality, form, left(fingerprint, 12) AS recipe, alar
   shards_before, version
 FROM ruled WHERE alarm IS NOT NULL
 ORDER BY version, part, modality, form, crop, metric;
+
+CREATE VIEW alarms AS SELECT * FROM state.alarms_after(0, []::state.sums[]);
 
 CREATE VIEW tokenizers AS
 SELECT name, left(digest, 12) AS digest, family, vocabulary, rows AS fitted_rows, metrics::JSON AS metrics,

@@ -1,4 +1,4 @@
-"""Shards that depart from the history of their recipe are told as they come, and by SQL afterwards, by the same rules."""
+"""Tests that shards that depart from their history are told as they come: those that SQL finds over the whole history."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -65,11 +65,11 @@ def part(number: int) -> PartAdded:
 def alarms_of(storage: Storage, *commits: list[ShardAdded]) -> list[Alarm]:
     """The alarms as the commits come, which must be those that SQL finds afterwards."""
     with Catalog(storage) as catalog:
-        alarms, before = Alarms(catalog, ["photos"]), catalog.version
+        alarms, before = Alarms(catalog), catalog.version
         found = []
         for records in commits:
             catalog.commit([*(part(record.part) for record in records), *records], run="r")
-            found += alarms.add(records)
+            found += alarms.new()
         columns = ("part", "crop", "form", "alarm", "metric", "shards_before", "value", "mean", "deviations")
         rows = catalog.fetch(f"SELECT {', '.join(columns)} FROM alarms WHERE version > ?", [before])[1]
     told = [tuple(getattr(alarm, column) for column in columns) for alarm in found]
@@ -177,10 +177,10 @@ def test_the_driver_and_sql_find_the_same_in_any_history(workspace: Storage, see
     # A driver that starts in the middle goes on where the log stands.
     found = alarms_of(workspace, *commits[:8])
     with Catalog(workspace) as catalog:
-        alarms = Alarms(catalog, ["photos"])
+        alarms = Alarms(catalog)
         for records in commits[8:]:
             catalog.commit([*(part(record.part) for record in records), *records], run="r")
-            found += alarms.add(records)
+            found += alarms.new()
         rows = catalog.fetch("SELECT part, crop, form, alarm, metric, shards_before FROM alarms")[1]
     told = [(each.part, each.crop, each.form, each.alarm, each.metric, each.shards_before) for each in found]
     assert sorted(told) == sorted(rows)
@@ -189,12 +189,17 @@ def test_the_driver_and_sql_find_the_same_in_any_history(workspace: Storage, see
 
 def test_alarms_of_many_kinds_do_not_flood(workspace: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     with Catalog(workspace) as catalog:
-        alarms = Alarms(catalog, ["photos"])
+        alarms = Alarms(catalog)
         progress = Progress(events.sink(workspace, "r"))
-        names = [f"figure_{number}" for number in range(20)]
+        usual: dict[str, Any] = {f"figure_{number}": 1.0 for number in range(20)}
+        wild: dict[str, Any] = dict.fromkeys(usual, 9.0)
         for number in range(25):
-            alarms.tell([shard(number, **dict.fromkeys(names, 1.0))], progress)
-        assert alarms.tell([shard(25, **dict.fromkeys(names, 9.0))], progress) == 20
+            catalog.commit([shard(number, **usual)], run="r")
+        assert alarms.tell(progress) == 0
+        catalog.commit([shard(25, **wild)], run="r")
+        assert alarms.tell(progress) == 0, "it was asked a moment ago"
+        assert alarms.tell(progress, at_once=True) == 20
+        assert alarms.tell(progress, at_once=True) == 0
         progress.close()
     assert workspace.read("runs/r/events.jsonl").decode().count('"event": "alarm"') == 20
     told = capsys.readouterr().err
@@ -204,11 +209,11 @@ def test_alarms_of_many_kinds_do_not_flood(workspace: Storage, capsys: pytest.Ca
 
 def test_an_alarm_is_an_event_each_and_a_line_a_kind(workspace: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     with Catalog(workspace) as catalog:
-        alarms = Alarms(catalog, ["photos"])
+        alarms = Alarms(catalog)
         progress = Progress(events.sink(workspace, "r"))
-        for number in range(25):
-            assert alarms.tell([shard(number, mean=1.0)], progress) == 0
-        assert alarms.tell([shard(25, mean=7.0), shard(26, mean=70.0), shard(27, mean=1.0)], progress) == 2
+        catalog.commit([shard(number, mean=1.0) for number in range(25)], run="r")
+        catalog.commit([shard(25, mean=7.0), shard(26, mean=70.0), shard(27, mean=1.0)], run="r")
+        assert alarms.tell(progress) == 2
         progress.close()
     written = workspace.read("runs/r/events.jsonl").decode()
     assert written.count('"event": "alarm"') == 2

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -50,8 +51,6 @@ def test_figures_of_counts_and_of_values_stand_side_by_side(workspace: Storage, 
             **{"null_share": 0.25, "failed_share": 0.25, "bytes_per_row": pytest.approx(1000 / 3)},
             **{"tokens_per_row": pytest.approx(20 / 3), "codebook_use": 0.125},
         }
-        for shard in measured:
-            assert quality.figures(shard) == figures(catalog, shard.part, shard.form)
     with Catalog(workspace, as_of=3) as then:
         assert figures(then, 0, "label")["mean"] == 9
         assert figures(then, 0, "token") == {}
@@ -128,12 +127,13 @@ def test_a_history_is_of_the_current_shards_that_are_judged(workspace: Storage, 
             for number, value in enumerate(values)
         ]
         catalog.commit([*shards, make.shard(fingerprint=make.recipe_2, metrics={"mean": 99.0})], run="r")
-        found = quality.history(catalog, ["photos"])
-        assert quality.history(catalog, ["texts"]) == {}
-    assert {place[-1] for place in found} == {"mean", "null_share", "failed_share", "bytes_per_row"}
-    history = found["photos", "caption", "label", make.recipe_1, "mean"]
-    expected = quality.History()
-    for number, value in enumerate(values):
-        expected.add(value, 4 - number)
-    assert vars(history) == pytest.approx(vars(expected))
-    assert found["photos", "caption", "label", make.recipe_1, "null_share"].weight == 4
+        places = {place: metric for metric, place in catalog.fetch("SELECT metric, place FROM state.judged_metric")[1]}
+        before, version = quality.histories(catalog), catalog.version
+        catalog.commit([make.part(part=4), make.shard(part=4, ok=2, absent=2, metrics={"mean": 0.5})], run="r")
+        # What is new may be added to what was known.
+        after = {row["place"]: row for row in quality.histories(catalog, version, before)}
+        assert after == {row["place"]: row for row in quality.histories(catalog)}
+    found = {places[row["place"]]: row for row in before}
+    assert found.keys() == {"mean", "null_share", "failed_share", "bytes_per_row"}
+    assert found["mean"] == {"place": ANY, "shards": 4, "total": 15.5, "squares": 93.25, "weight": 10}
+    assert found["null_share"]["weight"] == 16
