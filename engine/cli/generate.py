@@ -19,18 +19,13 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), help="A new folder.  [default: generated-1, -2, ...]")
 @click.option("--samples", type=click.IntRange(min=1), default=1, help="Variations.")
 @click.option("--seed", type=int, default=0, help="Another seed draws others.")
-@click.option("--temperature", type=float, help="0 takes the likeliest.")
-@click.option("--top-k", type=int, help="Only the k likeliest tokens.")
-@click.option("--top-p", type=float, help="Only the likeliest that hold this share.")
-@click.option("--guidance", type=float, help="Weight of what is given; 1 is plain.")
-@click.option("--steps", type=int, help="In how many steps a picture is decoded.")
-@click.option("--order", type=click.Choice(["confidence", "random"]), help="Which cells first.")
 @click.option(
     "--set",
     "settings",
     multiple=True,
-    metavar="MODALITY.OPTION=VALUE",
-    help="One option of one modality, as rgb.steps=8.",
+    metavar="[MODALITY.]OPTION=VALUE",
+    help="How tokens are drawn: steps, schedule, order, temperature, temperature_schedule, top_k, top_p, guidance, tokens; "
+    "of one modality (rgb.steps=8) or of all (temperature=0).",
 )
 def generate(
     checkpoint: str,
@@ -40,7 +35,6 @@ def generate(
     samples: int,
     seed: int,
     settings: tuple[str, ...],
-    **decoding: float | str | None,
 ) -> None:
     """Make modalities from others with a trained model, and a contact sheet of it."""
     from engine.inference import generate as generating
@@ -52,7 +46,6 @@ def generate(
         out,
         samples=samples,
         seed=seed,
-        every={name: value for name, value in decoding.items() if value is not None},
         settings=list(settings),
         say=lambda text: click.echo(text, err=True),
     )

@@ -1,20 +1,14 @@
 """What verbs share: their exit codes, their common options, and how a value of an option is read."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from manifests.errors import ConfigError
-
 DONE, FOUND_WRONG, USER_MISTAKE, OVER_BUDGET, INTERRUPTED = 0, 1, 2, 3, 4
 
 
 Verb = Callable[..., Any]
-
-
-_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 def form_option(*forms: str) -> Callable[[Verb], Verb]:
@@ -46,18 +40,6 @@ attach_option = click.option(
     metavar="FILE[:COLUMN,...]",
     help="A table of yours beside the views: `samples` gets its columns, by corpus,key or the columns named.",
 )
-
-
-def bytes_of(text: str) -> int:
-    """A size such as 512MB, 2GB or 1.5GiB."""
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?I?)B?\s*", text.upper())
-    try:
-        size_bytes = int(float(found[1]) * _UNITS[found[2]]) if found else 0
-    except (KeyError, ValueError):
-        size_bytes = 0
-    if size_bytes < 64e6:
-        raise ConfigError(f"--memory {text}: expected a size of at least 64MB, such as 512MB or 2GB")
-    return size_bytes
 
 
 def names_of(text: str | None) -> list[str] | None:

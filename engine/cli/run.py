@@ -18,13 +18,6 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be done, why, and at what cost, by a probe; change nothing."
 )
-@click.option("--price", type=click.FloatRange(min=0), help="Price of a worker's hour, for what it would cost.")
-@click.option(
-    "--probe-sheet",
-    type=_PATH,
-    metavar="PNG",
-    help="Where --dry-run puts the contact sheet of its probe.  [default: probe-<corpus>.png]",
-)
 @click.option("--where", metavar="SQL", help="Label only the rows that a condition over `samples` picks.")
 @click.option("--refit", is_flag=True, help="Fit the tokenizers anew; new shards beside the old.")
 @click.option("--failed", is_flag=True, help="Make failed rows again.")
@@ -37,8 +30,6 @@ def run(
     settings: tuple[str, ...],
     only: str | None,
     dry_run: bool,
-    price: float | None,
-    probe_sheet: Path | None,
     where: str | None,
     refit: bool,
     failed: bool,
@@ -56,14 +47,11 @@ def run(
         raise ConfigError(f"--only {only}: no such step; {nearest(only, job.STEPS)}")
     if classes and not failed:
         raise ConfigError(f"--class {classes[0]} says which failed rows are made again; add --failed")
-    if probe_sheet is not None and not dry_run:
-        raise ConfigError(f"--probe-sheet {probe_sheet} is what a probe writes; add --dry-run")
     if address is not None and runner == "local":
         raise ConfigError(f"--ray {address} names a cluster, --runner local runs in this process; leave one out")
     given = {
         "runner": "ray" if address is not None else runner,
         "workers": workers,
-        "gpu_hour_price": price,
         "ray_address": None if address is None else f"'{address}'",
     }
     overrides = [f"engine.{name}={value}" for name, value in given.items() if value is not None]
@@ -73,7 +61,7 @@ def run(
     if dry_run:
         from engine.run import dry_run as dry
 
-        for line in dry.dry_run(config, steps=steps, refit=refit, retry=retry, where=where, sheet=probe_sheet):
+        for line in dry.dry_run(config, steps=steps, refit=refit, retry=retry, where=where):
             click.echo(line)
         return
     done = job.run(config, steps=steps, refit=refit, retry=retry, where=where)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine.cli.options import as_of_option, attach_option, bytes_of, workspace_argument
+from engine.cli.options import as_of_option, attach_option, workspace_argument
 from manifests.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ _FORMS = ("table", "csv", "json", "parquet")
 @click.command()
 @workspace_argument
 @click.argument("query", required=False)
-@click.option("--file", type=click.Path(path_type=Path), metavar="FILE.sql", help="Read the query from a file.")
 @click.option(
     "--format", "form", type=click.Choice(_FORMS), help="How the answer is written.  [default: table, or as --out ends]"
 )
@@ -34,39 +33,36 @@ _FORMS = ("table", "csv", "json", "parquet")
     default=10,
     help="Seconds that --locked gives.",
 )
-@click.option("--memory", default="2GB", metavar="SIZE", help="Memory that --locked gives.")
 def sql(
     workspace: str,
     query: str | None,
-    file: Path | None,
     form: str | None,
     out: Path | None,
     as_of: str | None,
     tables: tuple[str, ...],
     locked: bool,
     timeout_s: float,
-    memory: str,
 ) -> None:
     """Ask the manifest.
 
     QUERY is SQL over the views: corpora parts samples shards recipes coverage missing stale complete_parts failures quality
     alarms runs lineage timeline tokenizers snapshots snapshot_uses forgotten; boxes instances persons captions palettes
-    metadata. docs/manifest.md has their columns, and macros such as diff(version_a, version_b). - reads it from standard input.
+    metadata. docs/manifest.md has their columns, and macros such as diff(version_a, version_b). - as QUERY
+    reads it from standard input.
     """
     from engine.show import tables as output
     from manifests.catalog.catalog import Catalog
 
-    asked = _query(query, file)
+    asked = _query(query)
     form = form or ("table" if out is None else _form_of(out))
     output.check_target(form, out)
-    memory_bytes = bytes_of(memory)
     with Catalog.open(workspace, as_of=as_of) as catalog:
         for text in tables:
             attach_table(catalog, text)
         if locked:
             from manifests.locked import locked as locking
 
-            answer = locking.ask(catalog, asked, timeout_s=timeout_s, memory_bytes=memory_bytes)
+            answer = locking.ask(catalog, asked, timeout_s=timeout_s)
             output.write(answer, form, out)
         elif form == "parquet":
             output.write(catalog.sql(asked), form, out)
@@ -82,15 +78,10 @@ def attach_table(catalog: "Catalog", text: str) -> None:
     click.echo(catalog.attach(file, on=on), err=True)
 
 
-def _query(query: str | None, file: Path | None) -> str:
-    if (query is None) == (file is None):
-        raise ConfigError("modmill sql needs one query: QUERY, - for standard input, or --file FILE.sql")
-    if file is not None:
-        try:
-            return file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--file {file}: {error}; expected a text file with one query") from error
-    return sys.stdin.read() if query == "-" else str(query)
+def _query(query: str | None) -> str:
+    if query is None:
+        raise ConfigError("modmill sql needs a query: QUERY, or - to read it from standard input")
+    return sys.stdin.read() if query == "-" else query
 
 
 def _form_of(out: Path) -> str:

@@ -32,18 +32,18 @@ def run(
     *,
     samples: int,
     seed: int,
-    every: Mapping[str, Any],
     settings: Sequence[str],
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Generates `samples` variations of the wanted modalities, in their order, and writes them; returns the folder.
 
-    `every` are decode options for all modalities, `settings` those for one, as MODALITY.OPTION=VALUE. `out` is a folder that is
+    `settings` are decode options, as MODALITY.OPTION=VALUE for one modality, or OPTION=VALUE for all. `out` is a folder that is
     not there yet, or is empty; None: the first `generated-<n>` that is free. Nothing is written before all is made; `say`
     is told what is being made, and the texts that were.
     Raises ConfigError on what cannot be given, wanted or set.
     """
-    options = GenerateOptions(every=every, each=_settings(settings))
+    every, each = _settings(settings)
+    options = GenerateOptions(every=every, each=each)
     folder = _free_folder(out)
     opened = open_checkpoint(checkpoint)
     for name in wanted:
@@ -116,19 +116,20 @@ def _generate(
     return made
 
 
-def _settings(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """MODALITY.OPTION=VALUE by modality and option."""
+def _settings(settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Splits settings into those of all modalities (OPTION=VALUE) and those of each (MODALITY.OPTION=VALUE)."""
+    every: dict[str, Any] = {}
     each: dict[str, dict[str, Any]] = {}
     for setting in settings:
-        where, equals, value = setting.partition("=")
-        name, dot, option = where.rpartition(".")
-        if not (equals and dot):
-            raise ConfigError(f"--set {setting}: expected MODALITY.OPTION=VALUE, such as rgb.steps=8")
+        place, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: expected MODALITY.OPTION=VALUE or OPTION=VALUE, such as rgb.steps=8")
+        name, dot, option = place.rpartition(".")
         try:
-            each.setdefault(name, {})[option] = yaml.safe_load(value)
+            (each.setdefault(name, {}) if dot else every)[option] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting}: {value!r} is no number or word") from error
-    return each
+            raise ConfigError(f"--set {setting}: {value!r} is not a number or a word") from error
+    return every, each
 
 
 def _free_folder(out: Path | None) -> Path:

@@ -264,14 +264,12 @@ class GridFit(Section):
     steps: int = Field(default=400, ge=1, description="optimizer steps")
     batch: int | None = Field(default=None, ge=1, le=65_536, description="windows of crops a step")
     window: int | None = Field(default=None, ge=2, description="side of a window, px")
-    mirror: bool | None = Field(default=None, description="whether half of the windows are mirrored")
     seed: Seed = Field(default=0, description="seed of weights and order")
     checkpoint_every: int = Field(default=50, ge=1, description="steps between checkpoints of the fit")
     latent: int | None = Field(default=None, ge=1, description="channels of a code")
     width: int | None = Field(default=None, ge=1, description="channels of the networks")
     depth: int | None = Field(default=None, ge=1, description="blocks of the networks")
     rate: float | None = Field(default=None, gt=0, description="learning rate of vectors, kernels and linear maps")
-    matrix_rate: float | None = Field(default=None, gt=0, description="learning rate of the trunks' matrices")
 
 
 class TextFit(Section):
@@ -309,8 +307,7 @@ class PoolConfig(Section):
     workers: int | None = Field(default=None, ge=1, le=65_536, description="workers; default: as many as fit")
     threads: int | None = Field(default=None, ge=1, le=1024, description="default: engine.threads")
     batch: int | None = Field(default=None, ge=1, le=65_536, description="default: engine.batch")
-    device: str | None = Field(default=None, pattern=DEVICE, description="default: engine.device")
-    gpus: float | None = Field(default=None, ge=0, le=64, description="default: engine.gpus")
+    gpus: float | None = Field(default=None, ge=0, le=64, description="default: engine.gpus; 0: no GPU is seen")
     memory_mb: int | None = Field(default=None, ge=1, description="default: engine.memory_mb")
     node_labels: dict[str, str] = Field(default_factory=dict, description="Ray labels that a node must have")
     runtime_env: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(

@@ -80,7 +80,7 @@ def dry_run(
     workspace = open_storage(config.workspace)
     if workspace.is_local and path.absolute().is_relative_to(workspace.root):
         raise ConfigError(
-            f"--probe-sheet {path} lies in the workspace, which a dry run does not change; name another path"
+            f"the contact sheet {path} lies in the workspace, which a dry run does not change; start from another folder"
         )
     with ExitStack() as stack:
         progress = Progress(None, quiet=quiet)
@@ -251,15 +251,13 @@ class _Dry:
             else:
                 looked = "nothing came of the samples that would be on the contact sheet: there is none"
         except OSError as error:
-            looked = (
-                f"the contact sheet cannot be written to {path} ({error.strerror}); name another file by --probe-sheet"
-            )
+            looked = f"the contact sheet cannot be written to {path} ({error.strerror}); start from another folder"
         price = engine.gpu_hour_price
         return [
             f"by a probe of up to {probe_run.SAMPLES} samples on this machine ({probe.machine_words()}); the rest is decoding, "
             "crops, tokens and files:",
             *reasons.aligned(rows, right=range(3, len(rows[0]))).splitlines(),
-            f"in all: {whole.words(price)}{'' if price is not None else ' (dollars: --price, or engine.gpu_hour_price)'}",
+            f"in all: {whole.words(price)}{'' if price is not None else ' (dollars: --set engine.gpu_hour_price=PRICE)'}",
             f"wall time: {walls}",
             *_about_tokenizers(unfitted),
             *bench.failed,

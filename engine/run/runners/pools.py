@@ -143,7 +143,6 @@ def _pool(
         settings,
         threads=section.threads or settings.threads,
         batch=section.batch or settings.batch,
-        device=section.device or settings.device,
     )
     needs: dict[str, float] = {"CPU": made.threads}
     gpus = engine.gpus if section.gpus is None else section.gpus

@@ -62,12 +62,12 @@ def test_sql_answers_in_every_format(folder: Path, tmp_path: Path) -> None:
     assert "3 rows" in table
 
 
-def test_sql_takes_its_query_from_a_file_and_writes_to_one(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "q.sql").write_text("-- a comment\nSELECT key, caption\nFROM captions ORDER BY key\n")
-    rows = json.loads(modmill("sql", "work", "--file", f"{tmp_path}/q.sql", "--format", "json", cwd=folder).stdout)
+def test_sql_takes_its_query_from_standard_input_and_writes_to_a_file(folder: Path, tmp_path: Path) -> None:
+    query = "-- a comment\nSELECT key, caption\nFROM captions ORDER BY key\n"
+    rows = json.loads(modmill("sql", "work", "-", "--format", "json", cwd=folder, input=query).stdout)
     assert len(rows) == 3
     for name in ("a.parquet", "a.json", "a.csv", "a.txt"):
-        done = modmill("sql", "work", "--file", f"{tmp_path}/q.sql", "--out", f"{tmp_path}/{name}", cwd=folder)
+        done = modmill("sql", "work", "-", "--out", f"{tmp_path}/{name}", cwd=folder, input=query)
         assert (done.returncode, done.stdout) == (0, ""), done
     assert pq.read_table(tmp_path / "a.parquet").to_pylist() == rows
     assert json.loads((tmp_path / "a.json").read_text()) == rows
@@ -124,9 +124,9 @@ def test_locked_sql_answers_alike_and_refuses_in_one_line(folder: Path) -> None:
         assert modmill("sql", "work", query, "--format", form, "--locked", cwd=folder).stdout == plain.stdout != ""
     for attack, message in (
         ("FROM read_text('pipeline.yaml')", "refused: Permission Error"),
-        ("SELECT list_sum(range(2000000000))", "took more than 0.4 GB"),
+        ("SELECT list_sum(range(2000000000))", "took more than 2 GB"),
     ):
-        answer = modmill("sql", "work", attack, "--locked", "--memory", "400MB", "--timeout", "20", cwd=folder)
+        answer = modmill("sql", "work", attack, "--locked", "--timeout", "20", cwd=folder)
         assert (answer.returncode, answer.stdout, answer.stderr.count("\n")) == (2, "", 1), answer
         assert message in answer.stderr
     slow = modmill(
@@ -201,10 +201,7 @@ def test_status_and_verify(folder: Path) -> None:
         (["sql", "work", "SELECT nope FROM shards"], "nope"),
         (["sql", "work", "DELETE FROM log.shard"], "only read"),
         (["sql", "nowhere", "SELECT 1"], "no modmill workspace"),
-        (["sql", "work"], "QUERY, - for standard input, or --file FILE.sql"),
-        (["sql", "work", "SELECT 1", "--file", "x.sql"], "one query"),
-        (["sql", "work", "--file", "x.sql"], "x.sql"),
-        (["sql", "work", "SELECT 1", "--locked", "--memory", "lots"], "512MB or 2GB"),
+        (["sql", "work"], "QUERY, or - to read it from standard input"),
         (["sql", "work", "SELECT 1 AS a, 2 AS a", "--format", "json"], "rename with AS"),
         (["status", "pipeline.yaml"], "pipeline.yaml is a file; a workspace is a folder"),
         (["run", "missing.yaml"], "missing.yaml"),

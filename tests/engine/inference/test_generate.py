@@ -173,7 +173,9 @@ def test_a_photograph_becomes_all_that_the_model_knows(world: World, prompts: di
     wanted = "edges@32,depth@32,segmentation@32,boxes,palette,metadata,caption"
     given = {"rgb@32": prompts["rgb@32"]}
     out = tmp_path / "out"
-    document = generate(world.trained, given, wanted, out, "--steps", "2", "--set", "depth@32.top_k=3", "--seed", "4")
+    document = generate(
+        world.trained, given, wanted, out, "--set", "steps=2", "--set", "depth@32.top_k=3", "--seed", "4"
+    )
     assert document["from"] == given
     assert document["to"] == wanted.split(",")
     assert (document["step"], document["seed"], document["random_weights"]) == (3, 4, False)
@@ -208,7 +210,7 @@ def test_every_kind_of_prompt_and_what_was_generated_is_read(
 ) -> None:
     for name in prompts:
         given = {other: value for other, value in prompts.items() if other != name}
-        generate(world.trained, given, name, tmp_path / name, "--steps", "1", "--temperature", "0")
+        generate(world.trained, given, name, tmp_path / name, "--set", "steps=1", "--set", "temperature=0")
     back = {
         "rgb@32": "rgb@32.png",
         "edges@32": "edges@32.png",
@@ -227,7 +229,7 @@ def test_every_kind_of_prompt_and_what_was_generated_is_read(
 
 def test_variations_differ_and_seeds_repeat_them(world: World, tmp_path: Path) -> None:
     given = {"caption": "two dogs"}
-    more = ("--samples", "18", "--temperature", "1", "--top-p", "1", "--steps", "2")
+    more = ("--samples", "18", "--set", "temperature=1", "--set", "top_p=1", "--set", "steps=2")
     first = generate(world.trained, given, "rgb@32", tmp_path / "first", *more)
     generate(world.trained, given, "rgb@32", tmp_path / "again", *more)
     files = first["files"]["rgb@32"]
@@ -313,11 +315,12 @@ def test_prompts_that_cannot_be_used_are_named(
         (("--to", "caption", "--from", "caption=x"), "in --from and in --to"),
         (("--to", "caption", "--from", "palette=#000000", "--from", "palette=#ffffff"), "given twice"),
         (("--to", "caption,caption"), "each once"),
-        (("--to", "caption", "--temperature", "-1"), "temperature"),
+        (("--to", "caption", "--set", "temperature=-1"), "temperature"),
         (("--to", "caption", "--set", "caption.topp=1"), "did you mean 'top_p'"),
         (("--to", "caption", "--set", "captoin.top_p=1"), "did you mean 'caption'"),
-        (("--to", "caption", "--set", "top_p=1"), "MODALITY.OPTION=VALUE"),
-        (("--to", "caption", "--set", "caption.top_p=[1"), "no number or word"),
+        (("--to", "caption", "--set", "top_p"), "MODALITY.OPTION=VALUE"),
+        (("--to", "caption", "--set", "topp=1"), "did you mean 'top_p'"),
+        (("--to", "caption", "--set", "caption.top_p=[1"), "not a number or a word"),
     ],
 )
 def test_options_that_cannot_be_used_are_named(

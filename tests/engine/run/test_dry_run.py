@@ -174,4 +174,4 @@ def test_a_sheet_that_cannot_be_written_costs_no_plan(tmp_path: Path, photos: Pa
     (tmp_path / "file").write_text("no folder")
     text = dry_run.dry_run(config, sheet=tmp_path / "file" / "probe.png", quiet=True)
     assert any(line.startswith("in all: ") for line in text)
-    assert "name another file by --probe-sheet" in "\n".join(text)
+    assert "start from another folder" in "\n".join(text)
