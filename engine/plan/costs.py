@@ -130,7 +130,7 @@ def _file(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str) ->
         "machine": machine(),
         "threads": (own and own.threads) or engine.threads,
         "batch": (own and own.batch) or engine.batch,
-        "device": (own and own.device) or engine.device,
+        "device": engine.device,
         "dtype": engine.dtype,
         "compile": engine.compile,
     }
