@@ -33,7 +33,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 bench: setup
-	for file in benchmarks/*.py; do case $$file in */scenes.py | */chaos.py | */engine_*.py) ;; *) $(BIN)/python $$file --quick || exit 1 ;; esac; done
+	for name in engine manifest loader generation; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .ruff_cache .import_linter_cache

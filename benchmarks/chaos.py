@@ -1,6 +1,6 @@
 """A run under fire: labels images on a two-node Ray cluster of this machine while workers and the driver are killed.
 
-    python benchmarks/chaos.py FOLDER --images 30000 --worker-every 20 --drivers 3
+    python -m benchmarks.chaos FOLDER --images 30000 --worker-every 20 --drivers 3
 
 Makes the images (crops of photographs that ship inside scikit-image, and procedural scenes), starts a cluster, and runs
 `modmill run --ray ADDRESS` again and again until it ends by itself. Meanwhile one worker process gets SIGKILL every so many
@@ -51,8 +51,9 @@ def make_images(folder: Path, count: int, processes: int = 2) -> None:
 def _make_some(folder: Path, numbers: range) -> None:
     import cv2
     import numpy as np
-    import scenes
     import skimage.data
+
+    from benchmarks import scenes
 
     cv2.setNumThreads(1)
     sources = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket()]

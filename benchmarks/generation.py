@@ -1,4 +1,4 @@
-"""How right a small model is on scenes it never saw: `python benchmarks/generation.py [--out FOLDER] [--quick] [--json]`.
+"""How right a small model is on scenes it never saw: `python -m benchmarks.generation [--out FOLDER] [--quick] [--json]`.
 
 Renders scenes, runs a pipeline over them (rgb, depth, edges, boxes and captions, with their tokenizers), trains
 `examples/train/scenes.yaml` (about 15 minutes of one core), and generates from the first 48 held-out scenes, with the
@@ -24,16 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import scenes
-
-from engine.cli.demo import model
-from engine.pipeline import config as pipeline
-from engine.run import job
-from engine.run import train as train_run
-from manifests.pixels import images
-from manifests.snapshots.snapshot import open_snapshot
-from train.generation.generate import Tokenizers
-from train.run.checkpoint import open_checkpoint
+from benchmarks import scenes
 
 TRAINER_FILE = Path(__file__).resolve().parent.parent / "examples" / "train" / "scenes.yaml"
 FIGURES = ("color_in_picture", "color_in_caption", "depth_error", "boxes_f1", "boxes_any_f1")
@@ -63,6 +54,15 @@ engine: {workers: 2}
 
 def measure(folder: Path, *, count: int, steps: int | None) -> dict[str, Any]:
     """Makes what is missing in `folder`, trains, and judges."""
+    from engine.cli.demo import model
+    from engine.pipeline import config as pipeline
+    from engine.run import job
+    from engine.run import train as train_run
+    from manifests.pixels import images
+    from manifests.snapshots.snapshot import open_snapshot
+    from train.generation.generate import Tokenizers
+    from train.run.checkpoint import open_checkpoint
+
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "scenes").exists():
         scenes.write(folder / ".scenes", count)

@@ -1,4 +1,4 @@
-"""How fast the loader gives rows: `python benchmarks/loader.py [--quick] [--json]`.
+"""How fast the loader gives rows: `python -m benchmarks.loader [--quick] [--json]`.
 
 A snapshot of 8,192 rows in parts of 2,048, with 11 modalities of fixed length (7 of 196 tokens, 2 of 256, 2 of 16) and 6
 sequences (20 to 120 tokens on average): about 2,200 tokens a row, the mix of 4M-21. Rows come shuffled, as batches of
@@ -23,7 +23,6 @@ from manifests.formats.shards import keys_digest, write_tokens
 from manifests.recipe import sha256_hex
 from manifests.snapshots.snapshot import Snapshot, SnapshotPart, SnapshotShard
 from manifests.store.storage import open_storage
-from train.data.loader import Loader
 from train.data.mixture import Entry
 from train.data.vocabulary import TokenModality, Vocabulary
 
@@ -87,7 +86,9 @@ def make(folder: Path) -> tuple[Snapshot, Vocabulary]:
 
 
 def measure(folder: Path, *, batch: int, seconds: float) -> dict[str, float]:
-    """The figures, each of `seconds`."""
+    """Returns the figures, each measured for `seconds`."""
+    from train.data.loader import Loader
+
     snapshot, vocabulary = make(folder)
     options = {"vocabulary": vocabulary, "seed": 0, "batch": batch}
     start = time.perf_counter()

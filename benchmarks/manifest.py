@@ -1,4 +1,4 @@
-"""How fast the manifest answers and commits: `python benchmarks/manifest.py [--quick] [--json]`.
+"""How fast the manifest answers and commits: `python -m benchmarks.manifest [--quick] [--json]`.
 
 A log of 1,200,000 shards (a billion images in parts of 10,000, with 12 modalities), and apart from it 20,000,000 rows of
 samples in 2,000 parts, at these sizes under --quick too. Prints what it does, and last one line of JSON:

@@ -1,6 +1,6 @@
 """Procedural scenes with exact labels: shaded solids over a patterned floor, ray cast with numpy.
 
-    python benchmarks/scenes.py OUT --count 1000 --seed 0 --size 224 --workers 2 --sheet sheet.png
+    python -m benchmarks.scenes OUT --count 1000 --seed 0 --size 224 --workers 2 --sheet sheet.png
 
 Captions are true in the picture, and every label is computed at pixel centers from the rays that make the picture.
 Camera: a pinhole at the origin; x right, y down, z along the view. The center of pixel (row, column) is the point

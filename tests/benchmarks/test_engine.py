@@ -1,27 +1,25 @@
-"""The pieces of `benchmarks/engine.py` at a small size: they run, count what they say, and agree with each other."""
+"""The pieces of `benchmarks.engine` at a small size: they run, count what they say, and agree with each other."""
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from benchmarks import (
-    engine_bare,
-    engine_bench,
-    engine_images,
-    engine_measures,
-    engine_memory,
-    engine_raydata,
-    engine_runs,
+from benchmarks.engine import (
+    bare,
+    inputs,
+    measures,
+    memory,
+    raydata,
+    runs,
 )
+from benchmarks.engine.bench import Bench
 from manifests.formats import shards
 
-BENCHMARK = Path(engine_bare.__file__).with_name("engine.py")
+BENCHMARK = Path(bare.__file__).with_name("__main__.py")
 GOALS = {
     *(
         "engine_over_bare_tiny",
@@ -37,29 +35,29 @@ GOALS = {
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return engine_images.make_images(tmp_path_factory.mktemp("bench") / "images", 12, sides_px=(80, 120))
+    return inputs.make_images(tmp_path_factory.mktemp("bench") / "images", 12, sides_px=(80, 120))
 
 
 @pytest.fixture(scope="module")
 def pipeline(images: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("run")
-    source = engine_images.folder_of(images, folder / "source")
-    return engine_images.pipeline(
-        source, folder / "workspace", engine_measures.LIGHT, part_rows=3, runner="local", workers=1, device="cpu"
+    source = inputs.folder_of(images, folder / "source")
+    return inputs.pipeline(
+        source, folder / "workspace", measures.LIGHT, part_rows=3, runner="local", workers=1, device="cpu"
     )
 
 
 def test_the_images_are_the_same_again(images: list[Path], tmp_path: Path) -> None:
-    again = engine_images.make_images(tmp_path / "again", 12, sides_px=(80, 120))
+    again = inputs.make_images(tmp_path / "again", 12, sides_px=(80, 120))
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in images]
     assert sum(path.with_suffix(".txt").exists() for path in images) == 6
 
 
 def test_the_loop_makes_what_the_engine_makes(images: list[Path], pipeline: dict, tmp_path: Path) -> None:
-    looped = engine_bare.light_loop(images, tmp_path)
+    looped = bare.light_loop(images, tmp_path)
     assert looped["rows"] == 12
     assert looped["wall_s"] > 0
-    figures = engine_runs.run(pipeline, workers=1)
+    figures = runs.run(pipeline, workers=1)
     # Of four parts the first is the start.
     assert (figures["rows"], figures["cpu_rows"]) == (9, 12)
     assert figures["wall_s"] > 0
@@ -73,20 +71,20 @@ def test_the_loop_makes_what_the_engine_makes(images: list[Path], pipeline: dict
 
 
 def test_milliseconds_of_each_function(images: list[Path]) -> None:
-    spent = engine_bare.light_functions_ms(images[:2], repeats=1)
-    assert set(spent) == {*engine_bare.LIGHT, "decode", "crop"}
+    spent = bare.light_functions_ms(images[:2], repeats=1)
+    assert set(spent) == {*bare.LIGHT, "decode", "crop"}
     assert all(0 <= ms < 1000 for ms in spent.values())
 
 
 def test_a_worker_s_memory_is_sampled(pipeline: dict, tmp_path: Path) -> None:
-    figures = engine_memory.slope_mb_per_100_parts({**pipeline, "workspace": str(tmp_path / "workspace")})
+    figures = memory.slope_mb_per_100_parts({**pipeline, "workspace": str(tmp_path / "workspace")})
     assert figures["parts"] == 4
     assert figures["rss_mb_last"] > 20
 
 
 def test_the_median_of_ratios_after_a_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_images, "SIDES_PX", (20, 30))
-    bench = engine_bench.Bench(tmp_path, scale=0.01, rounds=3)
+    monkeypatch.setattr(inputs, "SIDES_PX", (20, 30))
+    bench = Bench(tmp_path, scale=0.01, rounds=3)
     said: list[str] = []
     bench.say = said.append
     ours = iter([99.0, 2.0, 1.0, 4.0])
@@ -100,20 +98,13 @@ def test_the_median_of_ratios_after_a_warm_up(tmp_path: Path, monkeypatch: pytes
 
 def test_the_functions_that_ray_data_is_given_label_a_batch(images: list[Path]) -> None:
     pixels = [cv2.imread(str(path))[..., ::-1] for path in images[:2]]
-    made = engine_raydata.Light()({"path": [str(path) for path in images[:2]], "image": pixels})
+    made = raydata.Light()({"path": [str(path) for path in images[:2]], "image": pixels})
     assert made["key"] == ["00000", "00001"]
     assert all(len(values) == 2 for values in made.values())
     assert cv2.imdecode(np.frombuffer(made["rgb"][0], np.uint8), cv2.IMREAD_COLOR).shape == (224, 224, 3)
 
 
 def test_every_goal_is_measured_and_explained() -> None:
-    assert set(engine_measures.MEASURES) == {"light", "neural", "neural_on_ray", "dinov2", "fused", "driver", "memory"}
+    assert set(measures.MEASURES) == {"light", "neural", "neural_on_ray", "dinov2", "fused", "driver", "memory"}
     document = ast.get_docstring(ast.parse(BENCHMARK.read_text())) or ""
     assert {word for word in re.findall(r"\w+", document) if word in GOALS} == GOALS
-
-
-def test_the_script_finds_our_package_and_not_itself(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARK), "--only", "nothing"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "no such measure; there are light" in done.stderr

@@ -246,9 +246,10 @@ def test_written_files_hold_the_scene(tmp_path: Path):
 
 def test_the_command_writes_the_bytes_of_write_and_a_sheet(tmp_path: Path):
     page = tmp_path / "sheet.png"
-    script = Path(scenes.__file__)
+    root = Path(scenes.__file__).parents[1]
     options = ["--count", "3", "--seed", "4", "--size", "64", "--workers", "2", "--sheet", str(page)]
-    subprocess.run([sys.executable, str(script), str(tmp_path / "one"), *options], check=True, cwd=tmp_path)
+    command = [sys.executable, "-m", "benchmarks.scenes", str(tmp_path / "one"), *options]
+    subprocess.run(command, check=True, cwd=root)
     scenes.write(tmp_path / "two", 3, seed=4, size=64)
     assert _files(tmp_path / "one") == _files(tmp_path / "two")
     scenes.write(tmp_path / "two", 3, seed=4, size=64)

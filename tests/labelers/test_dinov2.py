@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import engine_weights
+from benchmarks.engine import weights
 from labelers import pretrained
 from labelers.dinov2 import Dinov2
 from manifests.errors import ConfigError
@@ -56,13 +56,13 @@ def test_mean_and_deviation_are_the_checkpoints_own(checkpoint: Checkpoint, tmp_
 
 
 def test_another_width_is_a_subclass_and_modalities_of_its_own(tmp_path: Path) -> None:
-    folder = str(engine_weights.dinov2_tiny(tmp_path / "tiny"))
+    folder = str(weights.dinov2_tiny(tmp_path / "tiny"))
     with pytest.raises(ConfigError, match="192 channels, dinov2 has 768; declare a modality"):
         Dinov2(checkpoint=folder)
-    found = engine_weights.TinyDinov2(checkpoint=folder).label({"image": crops(2)})
+    found = weights.TinyDinov2(checkpoint=folder).label({"image": crops(2)})
     assert {name: labels.shape[1:] for name, labels in found.items()} == {
-        "tiny_map": engine_weights.TINY_MAP.shape(),
-        "tiny_global": engine_weights.TINY_GLOBAL.shape(),
+        "tiny_map": weights.TINY_MAP.shape(),
+        "tiny_global": weights.TINY_GLOBAL.shape(),
     }
 
 

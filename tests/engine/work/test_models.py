@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import engine_weights
+from benchmarks.engine.weights import depth_tiny, dinov2_tiny
 from engine.pipeline import config as pipeline
 from engine.plan import corpus, weights
 from engine.plan.corpus import LabelerUse
@@ -88,7 +88,7 @@ def test_where_the_weights_lie_is_no_part_of_the_identity(tmp_path: Path) -> Non
 
 
 def test_weights_must_be_those_of_the_plan(tmp_path: Path) -> None:
-    folder = engine_weights.depth_tiny(tmp_path / "depth")
+    folder = depth_tiny(tmp_path / "depth")
     found = weights.resolve(str(folder))
     wanted = LabelerUse(name="dpt", parameters={"checkpoint": str(folder)}, outputs=(), weights=found.digest)
     held = Models("cpu", MEBIBYTE)
@@ -107,18 +107,18 @@ corpora:
     source: photos
     part_rows: 8
     modalities:
-      benchmarks.engine_weights:TINY_MAP: {parameters: {checkpoint: PLACE/tiny}}
-      benchmarks.engine_weights:TINY_GLOBAL: {parameters: {checkpoint: PLACE/tiny}, keep: true}
+      benchmarks.engine.weights:TINY_MAP: {parameters: {checkpoint: PLACE/tiny}}
+      benchmarks.engine.weights:TINY_GLOBAL: {parameters: {checkpoint: PLACE/tiny}, keep: true}
       depth: {labeler: dpt, parameters: {checkpoint: PLACE/depth}, keep: true, tokens: false}
-tokenizers: {"benchmarks.engine_weights:TINY_MAP": {steps: 4, batch: 4, codebook: 32, width: 16, latent: 8}}
+tokenizers: {"benchmarks.engine.weights:TINY_MAP": {steps: 4, batch: 4, codebook: 32, width: 16, latent: 8}}
 fit_rows: 8
 engine: {runner: local, workers: 1, batch: 4}
 """
 
 
 def test_a_run_with_weights_is_stale_by_their_digest_alone(tmp_path: Path, photos: Path) -> None:
-    engine_weights.dinov2_tiny(tmp_path / "first/tiny")
-    engine_weights.depth_tiny(tmp_path / "first/depth")
+    dinov2_tiny(tmp_path / "first/tiny")
+    depth_tiny(tmp_path / "first/depth")
     file = tmp_path / "pipeline.yaml"
 
     def run(place: str) -> int:
@@ -143,5 +143,5 @@ def test_a_run_with_weights_is_stale_by_their_digest_alone(tmp_path: Path, photo
 
     (tmp_path / "first").rename(tmp_path / "second")
     assert run("second") == 0
-    engine_weights.depth_tiny(tmp_path / "second/depth", seed=1)
+    depth_tiny(tmp_path / "second/depth", seed=1)
     assert run("second") == 2

@@ -1,4 +1,4 @@
-"""What `benchmarks/engine.py` compares the engine with: the plain loop, and the bare model.
+"""What `benchmarks.engine` compares the engine with: the plain loop, and the bare model.
 
 The loop is what one writes in an afternoon: read, decode, crop, label, encode, one file a modality; no checks, no
 retries, no record. It calls the very functions that the engine calls.

@@ -1,4 +1,4 @@
-"""The same work through Ray Data, for `benchmarks/engine.py`.
+"""The same work through Ray Data, for `benchmarks.engine`.
 
 `read_images(include_paths=True)` decodes in its read tasks, an actor pool labels batches with the functions that our engine
 calls, `write_parquet` writes: pixels as PNG bytes, records as lists of structs. Actors take half a processor each, so
@@ -24,13 +24,13 @@ class Light:
     def __init__(self) -> None:
         import cv2
 
-        from benchmarks.engine_bare import light_labelers
+        from benchmarks.engine.bare import light_labelers
 
         cv2.setNumThreads(1)
         self._loaded = light_labelers()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from benchmarks.engine_bare import label_image
+        from benchmarks.engine.bare import label_image
         from manifests.pixels import images
 
         keys = [Path(path).stem for path in batch["path"]]
@@ -74,7 +74,7 @@ class Neural:
 
 
 def run(paths: Sequence[Path], out: Path, neural: dict[str, Any] | None = None) -> dict[str, float]:
-    """Labels the photographs through Ray Data on the Ray that runs; seconds as `engine_runs.run` counts them.
+    """Labels the photographs through Ray Data on the Ray that runs; seconds as `runs.run` counts them.
 
     `neural` holds the arguments of `Neural`; without them the light group is labeled. Wall time goes from the moment when
     the last actor finished its first batch to the end of the write: the start of actors lies before it.

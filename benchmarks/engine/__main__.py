@@ -1,4 +1,4 @@
-"""How fast the engine is, beside what one would write instead: `python benchmarks/engine.py [--quick] [--json] [--only A,B]`.
+"""How fast the engine is, beside what one would write instead: `python -m benchmarks.engine [--quick] [--json] [--only A,B]`.
 
 All on the same images (JPEGs of 500 to 1000 px), in one run. Prints a table, and last one line of JSON:
 
@@ -11,30 +11,26 @@ All on the same images (JPEGs of 500 to 1000 px), in one run. Prints a table, an
     fused_over_separate        six light and two small neural modalities: eight runs over one, seconds on one core
     over_ray_data_light        images/s of the engine on Ray over Ray Data: the light group
     over_ray_data_neural       the same: the tiny DINOv2
-    driver_efficiency_64, driver_ms_per_item, driver_mb_growth      of benchmarks/engine_driver.py
+    driver_efficiency_64, driver_ms_per_item, driver_mb_growth      of benchmarks.engine.driver
     worker_rss_mb_max          resident megabytes of a worker with photographs of 100 megapixels in its part
     worker_rss_slope_mb_per_100_parts                               how that grows over 200 parts, after 200 others
 
 The two sides of a ratio take turns and the median of the ratios counts. Starting Ray and actors, importing and loading
-models lie outside, on both sides, and are printed apart; `benchmarks/engine_runs.py` says how.
+models lie outside, on both sides, and are printed apart; `benchmarks.engine.runs` says how.
 """
 
 import argparse
 import json
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.engine.bench import Bench
+from benchmarks.engine.measures import MEASURES
+
 
 def main() -> None:
-    # This file's name is that of a package of ours, which must be found first.
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
-    from benchmarks.engine_bench import Bench
-    from benchmarks.engine_measures import MEASURES
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--quick",

@@ -1,4 +1,4 @@
-"""What the measures of `benchmarks/engine.py` share: images, folders and processes of their own, and taking turns."""
+"""What the measures of `benchmarks.engine` share: images, folders and processes of their own, and taking turns."""
 
 import logging
 import multiprocessing
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine_bare, engine_images, engine_raydata
+from benchmarks.engine import bare, inputs, raydata
 
 Figures = dict[str, float]
 
@@ -24,7 +24,7 @@ class Bench:
         self.figures: Figures = {}
         self.starts_s: dict[str, float] = {}
         self._made = 0
-        self.images = engine_images.make_images(folder / "images", self.rows(384, 32))
+        self.images = inputs.make_images(folder / "images", self.rows(384, 32))
 
     def rows(self, wanted: int, part_rows: int) -> int:
         """So many rows at this scale, in whole parts, four at least."""
@@ -39,9 +39,9 @@ class Bench:
         """A pipeline over the first images, again and again where there are fewer, in a workspace of its own."""
         source = self.folder / f"first-{rows}"
         if not source.exists():
-            engine_images.folder_of([self.images[row % len(self.images)] for row in range(rows)], source)
+            inputs.folder_of([self.images[row % len(self.images)] for row in range(rows)], source)
         options = {"device": "cpu", "queue_mb": 256, **engine}
-        return engine_images.pipeline(source, self.new("workspace"), modalities, part_rows=part_rows, **options)
+        return inputs.pipeline(source, self.new("workspace"), modalities, part_rows=part_rows, **options)
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -78,7 +78,7 @@ def rate(figures: Figures) -> float:
 def process(core: int | None = None) -> Iterator[ProcessPoolExecutor]:
     """A fresh process that does what it is given, one thing after another; on one core, where one is named."""
     context = multiprocessing.get_context("spawn")
-    initial: Any = (engine_bare.pin, (core,)) if core is not None else (None, ())
+    initial: Any = (bare.pin, (core,)) if core is not None else (None, ())
     with ProcessPoolExecutor(1, mp_context=context, initializer=initial[0], initargs=initial[1]) as pool:
         yield pool
 
@@ -92,7 +92,7 @@ def ray_of_two(bench: Bench) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="modmill-ray-") as empty:
         ray.init(
             address="local",
-            num_cpus=engine_raydata.WORKERS,
+            num_cpus=raydata.WORKERS,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

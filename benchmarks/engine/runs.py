@@ -1,4 +1,4 @@
-"""Runs of this engine for `benchmarks/engine.py`, and how long their work took.
+"""Runs of this engine for `benchmarks.engine`, and how long their work took.
 
 A run is the real one: `engine.run.job.run` on a pipeline, with samples, log, sidecars and commits. Its time comes from its own
 events (`runs/<run>/events.jsonl`): from the moment when the last worker committed its first work item to the commit of the

@@ -1,4 +1,4 @@
-"""The measures of `benchmarks/engine.py`: each sets some of the figures that are named there."""
+"""The measures of `benchmarks.engine`: each sets some of the figures that are named there."""
 
 import os
 import statistics
@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine_bare, engine_images, engine_memory, engine_raydata, engine_runs, engine_weights
-from benchmarks.engine_bench import Bench, Figures, process, rate, ray_of_two
+from benchmarks.engine import bare, inputs, raydata, runs, weights
+from benchmarks.engine.bench import Bench, Figures, process, rate, ray_of_two
+from benchmarks.engine.memory import peak_mb, slope_mb_per_100_parts
 from manifests.pixels.images import header_of
 
-LIGHT = {name: {"keep": True, "tokens": False} for name in engine_bare.LIGHT}
-SIX_LIGHT = {name: {"keep": True, "tokens": False} for name in (*engine_bare.LIGHT, "boxes", "caption")}
-TINY = "benchmarks.engine_weights:TINY_GLOBAL"
+LIGHT = {name: {"keep": True, "tokens": False} for name in bare.LIGHT}
+SIX_LIGHT = {name: {"keep": True, "tokens": False} for name in (*bare.LIGHT, "boxes", "caption")}
+TINY = "benchmarks.engine.weights:TINY_GLOBAL"
 # What docs/running.md says a worker of light labelers takes beside what lies decoded.
 BASE_MB = 500
 
@@ -24,17 +25,17 @@ def light(bench: Bench) -> None:
     images = bench.images[:part_rows]
     cores = sorted(os.sched_getaffinity(0))[:2] if hasattr(os, "sched_getaffinity") else [0, 1]
     with process(cores[0]) as one, process(cores[-1]) as two:
-        functions = one.submit(engine_bare.light_functions_ms, images[:: max(1, part_rows // 64)]).result()
+        functions = one.submit(bare.light_functions_ms, images[:: max(1, part_rows // 64)]).result()
         spent = ", ".join(f"{name} {ms:.2f}" for name, ms in functions.items())
         bench.say(f"{'milliseconds an image':<26} {spent}")
         bench.figures["light_ms_per_image"] = sum(functions[name] for name in ("palette", "metadata", "edges"))
 
         def alone() -> Figures:
             pipeline = bench.pipeline(2 * part_rows, LIGHT, part_rows=part_rows, runner="local", workers=1)
-            return one.submit(engine_runs.run, pipeline, workers=1).result()
+            return one.submit(runs.run, pipeline, workers=1).result()
 
         def loop() -> Figures:
-            return one.submit(engine_bare.light_loop, images, bench.new("loop")).result()
+            return one.submit(bare.light_loop, images, bench.new("loop")).result()
 
         of_one = bench.compare("light, one core", alone, loop, cpu=True)
 
@@ -44,7 +45,7 @@ def light(bench: Bench) -> None:
 
         def loops() -> Figures:
             halves = [
-                pool.submit(engine_bare.light_loop, twice[start::2], bench.new("loop"))
+                pool.submit(bare.light_loop, twice[start::2], bench.new("loop"))
                 for start, pool in enumerate((one, two))
             ]
             both = [half.result() for half in halves]
@@ -56,7 +57,7 @@ def light(bench: Bench) -> None:
             some = bench.rows(128, 16)
 
             def ray_data() -> Figures:
-                return engine_raydata.run(bench.images[:some], bench.new("ray-data"))
+                return raydata.run(bench.images[:some], bench.new("ray-data"))
 
             bench.figures["over_ray_data_light"] = bench.compare(
                 "light, Ray Data", lambda: on_ray(bench, some, 16, LIGHT), ray_data
@@ -65,14 +66,14 @@ def light(bench: Bench) -> None:
 
 def on_ray(bench: Bench, rows: int, part_rows: int, modalities: dict[str, Any], **engine: Any) -> Figures:
     """A run of ours on the Ray that runs, with two workers."""
-    workers = engine_raydata.WORKERS
+    workers = raydata.WORKERS
     pipeline = bench.pipeline(rows, modalities, part_rows=part_rows, runner="ray", workers=workers, **engine)
-    return engine_runs.run(pipeline, workers=workers)
+    return runs.run(pipeline, workers=workers)
 
 
 def tiny(bench: Bench) -> dict[str, Any]:
     """Options of the modality that a small DINOv2 makes; its checkpoint is saved."""
-    return _neural(bench, engine_weights.dinov2_tiny, "benchmarks.engine_weights:TinyDinov2")
+    return _neural(bench, weights.dinov2_tiny, "benchmarks.engine.weights:TinyDinov2")
 
 
 def _neural(bench: Bench, save: Callable[[Path], Path], labeler: str) -> dict[str, Any]:
@@ -111,14 +112,14 @@ def neural(bench: Bench) -> None:
                 batch=32,
                 decode_threads=1,
             )
-            pipeline["corpora"]["photos"]["decode_short"] = engine_bare.SIDE
-            return pool.submit(engine_runs.run, pipeline, workers=1).result()
+            pipeline["corpora"]["photos"]["decode_short"] = bare.SIDE
+            return pool.submit(runs.run, pipeline, workers=1).result()
 
-        def bare() -> Figures:
+        def theirs() -> Figures:
             given = {"batch": 32, "threads": 1, "batches": part_rows // 32}
-            return pool.submit(engine_bare.bare_model, labeler, checkpoint, bench.images, **given).result()
+            return pool.submit(bare.bare_model, labeler, checkpoint, bench.images, **given).result()
 
-        bench.figures["engine_over_bare_tiny"] = bench.compare("tiny DINOv2, bare model", ours, bare, cpu=True)
+        bench.figures["engine_over_bare_tiny"] = bench.compare("tiny DINOv2, bare model", ours, theirs, cpu=True)
 
 
 def neural_on_ray(bench: Bench) -> None:
@@ -135,13 +136,13 @@ def neural_on_ray(bench: Bench) -> None:
         bench.figures["over_ray_data_neural"] = bench.compare(
             "tiny DINOv2, Ray Data",
             lambda: on_ray(bench, rows, 16, {TINY: options}, batch=16),
-            lambda: engine_raydata.run(bench.images[:rows], bench.new("ray-data"), given),
+            lambda: raydata.run(bench.images[:rows], bench.new("ray-data"), given),
         )
 
 
 def dinov2(bench: Bench) -> None:
     """engine_over_bare_dinov2: the true size, in parts of three batches (by default a part has 256 of this size)."""
-    options = _neural(bench, engine_weights.dinov2, "dinov2")
+    options = _neural(bench, weights.dinov2, "dinov2")
     checkpoint = options["parameters"]["checkpoint"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     batch = 8
@@ -149,9 +150,9 @@ def dinov2(bench: Bench) -> None:
     rows = part_rows * max(2, round(48 * bench.scale / part_rows))
     with process() as pool:
 
-        def bare() -> Figures:
+        def theirs() -> Figures:
             given = {"batch": batch, "threads": cores, "batches": rows // batch // 2}
-            return pool.submit(engine_bare.bare_model, "dinov2", checkpoint, bench.images, **given).result()
+            return pool.submit(bare.bare_model, "dinov2", checkpoint, bench.images, **given).result()
 
         def ours() -> Figures:
             # One part more, which is the start.
@@ -164,13 +165,13 @@ def dinov2(bench: Bench) -> None:
                 threads=cores,
                 batch=batch,
             )
-            return pool.submit(engine_runs.run, pipeline, workers=1).result()
+            return pool.submit(runs.run, pipeline, workers=1).result()
 
         # A round takes long enough for the machine's speed to drift: each of ours stands between two of the bare model.
-        others, own = [bare()], []
+        others, own = [theirs()], []
         for _ in range(bench.rounds):
             own.append(ours())
-            others.append(bare())
+            others.append(theirs())
     ratios = [
         2 * rate(one) / (rate(before) + rate(after))
         for one, before, after in zip(own, others, others[1:], strict=False)
@@ -184,13 +185,13 @@ def dinov2(bench: Bench) -> None:
 def fused(bench: Bench) -> None:
     """fused_over_separate, on one core: on a machine whose cores all have work no decode comes free."""
     rows = bench.rows(128, 32)
-    every = {**SIX_LIGHT, TINY: tiny(bench), "depth": _neural(bench, engine_weights.depth_tiny, "dpt")}
+    every = {**SIX_LIGHT, TINY: tiny(bench), "depth": _neural(bench, weights.depth_tiny, "dpt")}
     core = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     with process(core) as pool:
 
         def seconds(modalities: dict[str, Any]) -> float:
             pipeline = bench.pipeline(rows, modalities, part_rows=32, runner="local", workers=1)
-            figures = pool.submit(engine_runs.run, pipeline, workers=1).result()
+            figures = pool.submit(runs.run, pipeline, workers=1).result()
             return figures["wall_s"] / figures["rows"]
 
         seconds(every)
@@ -208,21 +209,21 @@ def memory(bench: Bench) -> None:
     """worker_rss_mb_max, worker_rss_slope_mb_per_100_parts."""
     small = bench.folder / "small"
     parts = max(8, round(400 * bench.scale))
-    some = engine_images.make_images(bench.folder / "of-small", min(400, parts * 4), sides_px=(200, 400), seed=1)
-    engine_images.folder_of([some[row % len(some)] for row in range(parts * 4)], small)
+    some = inputs.make_images(bench.folder / "of-small", min(400, parts * 4), sides_px=(200, 400), seed=1)
+    inputs.folder_of([some[row % len(some)] for row in range(parts * 4)], small)
     huge = bench.folder / "huge"
-    engine_images.folder_of(bench.images[:28], huge)
-    engine_images.make_huge(huge, 4)
+    inputs.folder_of(bench.images[:28], huge)
+    inputs.make_huge(huge, 4)
     queue_mb = 512
     options: dict[str, Any] = {"runner": "local", "workers": 1, "device": "cpu", "queue_mb": queue_mb}
-    few = engine_images.folder_of(some[:200], bench.folder / "few")
-    warm = engine_images.pipeline(few, bench.new("workspace"), LIGHT, part_rows=len(some[:200]) // 2, **options)
-    big = engine_images.pipeline(huge, bench.new("workspace"), LIGHT, part_rows=16, **options)
-    many = engine_images.pipeline(small, bench.new("workspace"), LIGHT, part_rows=4, **options)
+    few = inputs.folder_of(some[:200], bench.folder / "few")
+    warm = inputs.pipeline(few, bench.new("workspace"), LIGHT, part_rows=len(some[:200]) // 2, **options)
+    big = inputs.pipeline(huge, bench.new("workspace"), LIGHT, part_rows=16, **options)
+    many = inputs.pipeline(small, bench.new("workspace"), LIGHT, part_rows=4, **options)
     with process() as pool:
-        peak = pool.submit(engine_memory.peak_mb, warm, big).result()
+        peak = pool.submit(peak_mb, warm, big).result()
     with process() as pool:
-        slope = pool.submit(engine_memory.slope_mb_per_100_parts, many).result()
+        slope = pool.submit(slope_mb_per_100_parts, many).result()
     bench.figures["worker_rss_mb_max"] = peak["rss_mb_max"]
     bench.figures["worker_rss_slope_mb_per_100_parts"] = slope["mb_per_100_parts"]
     bound = BASE_MB + max(queue_mb, header_of((huge / "huge0.jpg").read_bytes()).decode_bytes / 2**20)
@@ -238,9 +239,9 @@ def memory(bench: Bench) -> None:
 
 def driver(bench: Bench) -> None:
     """driver_efficiency_64, driver_ms_per_item, driver_mb_growth."""
-    from benchmarks import engine_driver
+    from benchmarks.engine.driver import measure
 
-    for name, value in engine_driver.measure(bench.folder / "driver", quick=bench.scale <= 1).items():
+    for name, value in measure(bench.folder / "driver", quick=bench.scale <= 1).items():
         bench.figures[name] = value
         bench.say(f"{name:<26} {value:.3f}")
 

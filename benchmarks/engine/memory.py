@@ -1,4 +1,4 @@
-"""The memory of a worker, for `benchmarks/engine.py`: with photographs of 100 megapixels, and over 200 parts.
+"""The memory of a worker, for `benchmarks.engine`: with photographs of 100 megapixels, and over 200 parts.
 
 A worker is the `local` runner in a process that does nothing else, so that its resident size is the worker's and the
 driver's together: a little more than a worker's on Ray. It is read from /proc every 10 ms.
@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engine_runs import commits
+from benchmarks.engine.runs import commits
 
 
 def peak_mb(warm_up: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, float]:
     """Megabytes resident: at the most during a run with huge photographs, and after one without, that came before."""
-    from benchmarks.engine_runs import run
+    from benchmarks.engine.runs import run
 
     run(warm_up, workers=1)
     before = _resident_mb()
@@ -31,7 +31,7 @@ def slope_mb_per_100_parts(pipeline: Mapping[str, Any]) -> dict[str, float]:
 
     In the first half caches fill: of the allocator, which keeps some memory, and of the index.
     """
-    from benchmarks.engine_runs import run_to_events
+    from benchmarks.engine.runs import run_to_events
 
     with _Samples() as samples:
         events = run_to_events(pipeline)

@@ -1,4 +1,4 @@
-"""How well one driver keeps many workers busy: `python -m benchmarks.engine_driver [--workers 64] [--items 3840]`.
+"""How well one driver keeps many workers busy: `python -m benchmarks.engine.driver [--workers 64] [--items 3840]`.
 
 A simulated cluster (`ray.cluster_utils.Cluster`) of fake nodes on this machine. Each work item sleeps 1 s ± 50 %, by a
 hash of its document, then writes a real small shard, which the driver commits: `engine.run` as it is. Prints one line of
@@ -30,7 +30,7 @@ from typing import Any
 
 from labelers.protocol import LabelerSpec
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _NODES = 4
 _PIPELINE = """
 workspace: {folder}/work
@@ -41,7 +41,7 @@ corpora:
     part_rows: 1
     modalities:
       text:
-        {{labeler: "benchmarks.engine_driver:Sleeper", keep: true, tokens: false,
+        {{labeler: "benchmarks.engine.driver:Sleeper", keep: true, tokens: false,
          parameters: {{folder: "{folder}", workers: {workers}, mean_s: {mean_s}}}}}
 engine: {{runner: ray, workers: {workers}, ray_address: "{address}"}}
 """
@@ -54,7 +54,7 @@ class Sleeper:
     """
 
     spec = LabelerSpec(
-        name="benchmarks.engine_driver:Sleeper", version=1, scope="image", inputs=("columns",), outputs=("text",)
+        name="benchmarks.engine.driver:Sleeper", version=1, scope="image", inputs=("columns",), outputs=("text",)
     )
 
     def __init__(self, folder: str, workers: int, mean_s: float) -> None:
@@ -85,7 +85,7 @@ def measure(folder: Path, *, quick: bool) -> dict[str, float]:
     # Enough items that the last second, when workers run out of them, weighs little.
     for part, items in (("cluster", 3840 if quick else 7680), ("memory", 100_000)):
         (folder / part).mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "benchmarks.engine_driver", "--part", part, "--items", str(items)]
+        command = [sys.executable, "-m", "benchmarks.engine.driver", "--part", part, "--items", str(items)]
         done = subprocess.run(
             [*command, "--folder", str(folder / part)],
             cwd=ROOT,

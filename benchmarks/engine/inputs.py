@@ -1,4 +1,4 @@
-"""The inputs of `benchmarks/engine.py`: JPEGs as photographs have them, huge ones, and pipelines over folders of them."""
+"""The inputs of `benchmarks.engine`: JPEGs as photographs have them, huge ones, and pipelines over folders of them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 For tests and benchmarks on machines without weights:
 
-    python benchmarks/engine_weights.py dinov2|dinov2-tiny|depth-tiny FOLDER
+    python -m benchmarks.engine.weights dinov2|dinov2-tiny|depth-tiny FOLDER
 """
 
 import json
