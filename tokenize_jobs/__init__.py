@@ -1,9 +1,9 @@
-"""Labels to integer tokens and back. No training here (see `train/fit`), and no ray.
+"""Turns labels into integer tokens and back. Fitting is in `train/fit`.
 
-protocol    what a tokenizer is, and how a saved one is loaded
-grids       maps of any size as a grid of vectors
-quantizers  vectors to integers
-sequences   records as sequences of words
-grid, text  the two families of tokenizers
-report      how well a tokenizer gives back what it was given
+protocol        what a tokenizer is, and how a saved one is loaded
+grids           maps of any size as a grid of vectors
+quantizers      vectors to integers
+sequences       records as sequences of words
+grid, text      the two families of tokenizers
+reconstruction  how well a tokenizer gives back what it was given
 """

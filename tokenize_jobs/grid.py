@@ -1,4 +1,4 @@
-"""The tokenizer of image-like modalities and feature maps: a VQ-VAE whose tokens are the cells of a grid, row by row.
+"""Tokenizes image-like modalities and feature maps by a VQ-VAE whose tokens are the cells of a grid, row by row.
 
 `grids/coding.py` says how labels become what the network sees; `train/fit/grid.py` makes the folder that `load` reads.
 """
@@ -26,15 +26,15 @@ from tokenize_jobs.protocol import TokenizerSpec
 FAMILY = "grid"
 VERSION = 1
 
-# Rows a pass over many labels holds in memory at a time.
+# Rows that a pass over many labels holds in memory at a time.
 _ROWS = 64
 
 
 class GridTokenizer:
-    """A fitted grid tokenizer. On a CPU equal labels in a batch of equal shape give equal tokens."""
+    """Encodes and decodes by a fitted network. On a CPU equal labels in batches of equal shape give equal tokens."""
 
     def __init__(self, network: GridNetwork, coding: Coding, *, modality: str, size: int, device: str = "cpu") -> None:
-        """`size` is the side of a label: pixels, or cells of a feature map."""
+        """Takes a network and the side of a label: `size` pixels, or cells of a feature map."""
         self.network = network.to(device).eval()
         self.coding = coding
         self.device = device
@@ -50,10 +50,10 @@ class GridTokenizer:
 
     @classmethod
     def load(cls, folder: Path, modality: str, *, device: str = "cpu") -> Self:
-        """The tokenizer in `folder`, for the modality it was fitted on or one with the same coding.
+        """Loads the tokenizer in `folder`, for the modality it was fitted on or one with the same coding.
 
         So the tokenizer of `edges` serves `sam_edges`, and that of `rgb` serves `rgb@448`, with more tokens. Raises
-        ConfigError for another modality and for files that are not those of a grid tokenizer.
+        ConfigError for any other modality, and if the files are not those of a grid tokenizer.
         """
         path = folder / "config.json"
         try:
@@ -74,7 +74,7 @@ class GridTokenizer:
         return cls(network, coding, modality=modality, size=size, device=device)
 
     def prepare(self, labels: np.ndarray | Tensor) -> Tensor:
-        """The network's input for labels (B, *shape). Raises TokenizeError on another shape or dtype."""
+        """Returns the network's input for labels (B, *shape). Raises TokenizeError if their shape or dtype differs."""
         dtype = str(labels.dtype).removeprefix("torch.")
         if tuple(labels.shape[1:]) != self.shape or dtype != self.coding.dtype:
             raise TokenizeError(
@@ -84,22 +84,22 @@ class GridTokenizer:
         if isinstance(labels, Tensor):
             if labels.device.type != "cpu":
                 return self.coding.prepare_tensor(labels).to(self.device)
-            # One arithmetic on a CPU, and so the same tokens, whatever holds the labels.
+            # On a CPU a tensor goes the way of an array, so that both give the same tokens.
             labels = labels.numpy()
         inputs, _ = self.coding.prepare(labels, self.coding.scaling(labels))
         return torch.from_numpy(inputs).to(self.device)
 
     def encode(self, labels: Sequence[Any] | np.ndarray | Tensor) -> list[Int64[np.ndarray, "tokens"]]:
-        """Tokens of labels (B, *shape), each row's in row-major order of the grid; in float32 under any autocast."""
+        """Returns tokens of labels (B, *shape), each row's in row-major order of the grid; in float32 under any autocast."""
         rows = labels if isinstance(labels, Tensor) else np.asarray(labels)
         with torch.inference_mode(), torch.autocast(torch.device(self.device).type, enabled=False):
             codes = self.network.encode(self.prepare(rows))
         return list(codes.flatten(1).cpu().numpy())
 
     def decode(self, tokens: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Labels (B, *shape) of rows of tokens, in the form that `Coding.rule` says.
+        """Returns labels (B, *shape) of rows of tokens, in the form that `Coding.rule` says.
 
-        Raises TokenizeError on a row of another length and on tokens outside the vocabulary.
+        Raises TokenizeError if a row has another length, or a token is outside the vocabulary.
         """
         for row in tokens:
             if np.shape(row) != (self.spec.tokens,):
@@ -124,7 +124,7 @@ def write(
     shape: Mapping[str, int],
     fit: Mapping[str, Any],
 ) -> None:
-    """Write config.json and model.safetensors; `shape` built the network, `fit` says how it was fitted.
+    """Writes config.json and model.safetensors; `shape` built the network, `fit` says how it was fitted.
 
     Equal arguments give equal bytes.
     """
@@ -144,7 +144,7 @@ def write(
 
 
 def chunks(labels: np.ndarray) -> Iterator[np.ndarray]:
-    """Runs of rows of an array that may be too large for memory."""
+    """Yields runs of rows of an array that may be too large for memory."""
     for start in range(0, len(labels), _ROWS):
         yield np.asarray(labels[start : start + _ROWS])
 

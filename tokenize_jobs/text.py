@@ -1,5 +1,5 @@
-"""The text tokenizer: WordPiece with 4M's plan of special tokens. One serves every sequence: captions and documents,
-boxes, metadata and palettes.
+"""Tokenizes sequences by WordPiece with 4M's plan of special tokens; one tokenizer serves captions, documents, boxes,
+metadata and palettes.
 
 A folder holds `tokenizer.json` (the format of Hugging Face's `tokenizers`) and `config.json`:
 
@@ -40,9 +40,9 @@ _ALPHABET = ascii_lowercase + digits + punctuation
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """What decides a fitted tokenizer, beside its texts.
+    """Holds what decides a fitted tokenizer besides its texts.
 
-    vocabulary     the most ids there may be, special tokens included; a small corpus gives fewer
+    vocabulary     the most ids that it may have, special tokens included; a small corpus gives fewer
     min_frequency  how often a pair of pieces (or a character beyond ASCII) must occur to become a piece
     classes        names that are one token each, from id 4204 on
     minimum_score  boxes with a lower score are not written; 4M's is `words.FOURM_MINIMUM_SCORE`
@@ -55,11 +55,11 @@ class TextOptions:
 
 
 class TextTokenizer:
-    """Labels of one sequence modality to WordPiece ids and back.
+    """Turns labels of one sequence modality into WordPiece ids and back.
 
-    A label is a str for kind `text`; a list of dicts for `boxes` and `palette`; a dict for `metadata`: as labelers make
-    them. A row of tokens ends with [EOS]. What is longer than the modality allows is cut: text to its first tokens,
-    then without [EOS], so that the cut shows; the others between records, and with [EOS].
+    Labels are as labelers make them: a str for kind `text`, a list of dicts for `boxes` and `palette`, a dict for
+    `metadata`. A row of tokens ends with [EOS]. A row longer than the modality allows is cut: text after its first
+    tokens, without [EOS], so that the cut can be seen; records between two of them, with [EOS].
     """
 
     def __init__(self, table: Tokenizer, modality: Modality, *, classes: Sequence[str], minimum_score: float) -> None:
@@ -71,16 +71,16 @@ class TextTokenizer:
             tokens=modality.tokens,
         )
         self._table = table
-        # The table decodes a class name to its normal form; this gives it its own spelling again.
+        # The table decodes a class name to its normal form; this restores the spelling.
         self._class_names = {_NORMALIZER.normalize_str(name): name for name in classes}
         self._fields = tuple(modality.fields)
         self._records, self._parse = self._format(modality, minimum_score)
 
     @classmethod
     def load(cls, folder: Path, modality: str) -> Self:
-        """The tokenizer in `folder` for `modality`.
+        """Loads the tokenizer in `folder` for `modality`.
 
-        Raises ConfigError where the folder holds none of this version, or there is no format for the modality.
+        Raises ConfigError if the folder holds no tokenizer of this version, or if the modality has no sequence format.
         """
         path = folder / "config.json"
         try:
@@ -98,7 +98,7 @@ class TextTokenizer:
         return cls(table, get(modality), classes=classes, minimum_score=minimum_score)
 
     def encode(self, labels: Sequence[Any] | np.ndarray) -> list[np.ndarray]:
-        """B int64 arrays of at most `spec.tokens` ids. Raises TokenizeError for a label that is not of its kind."""
+        """Returns B int64 arrays of at most `spec.tokens` ids. Raises TokenizeError if a label is not of its kind."""
         if self._records is None:
             return self._encode_text(labels)
         rows = [self._records(label) for label in labels]
@@ -106,10 +106,10 @@ class TextTokenizer:
         return [self._whole_records([next(encoded) for _ in row]) for row in rows]
 
     def decode(self, tokens: Sequence[np.ndarray]) -> list[Any]:
-        """B labels. Whatever the tokens are, it does not raise: what is not well formed is left out.
+        """Returns B labels. Never raises, whatever the tokens are: records that are not well formed are left out.
 
         A row ends at its first [EOS]; [PAD], [SOS], sentinels and ids outside the table are dropped. [UNK] stays, since
-        it stands for something that the label had.
+        it stands for something in the label.
         """
         rows = [self._content(row) for row in tokens]
         return [self._parse(text) for text in self._table.decode_batch(rows, skip_special_tokens=False)]
@@ -125,7 +125,7 @@ class TextTokenizer:
         try:
             return [encoded.ids for encoded in self._table.encode_batch_fast(texts, add_special_tokens=False)]
         except TypeError as error:
-            # The one str that cannot cross into the library: lone surrogates, which no UTF-8 file can hold.
+            # The only str that the library does not take has lone surrogates, which no UTF-8 file can hold.
             raise TokenizeError(f"text is no valid Unicode ({error}); expected no lone surrogates") from error
 
     def _whole_records(self, records: list[list[int]]) -> np.ndarray:
@@ -144,7 +144,7 @@ class TextTokenizer:
     def _format(
         self, modality: Modality, minimum_score: float
     ) -> tuple[Callable[[Any], list[str]] | None, Callable[[str], Any]]:
-        """What writes the records of a label (None: it is one string), and what reads the string back."""
+        """Returns the writer of a label's records (None if a label is one string), and the parser of the whole string."""
         if modality.kind == "text":
             return None, str
         match modality.base_name:
@@ -170,9 +170,9 @@ class TextTokenizer:
 def fit_text(texts: Iterable[str], out: Path, *, options: TextOptions) -> dict[str, float]:
     """Fits a tokenizer to captions and documents and writes its folder.
 
-    The bytes depend on the texts and the options alone; no text at all gives a table of characters. Returns, over the
-    texts' words: `texts`, `words`, `vocabulary`, `pieces_per_word`, `unknown_fraction`. Raises ConfigError where
-    the vocabulary cannot hold the plan and the characters, or two classes have one name.
+    The bytes depend on the texts and the options alone; without any text the table holds characters only. Returns
+    `texts`, `words`, `vocabulary`, `pieces_per_word` and `unknown_fraction` of the texts. Raises ConfigError if the
+    vocabulary cannot hold the plan and the characters, or if two classes have one name.
     """
     plan = _plan(options.classes)
     counts, total = _count_words(texts)
@@ -193,16 +193,16 @@ def from_file(
     classes: Sequence[str] = sequence.COCO_CLASSES,
     minimum_score: float = sequence.MINIMUM_SCORE,
 ) -> None:
-    """Takes a `tokenizers` JSON file, such as the one that 4M publishes, byte for byte into a folder of our format.
+    """Copies a `tokenizers` JSON file, such as the one that 4M publishes, byte for byte into a tokenizer's folder.
 
-    Raises ConfigError where it is no such file, or names the first special token that has not the id of the plan.
+    Raises ConfigError if it is no such file, or if a special token does not have the id of the plan.
     """
     _read_table(path, classes)
     _write(out, path.read_bytes(), classes, minimum_score)
 
 
 def _plan(classes: Sequence[str]) -> list[AddedToken]:
-    """The special tokens; a token's place is its id."""
+    """Returns the special tokens; a token's place is its id."""
     differ = len({_NORMALIZER.normalize_str(name) for name in classes}) == len(classes)
     if not differ or not all(name and " ".join(sequence.plain(name).split()) == name for name in classes):
         raise ConfigError(
@@ -220,7 +220,7 @@ def _plan(classes: Sequence[str]) -> list[AddedToken]:
 
 
 def _read_table(path: Path, classes: Sequence[str]) -> Tokenizer:
-    """The table in a JSON file, once it is known to follow the plan."""
+    """Reads the table in a JSON file and checks that it follows the plan."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -246,13 +246,13 @@ def _read_table(path: Path, classes: Sequence[str]) -> Tokenizer:
 def _write(out: Path, table: bytes, classes: Sequence[str], minimum_score: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "tokenizer.json").write_bytes(table)
-    # Last: a folder with a config.json is whole.
+    # Written last, so that a folder with a config.json is whole.
     config = {"family": "text", "version": VERSION, "classes": list(classes), "minimum_score": minimum_score}
     (out / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _count_words(texts: Iterable[str]) -> tuple[Counter[str], int]:
-    """How often each word occurs, words being what the model is given at encoding; and how many texts there were."""
+    """Counts how often each word occurs, split as for encoding, and how many texts there are."""
     splitter = pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()
     total = 0
@@ -263,13 +263,13 @@ def _count_words(texts: Iterable[str]) -> tuple[Counter[str], int]:
 
 
 def _learn(counts: Counter[str], plan: list[str], options: TextOptions) -> dict[str, int]:
-    """All pieces and their ids: the plan, the words of the formats, characters inside words, characters, merges.
+    """Learns all pieces and their ids: the plan, the words of the formats, characters inside words, characters, merges.
 
     The library's trainer numbers the characters inside words (`##a`) as it meets them in a hash map of random order,
-    and breaks ties between pairs by those numbers: two runs of it differ. Given to it as special tokens in sorted
-    order, they have their numbers before it starts, and nothing is left to chance. (They are ordinary pieces after.)
-    The words of the formats come in the same way: WordPiece takes the longest piece it finds, so a whole word in the
-    table is one token, with or without merges that lead to it.
+    and breaks ties between pairs by those numbers, so two runs of it differ. Given to it as special tokens in sorted
+    order, the characters have their numbers before it starts, and equal texts give equal tables. (They end as ordinary
+    pieces.) The words of the formats are given in the same way: WordPiece takes the longest piece it finds, so a whole
+    word in the table is one token, with or without merges that lead to it.
     """
     words = [word for word in sequence.FORMAT_WORDS if word not in plan]
     letters = set(ascii_lowercase + digits)
@@ -277,7 +277,7 @@ def _learn(counts: Counter[str], plan: list[str], options: TextOptions) -> dict[
     if options.vocabulary < base:
         raise ConfigError(f"vocabulary {options.vocabulary} is too small; expected at least {base}")
     alphabet = _alphabet(counts, options.min_frequency, most=(options.vocabulary - base) // 4)
-    # A word with a character outside the alphabet, or with too many, is [UNK] as a whole: there is nothing to learn.
+    # A word that is too long, or has a character outside the alphabet, is [UNK] as a whole: nothing can be learned of it.
     known = {word: n for word, n in counts.items() if len(word) <= _WORD_MOST and alphabet.issuperset(word)}
     inside = sorted(letters.union(*(word[1:] for word in known)))
     trainer = trainers.WordPieceTrainer(
@@ -295,9 +295,9 @@ def _learn(counts: Counter[str], plan: list[str], options: TextOptions) -> dict[
 
 
 def _alphabet(counts: Counter[str], min_frequency: int, *, most: int) -> set[str]:
-    """ASCII, and the `most` commonest of the other characters that occur `min_frequency` times.
+    """Returns ASCII, and the `most` commonest of the other characters that occur `min_frequency` times.
 
-    Each may become two pieces (`x` and `##x`), so the caller's quarter of the room leaves half of it to merges.
+    Each may become two pieces (`x` and `##x`): given a quarter of the free vocabulary they leave half of it to merges.
     """
     others: Counter[str] = Counter()
     for word, n in counts.items():
@@ -309,7 +309,7 @@ def _alphabet(counts: Counter[str], min_frequency: int, *, most: int) -> set[str
 
 
 def _repeated(counts: Mapping[str, int], block: int = 1000) -> Iterator[str]:
-    """Every word as often as it was counted, in sorted order, `block` to a string: the trainer counts them again."""
+    """Yields every word as often as it was counted, in sorted order, `block` to a string; the trainer counts them again."""
     for word in sorted(counts):
         whole, rest = divmod(counts[word], block)
         for n in (*[block] * whole, rest):
@@ -317,7 +317,7 @@ def _repeated(counts: Mapping[str, int], block: int = 1000) -> Iterator[str]:
 
 
 def _coverage(table: Tokenizer, counts: Counter[str], block: int = 10_000) -> dict[str, float]:
-    """`words`, `pieces_per_word` and `unknown_fraction` of the texts, a word counted as often as it occurs."""
+    """Returns `words`, `pieces_per_word` and `unknown_fraction`, each word counted as often as it occurs in the texts."""
     words = list(counts)
     pieces = unknown = 0
     for start in range(0, len(words), block):

@@ -37,7 +37,7 @@ class CodebookUse:
     @property
     def perplexity(self) -> float:
         """How many tokens would do, were they all equally common; 0 where there are none."""
-        from tokenize_jobs.report import codebook_figures
+        from tokenize_jobs.reconstruction import codebook_figures
 
         return codebook_figures(self.counts)["perplexity"] if self.used else 0.0
 

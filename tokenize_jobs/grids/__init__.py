@@ -1,1 +1,1 @@
-"""Maps as a grid of vectors: how values become network inputs and come back (`coding`), and the networks."""
+"""Turns maps into a grid of vectors: how values become network inputs and come back (`coding`), and the networks."""

@@ -1,7 +1,8 @@
-"""How labels of arrays become what the grid tokenizer's network sees, and its outputs labels again.
+"""Turns label arrays into the input of the grid tokenizer's network, and its outputs into labels.
 
-A `Coding` is chosen from the facts of the modality alone and kept in a tokenizer's config.json, so that a fitted one needs
-no table. A modality of your own (any number of bands, integer or float) needs no code here.
+A `Coding` follows from the facts of the modality alone. It is kept in the tokenizer's config.json, so that a fitted
+tokenizer does not depend on the table of modalities. A modality of your own (any number of bands, integer or float) needs
+no code here.
 """
 
 from dataclasses import dataclass
@@ -18,28 +19,28 @@ from manifests.modality import Modality
 
 Rule = Literal["range", "standardize", "direction", "classes", "plain"]
 
-# From so many channels on, numpy is faster at reducing them all at once than one by one.
+# From this many channels on, numpy reduces them all at once faster than one by one.
 _MANY_CHANNELS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coding:
-    """How a label array becomes the input of the network, and its output a label again.
+    """Holds how a label array becomes the input of the network, and its output a label.
 
     rule          `range`: low..high to -1..1, clipped (pixels, edges, bands of a known range)
-                  `standardize`: each crop and channel less its trimmed mean, by its trimmed deviation (depth); decoded
-                  labels stay standardized, since tokens hold no scale
-                  `direction`: unit vectors as they are; decoded ones have length 1, or are zero where nothing is
+                  `standardize`: each crop and channel minus its trimmed mean, divided by its trimmed deviation (depth);
+                  decoded labels stay standardized, since tokens hold no scale
+                  `direction`: unit vectors, unchanged; decoded vectors have length 1, or are zero for null pixels
                   `classes`: class indices, embedded; decoded to the likeliest class
-                  `plain`: features as they are, and decoded so
+                  `plain`: features, unchanged in both directions
     dtype         of the label
-    channels      of the label; 1 where it has no channel axis
-    channel_axis  whether it has one
+    channels      of the label; 1 if it has no channel axis
+    channel_axis  whether the label has a channel axis
     low, high     the range, for `range`
     null          the marker of a pixel without a value, if finite; a pixel with NaN or infinity in it is always null. A
                   null pixel becomes 0 after scaling; for `classes` it has an index of its own
     mirror_x      whether channel 0 changes sign when the picture is mirrored
-    classes       how many classes are known, for `classes`; a class from there on is encoded as null
+    classes       how many classes are known, for `classes`; a class with this index or a higher one is encoded as null
     """
 
     rule: Rule
@@ -53,7 +54,7 @@ class Coding:
     classes: int = 0
 
     def valid(self, labels: np.ndarray) -> Bool[np.ndarray, "B H W"]:
-        """Which pixels have a value."""
+        """Tells which pixels have a value."""
         pixels = self._with_channels(labels)
         if self.rule == "plain" and self.null is None and self.channels >= _MANY_CHANNELS:
             return np.logical_and.reduce(np.isfinite(pixels), axis=-1)
@@ -70,7 +71,7 @@ class Coding:
         return valid
 
     def scaling(self, labels: np.ndarray) -> Float[np.ndarray, "B 2 C"]:
-        """Shift and divisor of each row, float32; a window of a row is prepared with those of the whole row."""
+        """Returns shift and divisor of each row, float32; a window of a row is prepared with those of the whole row."""
         rows = np.zeros((len(labels), 2, self.channels), dtype=np.float32)
         rows[:, 1] = 1.0
         if self.rule == "range":
@@ -85,11 +86,11 @@ class Coding:
     def prepare(
         self, labels: np.ndarray, scaling: Float[np.ndarray, "B 2 C"]
     ) -> tuple[np.ndarray, Bool[np.ndarray, "B H W"]]:
-        """The network's input, float32 (B, H, W, C) or int64 (B, H, W) for `classes`, and which pixels are valid."""
+        """Returns the network's input, float32 (B, H, W, C) or int64 (B, H, W) for `classes`, and which pixels are valid."""
         pixels, valid = self._with_channels(labels), self.valid(labels)
         if self.rule == "classes":
             return np.where(valid, pixels[..., 0], self.classes).astype(np.int64), valid
-        # In place, since this is a tenth of a step of fitting.
+        # In place, because this takes a tenth of a step of fitting.
         scaled = pixels.astype(np.float32)
         if self.rule != "plain":
             scaled -= scaling[:, 0, None, None]
@@ -101,7 +102,7 @@ class Coding:
         return scaled, valid
 
     def prepare_tensor(self, labels: Tensor) -> Tensor:
-        """The network's input as `prepare` makes it, of labels (B, *shape) on any device, and there."""
+        """Returns what `prepare` gives as input, for labels (B, *shape) on any device and on that device."""
         pixels = labels if self.channel_axis else labels[..., None]
         valid = pixels.isfinite().all(dim=-1)
         if self.null is not None:
@@ -123,14 +124,14 @@ class Coding:
         return scaled.masked_fill(~valid[..., None], 0.0)
 
     def finish(self, outputs: Float[np.ndarray, "B H W outputs"]) -> np.ndarray:
-        """Labels (B, H, W[, C]) of what the network gives."""
+        """Returns the labels (B, H, W[, C]) of the network's outputs."""
         if self.rule == "classes":
             labels = outputs.argmax(axis=-1)[..., None]
         elif self.rule == "range":
             labels = outputs.clip(-1.0, 1.0) * ((self.high - self.low) / 2) + (self.low + self.high) / 2
         elif self.rule == "direction":
             length = np.linalg.norm(outputs, axis=-1, keepdims=True)
-            # Half way between a unit vector and the zero vector, as which null pixels are learned.
+            # Null pixels are learned as zero vectors: 0.5 is half way between these and unit vectors.
             labels = np.where(length > 0.5, outputs / length.clip(min=0.5), 0.0)
         else:
             labels = outputs
@@ -144,11 +145,11 @@ class Coding:
 
 
 def coding_of(modality: Modality) -> Coding:
-    """The coding that a modality's facts ask for; `classes` is still 0 where the rule is `classes`.
+    """Returns the coding that follows from a modality's facts; if its rule is `classes`, their number is still 0.
 
-    `classes` is for integer maps that are cropped by the rule `nearest` and whose unit is "class index"; `direction` for those
-    that are cropped by the rule `normals`; `plain` for feature maps, whose scale says something; `range` for those with a
-    finite range; all others are standardized. Raises ConfigError for a modality that is no image or map.
+    `classes` is for integer maps that are cropped by the rule `nearest` and whose unit is "class index"; `direction` for
+    maps cropped by the rule `normals`; `plain` for feature maps, whose scale has a meaning; `range` for maps with a
+    finite range; all others are standardized. Raises ConfigError if the modality is no image or map.
     """
     if modality.axes not in ("h w", "h w c"):
         raise ConfigError(
@@ -180,9 +181,10 @@ def coding_of(modality: Modality) -> Coding:
 
 
 def trimmed_statistics(values: Float[np.ndarray, "N"]) -> tuple[float, float]:
-    """Mean and deviation of `values` without the lowest and the highest tenth; (0, 1) of nothing.
+    """Returns mean and deviation of `values` without the lowest and the highest tenth; (0, 1) if they are empty.
 
-    4M's robust standardization of depth (fourm/data/modality_transforms.py): the deviation is sqrt(variance + 1e-6).
+    This is 4M's robust standardization of depth (fourm/data/modality_transforms.py): the deviation is
+    sqrt(variance + 1e-6).
     """
     cut = len(values) // 10
     if len(values) == 0:
@@ -193,7 +195,7 @@ def trimmed_statistics(values: Float[np.ndarray, "N"]) -> tuple[float, float]:
 
 
 def _trimmed(values: Float[Tensor, "N"]) -> Float[Tensor, "2"]:
-    """`trimmed_statistics` on the device of `values`."""
+    """Returns `trimmed_statistics` of a tensor, on its device."""
     cut = len(values) // 10
     if len(values) == 0:
         return torch.tensor([0.0, 1.0], device=values.device)

@@ -1,12 +1,12 @@
-"""The networks of the grid tokenizer: pixels to a grid of latents and back.
+"""Defines the networks of the grid tokenizer: pixels to a grid of latents and back.
 
 Axes: B rows, H W pixels, C channels, h = H / patch and w = W / patch grid cells, D latent, E width.
 
-An encoder is any module that maps (B, H, W, C) to (B, h, w, D), a decoder maps back; another pair (a ViT, say) can stand
-here beside this one and be named in `GridNetwork`. This pair is made to be fitted on one CPU core in a minute. Each side
-is a linear map, which `start_from` sets to the principal components of patches, plus a residual trunk of ConvNeXt blocks
-on the grid whose last layer starts at zero: with a k-means codebook, fitting begins at vector quantization of principal
-components and can only get better. All layers are convolutional, so that windows of any size in whole patches pass.
+An encoder is any module that maps (B, H, W, C) to (B, h, w, D), a decoder maps back; another pair (a ViT, say) can be
+added here and named in `GridNetwork`. This pair is made to be fitted on one CPU core in a minute. Each side is a linear
+map, which `start_from` sets to the principal components of patches, plus a residual trunk of ConvNeXt blocks on the grid
+whose last layer starts at zero: with a k-means codebook, fitting begins at vector quantization of principal components and
+can only get better. All layers are convolutional, so that they take windows of any size in whole patches.
 """
 
 import torch
@@ -20,23 +20,23 @@ _LOGIT_SCALE = 8.0
 
 
 def patchify(pixels: Float[Tensor, "B H W C"], patch: int) -> Float[Tensor, "B h w F"]:
-    """Cut into patches of F = patch * patch * C values, in the order row, column, channel."""
+    """Cuts pixels into patches of F = patch * patch * C values, in the order row, column, channel."""
     b, height, width, c = pixels.shape
     grid = pixels.reshape(b, height // patch, patch, width // patch, patch, c)
     return grid.permute(0, 1, 3, 2, 4, 5).reshape(b, height // patch, width // patch, patch * patch * c)
 
 
 def unpatchify(patches: Float[Tensor, "B h w F"], patch: int) -> Float[Tensor, "B H W C"]:
-    """Put patches back; the inverse of `patchify`."""
+    """Puts patches back together; the inverse of `patchify`."""
     b, h, w, f = patches.shape
     grid = patches.reshape(b, h, w, patch, patch, f // patch**2)
     return grid.permute(0, 1, 3, 2, 4, 5).reshape(b, h * patch, w * patch, f // patch**2)
 
 
 class Block(nn.Module):
-    """A ConvNeXt block (arXiv 2201.03545, fig. 4) with 3 x 3 depthwise kernels and ReLU.
+    """Applies a ConvNeXt block (arXiv 2201.03545, fig. 4) with 3 x 3 depthwise kernels and ReLU.
 
-    ReLU and the small kernel because GELU and 5 x 5 fitted no better here in more time.
+    GELU and 5 x 5 kernels took more time here and fitted no better.
     """
 
     def __init__(self, width: int) -> None:
@@ -48,13 +48,13 @@ class Block(nn.Module):
         self.scale = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Float[Tensor, "B h w E"]) -> Float[Tensor, "B h w E"]:
-        # Permuting makes a channels-last view: nothing is copied.
+        # Permuting gives a channels-last view, without a copy.
         y = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return x + self.scale * self.contract(torch.relu(self.expand(self.norm(y))))
 
 
 class Trunk(nn.Module):
-    """A linear map plus a residual stack of blocks, both from `inputs` to `outputs` channels."""
+    """Adds a linear map and a residual stack of blocks, both from `inputs` to `outputs` channels."""
 
     def __init__(self, inputs: int, width: int, blocks: int, outputs: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Trunk(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels to latents."""
+    """Encodes pixels as latents."""
 
     def __init__(self, *, channels: int, patch: int, latent: int, width: int, blocks: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pixels."""
+    """Decodes latents to pixels."""
 
     def __init__(self, *, channels: int, patch: int, latent: int, width: int, blocks: int) -> None:
         super().__init__()
@@ -93,12 +93,11 @@ class Decoder(nn.Module):
 
 
 class GridNetwork(nn.Module):
-    """Encoder, codebook and decoder; for a map of classes also an embedding before and a classifier behind.
+    """Joins encoder, codebook and decoder; maps of classes are embedded before and classified after them.
 
     `channels` are those of the encoder's pixels; with `classes` > 0 they are the channels of the class embedding, which
-    is fixed (unit vectors, orthogonal where `channels` suffice) and
-    has `classes` + 1 rows: the last is the null class, an input that is never an output. To raise on a GPU: `width` to
-    512 and the blocks to 8 each, `codebook` to 8192 or 16384.
+    is fixed (unit vectors, orthogonal if `channels` suffice) and has `classes` + 1 rows: the last is the null class, which
+    is an input and never an output. On a GPU raise `width` to 512, the blocks to 8 each, `codebook` to 8192 or 16384.
     """
 
     embedding: Tensor | None
@@ -124,41 +123,40 @@ class GridNetwork(nn.Module):
         self.classifier = nn.Linear(channels, classes) if classes else None
 
     def pixels(self, inputs: Tensor) -> Float[Tensor, "B H W C"]:
-        """What the encoder sees: float32 (B, H, W, C) as it is, int64 classes (B, H, W) embedded."""
+        """Returns what the encoder sees: float32 (B, H, W, C) unchanged, int64 classes (B, H, W) embedded."""
         return inputs if self.embedding is None else self.embedding[inputs]
 
     def latents(self, inputs: Tensor) -> Float[Tensor, "B h w D"]:
-        """Continuous latents of prepared labels."""
+        """Returns continuous latents of prepared labels."""
         return self.encoder(self.pixels(inputs))
 
     def outputs(self, latents: Float[Tensor, "B h w D"]) -> Float[Tensor, "B H W outputs"]:
-        """Pixels in the prepared scale, or logits of classes."""
+        """Returns pixels in the prepared scale, or logits of classes."""
         pixels = self.decoder(latents)
         return pixels if self.classifier is None else self.classifier(pixels)
 
     def encode(self, inputs: Tensor) -> Int64[Tensor, "B h w"]:
-        """Codes of prepared labels."""
+        """Returns the codes of prepared labels."""
         return self.codebook.nearest(self.latents(inputs))
 
     def decode(self, codes: Int64[Tensor, "B h w"]) -> Float[Tensor, "B H W outputs"]:
-        """`outputs` of the codes' latents."""
+        """Returns `outputs` of the codes' latents."""
         return self.outputs(self.codebook(codes))
 
 
 def empty(**shape: int) -> GridNetwork:
-    """A GridNetwork without values, on the meta device: building it draws no random number and takes no memory."""
+    """Returns a GridNetwork without values, on the meta device: it draws no random numbers and takes no memory."""
     with torch.device("meta"):
         return GridNetwork(**shape)
 
 
 @torch.no_grad()
 def initialize(network: GridNetwork, generator: torch.Generator) -> None:
-    """Give every parameter of an `empty` network its first value, on the CPU, from `generator` alone.
+    """Gives every parameter of an `empty` network its first value, on the CPU, from `generator` alone.
 
-    The process's own generator stays untouched, since other threads may be using it: the reason for not relying on the
-    values that torch's constructors draw.
+    Torch's constructors draw from the process's own generator, which other threads may be using; it stays untouched.
     """
-    # Not `to_empty`: for tensors of the meta device it imports sympy, which takes seconds.
+    # Not `to_empty`, which imports sympy for tensors of the meta device and takes seconds.
     memory = {name: torch.empty(tensor.shape) for name, tensor in network.state_dict().items()}
     network.load_state_dict(memory, assign=True)
     for module in network.modules():
@@ -184,13 +182,13 @@ def initialize(network: GridNetwork, generator: torch.Generator) -> None:
 
 
 def unit(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """Rows scaled to length 1."""
+    """Scales rows to length 1."""
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
 @torch.no_grad()
 def start_from(network: GridNetwork, patches: Float[Tensor, "N F"], generator: torch.Generator) -> None:
-    """Set the linear maps to the principal components of `patches` (N >= 1), with latents of mean square 1."""
+    """Sets the linear maps to the principal components of `patches` (N >= 1), with latents of mean square 1."""
     latent = network.codebook.codes.shape[1]
     mean = patches.mean(dim=0)
     axes = _principal_axes(patches - mean, latent, generator)
@@ -203,16 +201,16 @@ def start_from(network: GridNetwork, patches: Float[Tensor, "N F"], generator: t
 
 
 def _principal_axes(centered: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """The first `count` principal axes, (count, F): randomized subspace iteration (Halko et al. 2011, algorithm 4.4).
+    """Finds the first `count` principal axes, (count, F): randomized subspace iteration (Halko et al. 2011, 4.4).
 
-    torch.svd_lowrank is the same but draws from the process's own generator.
+    torch.svd_lowrank does the same but draws from the process's own generator.
     """
-    # A few axes too many make the wanted ones exact after three rounds.
+    # Eight extra axes make the wanted ones exact after three rounds.
     draws = torch.randn(centered.shape[1], count + 8, generator=generator).to(centered.device)
     basis = torch.linalg.qr(draws).Q
     for _ in range(3):
         basis = torch.linalg.qr(centered.T @ (centered @ basis)).Q
     small = centered @ basis
     _, vectors = torch.linalg.eigh(small.T @ small)
-    # eigh sorts upwards.
+    # eigh sorts ascending.
     return (basis @ vectors.flip(1))[:, :count].T.contiguous()

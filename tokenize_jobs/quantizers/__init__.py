@@ -1,1 +1,1 @@
-"""Quantizers: vectors to integers by a codebook."""
+"""Turns vectors into integers by a codebook."""

@@ -1,8 +1,8 @@
-"""Vector quantization with a Euclidean codebook: nearest codes, k-means to start from, moving averages to follow.
+"""Quantizes vectors by a Euclidean codebook: nearest codes, started by k-means and updated by moving averages.
 
 The codebook has no gradient: each code is the moving average of the latents that chose it (van den Oord et al.,
-arXiv 1711.00937, appendix A.1), and a code that too few choose is moved onto a latent of the batch. Distances are Euclidean,
-not cosine: latents start as principal components, whose squared distance is the squared error in pixels, and
+arXiv 1711.00937, appendix A.1), and a code that too few latents choose is moved onto a latent of the batch. Distances are
+Euclidean, not cosine: latents start as principal components, whose squared distance is the squared error in pixels, and
 cosine fitted 1.5 dB worse in equal time.
 """
 
@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-# Latents at a time: the matrix of distances, rows x codes, then stays in the processor's cache.
+# Latents compared at a time, so that the matrix of distances, rows x codes, stays in the processor's cache.
 _ROWS = 1024
 
 
 class Codebook(nn.Module):
-    """K codes of D values; a buffer, since fitting moves it without a gradient."""
+    """Holds K codes of D values, as a buffer, since fitting moves them without a gradient."""
 
     codes: Tensor
 
@@ -26,23 +26,23 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def nearest(self, latents: Float[Tensor, "*grid D"]) -> Int64[Tensor, "*grid"]:
-        """The index of the nearest code of each latent; of equally near ones the first."""
+        """Returns the index of the nearest code of each latent; of equally near codes the first."""
         rows = latents.reshape(-1, latents.shape[-1])
         half_norms = self.codes.square().sum(dim=1).mul(0.5)
-        # |x - c|^2 without |x|^2, which no choice depends on.
+        # |x - c|^2 without |x|^2, which does not change the choice.
         chosen = [torch.addmm(half_norms, part, self.codes.T, alpha=-1).argmin(dim=1) for part in rows.split(_ROWS)]
         return torch.cat(chosen).reshape(latents.shape[:-1])
 
     def forward(self, indices: Int64[Tensor, "*grid"]) -> Float[Tensor, "*grid D"]:
-        """The codes at `indices`."""
+        """Returns the codes at `indices`."""
         return self.codes[indices]
 
 
 class MovingAverages:
-    """What fitting knows of a codebook beyond its codes: how often each is chosen, and the sum of what chose it.
+    """Holds what fitting knows of a codebook besides its codes: how often each is chosen, and the sum of its latents.
 
-    `count` (K,) float32 and `total` (K, D) float32 are moving averages over batches. They are part of a checkpoint and no
-    part of the fitted tokenizer.
+    `count` (K,) float32 and `total` (K, D) float32 are moving averages over batches. They are part of a checkpoint, not of
+    the fitted tokenizer.
     """
 
     def __init__(self, count: Float[Tensor, "K"], total: Float[Tensor, "K D"]) -> None:
@@ -59,10 +59,10 @@ class MovingAverages:
         decay: float,
         rng: np.random.Generator,
     ) -> int:
-        """Move the codes of `codebook` towards the latents that chose them; returns how many dead codes were replaced.
+        """Moves the codes of `codebook` towards the latents that chose them; returns how many dead codes were replaced.
 
-        A code is dead when its average count is under 1/32 of an even share (as in 4M's tokenizers). Which latents
-        replace dead codes comes from `rng` alone.
+        A code is dead if its average count is under 1/32 of an even share (as in 4M's tokenizers). `rng` alone decides
+        which latents replace dead codes.
         """
         size = len(self.count)
         count, total = _sums(latents, indices, size)
@@ -81,10 +81,10 @@ class MovingAverages:
 def start_codebook(
     codebook: Codebook, latents: Float[Tensor, "N D"], *, rounds: int, batch: int, rng: np.random.Generator
 ) -> MovingAverages:
-    """Set the codes by k-means of `latents` (Lloyd's algorithm), empty clusters moved onto random latents.
+    """Sets the codes by k-means of `latents` (Lloyd's algorithm); empty clusters are moved onto random latents.
 
     Returns the averages as they would be after many batches of `batch` latents like these. With fewer latents than
-    codes some codes are equal; the first of them is then chosen.
+    codes some codes are equal; `nearest` then chooses the first of them.
     """
     size, count_all = len(codebook.codes), len(latents)
     first = rng.choice(count_all, size=size, replace=count_all < size)
@@ -100,9 +100,9 @@ def start_codebook(
 
 
 def _sums(latents: Float[Tensor, "N D"], indices: Int64[Tensor, "N"], size: int) -> tuple[Tensor, Tensor]:
-    """How many latents chose each code (K,) float32, and their sums (K, D).
+    """Returns how many latents chose each code (K,) float32, and their sums (K, D).
 
-    index_add_ adds in the order of the rows on a CPU; on a GPU the order, and the last bits, may differ.
+    On a CPU index_add_ adds in the order of the rows; on a GPU the order, and the last bits, may differ.
     """
     total = torch.zeros(size, latents.shape[1], device=latents.device).index_add_(0, indices, latents)
     return torch.bincount(indices, minlength=size).float(), total

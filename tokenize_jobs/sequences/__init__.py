@@ -1,1 +1,1 @@
-"""Records (boxes, palettes, metadata) as sequences of words."""
+"""Writes records (boxes, palettes, metadata) as sequences of words, and parses them."""

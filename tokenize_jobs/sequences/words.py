@@ -1,15 +1,15 @@
-"""Sequences: boxes, metadata and palettes as strings of words that a text tokenizer holds, and back.
+"""Writes boxes, metadata and palettes as strings of words that a text tokenizer holds, and parses them.
 
 The formats are 4M's (apple/ml-4m, fourm/data/modality_transforms.py), so that its models read our sequences. Values are
 written `v0=5`: four families `v0=` to `v3=` of 1,000 values each.
 
-    boxes     v0=<x0> v1=<y0> v2=<x1> v3=<y1> <class>    a record each box, nearest to the top left corner first
-    metadata  v1=<type id> v0=<bin>                      a record each field that has a value, by ascending type id
+    boxes     v0=<x0> v1=<y0> v2=<x1> v3=<y1> <class>    a record for each box, nearest to the top left corner first
+    metadata  v1=<type id> v0=<bin>                      a record for each field that has a value, by ascending type id
     palette   v1=<k> v0=<r> v0=<g> v0=<b> ...            one record of k colors
 
-A writer returns the list of records (a sequence is cut between records, never inside one); the whole is these joined by
-single spaces. A parser takes any string, keeps what is well formed, skips the rest and never raises, since models emit
-anything. What a sequence does not hold (scores, shares, missing fields) comes back as None.
+A writer returns the list of records (a sequence is cut between records, never inside one); joined by single spaces they
+are the sequence. A parser takes any string, keeps what is well formed, skips the rest and never raises, since models emit
+anything. Facts that a sequence does not hold (scores, shares, missing fields) come back as None.
 """
 
 import math
@@ -26,8 +26,8 @@ from manifests.recipe import canonical_json, sha256_hex
 VALUE_FAMILIES = 4
 BINS = 1000
 
-# The ordinary words that 4M's formats are made of (persons, SAM instances, "no person") and the class of boxes that
-# come from a segmenter without classes. A tokenizer that is fitted here holds each of them as one piece.
+# The ordinary words in 4M's formats (persons, SAM instances, "no person"), and the class of boxes from a segmenter without
+# classes. A tokenizer that is fitted here holds each of them as one piece.
 FORMAT_WORDS = ("human", "global", "pose", "shape", "camera", "none", "point", "polygon", "region")
 
 # COCO's 80 things in the order of 4M's token ids.
@@ -44,8 +44,8 @@ COCO_CLASSES: tuple[str, ...] = (
 )
 # fmt: on
 
-# Which boxes are written. 4M drops detections below 0.6. A score means something else to every labeler (the
-# classical `segments` fills it with the share of the box that the segment covers), so the default drops nothing.
+# Boxes with a lower score are not written. 4M drops detections below 0.6. A score means something else for every labeler
+# (for `segments` it is the share of the box that the region fills), so the default drops nothing.
 MINIMUM_SCORE = 0.0
 FOURM_MINIMUM_SCORE = 0.6
 
@@ -60,7 +60,7 @@ _PALETTE = re.compile(r"(?<!\S)v1=([1-7])((?: v0=[0-9]{1,3})+)(?!\S)")
 
 
 def plain(text: str) -> str:
-    """`text` with every mark of a format (`[EOS]`, `[S_3]`, `v0=5`) broken by a space.
+    """Breaks every mark of a format (`[EOS]`, `[S_3]`, `v0=5`) in `text` by a space.
 
     Text comes from strangers: a caption must not be able to end its own sequence or to pose as a coordinate. BERT's
     pre-tokenizer splits at these places anyway, so the pieces are those of the ordinary characters.
@@ -72,11 +72,11 @@ def plain(text: str) -> str:
 
 
 def box_records(boxes: Iterable[Mapping[str, Any]], *, minimum_score: float = MINIMUM_SCORE) -> list[str]:
-    """The records of one crop's boxes, ordered by the squared distance of their top left corner to the crop's.
+    """Returns the records of one crop's boxes, ordered by the squared distance of their top left corner to the crop's.
 
-    A box is a mapping with `class`, `score` (None: not known, such a box is kept) and `x0 y0 x1 y1` as fractions of the
+    A box is a mapping with `class`, `score` (None if unknown: such a box is kept) and `x0 y0 x1 y1` as fractions of the
     crop, clamped to 0..1 and written as round(999 x). Equal distances are ordered by y0, x0, y1, x1 and class.
-    Raises TokenizeError where a class is empty, or a corner is NaN or on the wrong side of the other.
+    Raises TokenizeError if a class is empty, or if a corner is NaN or on the wrong side of the other.
     """
     kept = [_corners(box) for box in boxes if not _is_below(box.get("score"), minimum_score)]
     kept.sort(key=lambda box: (box[0] ** 2 + box[1] ** 2, box[1], box[0], box[3], box[2], box[4]))
@@ -102,9 +102,9 @@ def _corners(box: Mapping[str, Any]) -> tuple[float, float, float, float, str]:
 
 
 def parse_boxes(text: str) -> list[dict[str, Any]]:
-    """The boxes of a sequence: `class`, `score` None, and corners within 0.5/999 of what was written.
+    """Returns the boxes of a sequence: `class`, `score` None, and corners within 0.5/999 of the written ones.
 
-    Skipped: a box without four coordinates in order, without a class, or with a corner on the wrong side of the other.
+    Skips a box without four coordinates in order, without a class, or with a corner on the wrong side of the other.
     """
     boxes = []
     for *values, name in _BOX.findall(text):
@@ -119,9 +119,9 @@ def parse_boxes(text: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataField:
-    """How one field of the metadata becomes a bin.
+    """Turns one field of the metadata into a bin and back.
 
-    type_id  4M's number of the field, never given to another
+    type_id  4M's number of the field, never reused
     rule     `count`: the integer itself, up to 999; `pixels`: 32 px a bin; `scale`: 50 bins over low..high, the last
              for `high` alone; `edges`: the number of edges that the value reaches
     low, high, edges  in the field's own unit
@@ -135,11 +135,11 @@ class MetadataField:
 
     @property
     def bins(self) -> int:
-        """How many bins there are."""
+        """Returns the number of bins."""
         return {"count": BINS, "pixels": BINS, "scale": _SCALE_BINS, "edges": len(self.edges) + 1}[self.rule]
 
     def to_bin(self, value: float) -> int:
-        """The bin of a value, which is clamped to the field's range and must not be NaN."""
+        """Returns the bin of a value, which is clamped to the field's range and must not be NaN."""
         if self.rule == "count":
             return int(min(max(value, 0), BINS - 1))
         if self.rule == "pixels":
@@ -150,9 +150,9 @@ class MetadataField:
         return int((clamped - self.low) / (self.high - self.low) * (_SCALE_BINS - 1))
 
     def to_value(self, index: int) -> float | int:
-        """The middle of a bin (a count: itself), which falls into that bin again.
+        """Returns the middle of a bin (for a count the count itself), which `to_bin` maps to that bin again.
 
-        4M's decoder takes the lower edge of 32 px bins, and divides scales by 50 where its encoder multiplies by 49:
+        4M's decoder takes the lower edge of 32 px bins, and divides scales by 50 although its encoder multiplies by 49:
         its values are low by up to two bins. The middle has no bias.
         """
         if self.rule == "count":
@@ -168,8 +168,8 @@ class MetadataField:
 _SCALE_BINS = 50
 _PIXELS_A_BIN = 32
 
-# All of 4M-21's fields; the modality `metadata` has those that need no model. The range of the two last is that of the
-# scores themselves and serves the middle of a bin only: 4M states the edges and no more.
+# All of 4M-21's fields; the modality `metadata` has those that need no model. For the last two 4M states edges only; their
+# low and high are the range of the scores themselves, and are used for the middle of a bin only.
 METADATA: dict[str, MetadataField] = {
     "original_width": MetadataField(type_id=0, rule="pixels"),
     "original_height": MetadataField(type_id=1, rule="pixels"),
@@ -197,15 +197,15 @@ _METADATA_NAMES = {field.type_id: name for name, field in METADATA.items()}
 
 
 def metadata_records(fields: Mapping[str, float | int | None]) -> list[str]:
-    """The records of one sample's metadata, by ascending type id (4M shuffles them when it loads a sample).
+    """Returns the records of one sample's metadata, by ascending type id (4M shuffles them when it loads a sample).
 
-    A field that is None is not written. Raises TokenizeError for a field that `METADATA` does not hold, or NaN.
+    A field that is None is not written. Raises TokenizeError if a field is not in `METADATA`, or is NaN.
     """
     for name, value in fields.items():
         if value is not None and name not in METADATA:
             raise TokenizeError(f"metadata field {name!r} has no type id; {nearest(name, METADATA)}")
         if value is not None and math.isnan(value):
-            raise TokenizeError(f"metadata field {name!r} is NaN; expected a number, or None where there is none")
+            raise TokenizeError(f"metadata field {name!r} is NaN; expected a number, or None if it is unknown")
     return [
         f"v1={field.type_id} v0={field.to_bin(value)}"
         for name, field in METADATA.items()
@@ -214,9 +214,9 @@ def metadata_records(fields: Mapping[str, float | int | None]) -> list[str]:
 
 
 def parse_metadata(text: str) -> dict[str, float | int]:
-    """The fields that a sequence holds, in its order, each as the middle of its bin; the first of a kind counts.
+    """Returns the fields of a sequence, in its order, each as the middle of its bin; of equal fields the first.
 
-    Skipped: pairs with a type id or a bin that there is not.
+    Skips pairs whose type id or bin does not exist.
     """
     found: dict[str, float | int] = {}
     for type_id, index in _METADATA.findall(text):
@@ -230,12 +230,12 @@ def parse_metadata(text: str) -> dict[str, float | int]:
 
 
 def palette_size(colors: Sequence[Mapping[str, Any]]) -> int:
-    """Which of a sample's palettes is written: the k of one of them, 1..7 (larger ones have no format).
+    """Decides which of a sample's palettes is written: the k of one of them, 1..7 (larger ones have no format).
 
-    4M draws k anew whenever it loads a sample; a row of ours holds one. The colors themselves draw it (the sha256 of
-    all k, rank, r, g, b, as a number, modulo the number of palettes), so that it is the same in every run and even over
-    a corpus. `share` has no part in it: a float may change in its last bits when it is stored. Raises TokenizeError
-    where there is no palette of 1..7 colors.
+    4M draws k each time it loads a sample; a row of ours holds one. A hash of the colors draws it (the sha256 of all
+    k, rank, r, g, b, as a number, modulo the number of palettes), so that it is the same in every run and evenly spread
+    over a corpus. `share` is left out of the hash: a float may change in its last bits when it is stored. Raises
+    TokenizeError if no palette has 1..7 colors.
     """
     canonical = sorted([int(color[name]) for name in ("k", "rank", "r", "g", "b")] for color in colors)
     sizes = sorted({k for k, *_ in canonical if 1 <= k <= PALETTE_MOST})
@@ -245,10 +245,10 @@ def palette_size(colors: Sequence[Mapping[str, Any]]) -> int:
 
 
 def palette_records(colors: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The record of one sample's palette (none where it has no colors).
+    """Returns the record of one sample's palette as a list (empty if it has no colors).
 
-    `colors` are all its palettes, flat: mappings with `k` (how many colors the palette has), `rank` (its place in it)
-    and `r g b`, 0..255. Raises TokenizeError where the palette that is drawn has not k colors, or a value out of range.
+    `colors` are all its palettes, flat: mappings with `k` (how many colors the palette has), `rank` (the color's place in
+    it) and `r g b`, 0..255. Raises TokenizeError if the chosen palette does not have k colors, or a value is out of range.
     """
     if not colors:
         return []
@@ -264,7 +264,7 @@ def palette_records(colors: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def parse_palette(text: str) -> list[dict[str, Any]]:
-    """The first well-formed palette of a sequence: `k`, `rank` from 0, `r g b`, `share` None. Empty where none is."""
+    """Returns the first well-formed palette of a sequence: `k`, `rank` from 0, `r g b`, `share` None. Empty if none is."""
     for k, run in _PALETTE.findall(text):
         values = [int(word.removeprefix("v0=")) for word in run.split()]
         if len(values) == 3 * int(k) and max(values) <= 255:
@@ -276,5 +276,5 @@ def parse_palette(text: str) -> list[dict[str, Any]]:
 
 
 def _as_stored(value: float) -> float:
-    # Stored labels are float32. Rounding here as well makes tokens the same whether a label was stored in between.
+    # Stored labels are float32: rounded here too, a label gives the same tokens whether or not it was stored before.
     return float(np.float32(value))

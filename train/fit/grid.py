@@ -21,7 +21,7 @@ from tokenize_jobs.grid import GridTokenizer, chunks, write
 from tokenize_jobs.grids.coding import Coding, Rule, coding_of
 from tokenize_jobs.grids.networks import GridNetwork, empty, initialize, patchify, start_from
 from tokenize_jobs.quantizers.vq import MovingAverages, start_codebook
-from tokenize_jobs.report import measure
+from tokenize_jobs.reconstruction import measure
 from train.optim.muon import MuonAdam
 
 # Patches that the principal components are computed from.
@@ -130,8 +130,8 @@ def fit_grid(
     `labels` may be a memory map: only windows of it are read at a time. `save` is given the steps done and a checkpoint
     (safetensors) every `checkpoint_every` steps; `resume` takes such a pair, made with equal labels, options and threads,
     and the files are then the same to the bit as without the interruption. `on_step` is given the steps done and the
-    losses. Returns the figures of `tokenize_jobs.report.measure`. On a CPU equal arguments give equal files; `threads` is
-    set for the whole process. Raises ConfigError on labels or options that do not fit the modality.
+    losses. Returns the figures of `tokenize_jobs.reconstruction.measure`. On a CPU equal arguments give equal files;
+    `threads` is set for the whole process. Raises ConfigError on labels or options that do not fit the modality.
     """
     torch.set_num_threads(threads)
     _check(labels, modality, options)

@@ -8,7 +8,7 @@ import torch
 
 from manifests.modality import MODALITIES, Modality
 from tokenize_jobs.grids.coding import coding_of
-from tokenize_jobs.report import flat
+from tokenize_jobs.reconstruction import flat
 
 
 def labels_of(modality: Modality, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How good a grid tokenizer is: errors of reconstruction in their units, and the use of the codebook."""
+"""Measures a grid tokenizer: errors of reconstruction in their units, and the use of the codebook."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,16 +9,16 @@ from jaxtyping import Int64
 from tokenize_jobs.grid import GridTokenizer, chunks
 from tokenize_jobs.grids.coding import Coding
 
-# An edge counts as found when one is drawn within so many pixels of it.
+# An edge counts as found if another one is drawn within this distance.
 _EDGE_TOLERANCE_PX = 2
 # A perfect row would have an infinite PSNR and spoil the mean.
 _PSNR_CAP_DB = 100.0
 
 
 def measure(tokenizer: GridTokenizer, labels: np.ndarray) -> dict[str, float]:
-    """Figures for labels (N, *shape), N >= 1, that the tokenizer was not fitted on.
+    """Returns figures of labels (N, *shape), N >= 1, that the tokenizer was not fitted on.
 
-    By the rule of the coding, means over the rows that have any valid pixel:
+    They are means over the rows that have any valid pixel, by the rule of the coding:
 
         range        psnr_db; for black-and-white line drawings also edge_f1 (0..1, lines within 2 px)
         direction    angle_deg, the mean angle between vectors
@@ -26,13 +26,13 @@ def measure(tokenizer: GridTokenizer, labels: np.ndarray) -> dict[str, float]:
         classes      pixel_accuracy and miou (over classes that occur), 0..1
         plain        cosine, the mean cosine between features, -1..1
 
-    Each once more with the prefix `flat_` for the best picture of one color (or value, or class) a row: what a tokenizer must
-    beat. Then `codebook_use` (codes used at all / codes), `entropy_bits` and `perplexity` of the codes.
+    Each also comes with the prefix `flat_`, for the best picture of one color (or value, or class) a row: a tokenizer must
+    beat that. Then follow `codebook_use` (codes used at all / codes), `entropy_bits` and `perplexity` of the codes.
     """
     coding = tokenizer.coding
     tokens = [tokenizer.encode(part) for part in chunks(labels)]
     counts = np.bincount(np.concatenate([row for part in tokens for row in part]), minlength=tokenizer.spec.vocabulary)
-    # Generators, so that no more than one batch is decoded at a time.
+    # Generators, so that one batch is decoded at a time.
     decoded = ((part, tokenizer.decode(of_part)) for part, of_part in zip(chunks(labels), tokens, strict=True))
     flattened = ((part, flat(coding, part)) for part in chunks(labels))
     figures = figures_of(coding, decoded)
@@ -41,7 +41,7 @@ def measure(tokenizer: GridTokenizer, labels: np.ndarray) -> dict[str, float]:
 
 
 def figures_of(coding: Coding, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """Figures of labels against decoded labels, both (B, *shape), batch by batch."""
+    """Returns figures of labels against decoded labels, both (B, *shape), over all batches."""
     rows: dict[str, list[float]] = {}
     confusion = np.zeros((coding.classes, coding.classes), dtype=np.int64)
     for labels, decoded in pairs:
@@ -56,14 +56,14 @@ def figures_of(coding: Coding, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -
 
 
 def codebook_figures(counts: Int64[np.ndarray, "K"]) -> dict[str, float]:
-    """Use, entropy in bits and perplexity of a codebook, from how often each code was chosen (some code was)."""
+    """Returns use, entropy in bits and perplexity of a codebook, from how often each code was chosen (not all 0)."""
     share = counts[counts > 0] / counts.sum()
     entropy = float(-(share * np.log2(share)).sum())
     return {"codebook_use": len(share) / len(counts), "entropy_bits": entropy, "perplexity": 2.0**entropy}
 
 
 def flat(coding: Coding, labels: np.ndarray) -> np.ndarray:
-    """Labels of one value a row: the mean of its valid pixels, or its commonest class."""
+    """Returns labels of one value a row: the mean of its valid pixels, or its commonest class."""
     inputs, valid = coding.prepare(labels, coding.scaling(labels))
     if coding.rule == "classes":
         kept = [np.bincount(row[mask], minlength=coding.classes) for row, mask in zip(inputs, valid, strict=True)]
@@ -75,7 +75,7 @@ def flat(coding: Coding, labels: np.ndarray) -> np.ndarray:
 
 
 def _errors(coding: Coding, labels: np.ndarray, decoded: np.ndarray) -> Mapping[str, list[float]]:
-    """Figures of each row that has a valid pixel."""
+    """Returns the figures of each row that has a valid pixel."""
     valid = coding.valid(labels)
     kept = [i for i in range(len(labels)) if valid[i].any()]
     if coding.rule == "range":
@@ -105,7 +105,7 @@ def _psnr_db(coding: Coding, label: np.ndarray, decoded: np.ndarray) -> float:
 
 
 def edge_f1(label: np.ndarray, decoded: np.ndarray) -> float:
-    """F1 of boolean line drawings (H, W), each line widened by 2 px where the other is looked for; 1 if both are empty."""
+    """Returns F1 of boolean line drawings (H, W); a line within 2 px of the other drawing's is a hit. 1 if both are empty."""
     if not label.any() and not decoded.any():
         return 1.0
     hit = (decoded & _widened(label)).sum() / max(1, decoded.sum())
@@ -120,7 +120,7 @@ def _widened(lines: np.ndarray) -> np.ndarray:
 
 
 def _confusion(coding: Coding, labels: np.ndarray, decoded: np.ndarray) -> Int64[np.ndarray, "classes classes"]:
-    """How many valid pixels of each class (row) were decoded as each class (column)."""
+    """Counts how many valid pixels of each class (row) were decoded as each class (column)."""
     valid = coding.valid(labels)
     pairs = labels[valid].astype(np.int64) * coding.classes + decoded[valid]
     return np.bincount(pairs, minlength=coding.classes**2).reshape(coding.classes, coding.classes)

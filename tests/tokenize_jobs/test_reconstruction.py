@@ -5,7 +5,7 @@ import pytest
 
 from manifests.modality import MODALITIES
 from tokenize_jobs.grids.coding import Coding, coding_of
-from tokenize_jobs.report import codebook_figures, edge_f1, figures_of, flat
+from tokenize_jobs.reconstruction import codebook_figures, edge_f1, figures_of, flat
 
 
 def coding(name: str, classes: int = 0) -> Coding:
