@@ -98,7 +98,7 @@ def ingest(
                 done += len(chunk.rows)
             else:
                 catalog.commit(records, run=run)
-            if section.kind == "image" and section.url is None:
+            if section.has_pixels and section.url is None:
                 for taken in chunk.rows:
                     stats.put(taken.listed, taken.sha256)
             on_rows(done + left_out.total())
@@ -266,7 +266,7 @@ def _compare(
             or row.get("source_offset", listed.offset) != listed.offset
         ):
             changed.append(key)
-        elif section.kind == "image" and stats.is_touched(listed):
+        elif stats.is_touched(listed):
             touched.append(listed)
         elif stats.get(listed) not in (None, row["sha256"]):
             changed.append(key)

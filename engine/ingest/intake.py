@@ -10,13 +10,13 @@ from engine.ingest.filters import Filter
 from engine.ingest.pack import Packing, image_suffix
 from engine.pipeline.config import CorpusConfig
 from engine.sources import scan as sources
+from engine.sources.kinds import open_source
 from engine.sources.listing import Listed
-from engine.sources.read import SourceBytes
+from engine.sources.read import SourceReader
 from engine.sources.tars import TarColumns
 from manifests.errors import FetchError, SourceError
 from manifests.recipe import sha256_hex
 
-_THREADS = 8
 _MESSAGE_CHARACTERS = 1000
 
 
@@ -93,19 +93,8 @@ class Intake:
             yield Chunk(rows=waiting, dropped=dropped)
 
     def _read(self, block: Sequence[Listed], first: int) -> list[Taken]:
-        if self._config.kind == "text":
-            found = sources.read_documents(self._scan.root, [listed.source for listed in block], self._config)
-            texts = ["" if isinstance(each, Exception) else str(each.get(self._config.text) or "") for each in found]
-            return [
-                Taken(
-                    listed=listed,
-                    sha256=bytes.fromhex(sha256_hex(text.encode())),
-                    size_bytes=listed.size_bytes or 0,
-                )
-                for listed, text in zip(block, texts, strict=True)
-            ]
-        threads = self._config.fetch.parallel if self._fetch is not None else _THREADS
         source = None if self._fetch is not None else reader(self._scan.root, self._config, block)
+        threads = self._config.fetch.parallel if source is None else source.threads
         try:
             with ThreadPoolExecutor(threads) as pool:
                 return list(
@@ -115,7 +104,7 @@ class Intake:
             if source is not None:
                 source.close()
 
-    def _take(self, source: SourceBytes | None, listed: Listed, place: int, number: int) -> Taken:
+    def _take(self, source: SourceReader | None, listed: Listed, place: int, number: int) -> Taken:
         error = None
         data = None
         try:
@@ -145,12 +134,12 @@ class Intake:
         )
 
 
-def reader(root: str, config: CorpusConfig, samples: Sequence[Listed]) -> SourceBytes:
-    """What reads the bytes of samples from their source."""
+def reader(root: str, config: CorpusConfig, samples: Sequence[Listed]) -> SourceReader:
+    """Opens the source of samples, to read what they are hashed by."""
     rows = [
         {"source": listed.source, "size_bytes": listed.size_bytes, "source_offset": listed.offset} for listed in samples
     ]
-    return SourceBytes(root, config, rows, beside=[listed.beside for listed in samples])
+    return open_source(root, config, rows, beside=[listed.beside for listed in samples])
 
 
 def _image(data: bytes) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.sources import scan
+from engine.sources.listing import Listed
 from manifests.store.storage import cache_folder
 
 
@@ -21,20 +21,20 @@ class SourceStats:
         with contextlib.suppress(OSError, ValueError):
             self._known = json.loads(self._path.read_text())
 
-    def get(self, listed: scan.Listed) -> str | None:
+    def get(self, listed: Listed) -> str | None:
         """The hash that was last seen, as hex."""
         entry = self._known.get(listed.source)
         return entry[2] if entry else None
 
-    def is_touched(self, listed: scan.Listed) -> bool:
+    def is_touched(self, listed: Listed) -> bool:
         """Whether a file that was hashed before has another size or modification time now."""
         entry = self._known.get(listed.source)
         return entry is not None and entry[:2] != [listed.size_bytes, listed.mtime_ns]
 
-    def put(self, listed: scan.Listed, sha256: bytes) -> None:
+    def put(self, listed: Listed, sha256: bytes) -> None:
         self._known[listed.source] = [listed.size_bytes, listed.mtime_ns, sha256.hex()]
 
-    def save(self, listed: Sequence[scan.Listed]) -> None:
+    def save(self, listed: Sequence[Listed]) -> None:
         """Keeps what is known of the sources that are there; losing it costs a change that goes unseen until work."""
         present = {item.source for item in listed}
         kept = {source: entry for source, entry in self._known.items() if source in present}

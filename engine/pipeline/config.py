@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from engine.pipeline import file, mistakes
 from engine.pipeline.sections import (
-    DEFAULT_MODALITIES,
+    KINDS,
     CorpusConfig,
     CorpusName,
     CropConfig,
@@ -153,7 +153,7 @@ class PipelineConfig(Section):
         return [
             f"workspace {self.workspace} lies inside corpora.{name}.source; put it beside that folder"
             for name, corpus in self.corpora.items()
-            if corpus.kind == "text" and Path(self.workspace).is_relative_to(corpus.source)
+            if not corpus.has_pixels and Path(self.workspace).is_relative_to(corpus.source)
         ]
 
     def modality_options(self, corpus: str) -> dict[str, ModalityConfig]:
@@ -226,8 +226,9 @@ def _spelled_out(tree: dict[str, Any], path: file.KeyPath) -> dict[str, Any]:
     corpus = corpora.get(path[1])
     if not isinstance(corpus, dict) or "modalities" in corpus:
         return tree
-    names = DEFAULT_MODALITIES.get(str(corpus.get("kind", "image")), ())
-    return {**tree, "corpora": {**corpora, path[1]: {**corpus, "modalities": list(names)}}}
+    kind = KINDS.get(str(corpus.get("kind", "image")))
+    names = list(kind.modalities if kind else ())
+    return {**tree, "corpora": {**corpora, path[1]: {**corpus, "modalities": names}}}
 
 
 def check_labelers(config: PipelineConfig) -> None:
@@ -239,7 +240,7 @@ def check_labelers(config: PipelineConfig) -> None:
     for corpus in config.corpora:
         for name, options in config.modality_options(corpus).items():
             try:
-                _check_labeler(config.corpora[corpus].kind, name, options)
+                _check_labeler(config.corpora[corpus], name, options)
             except ConfigError as error:
                 problems.append(f"corpora.{corpus}.modalities.{name}: {error}")
     problems += _unknown_in_pools(config)
@@ -260,7 +261,7 @@ def _unknown_in_pools(config: PipelineConfig) -> list[str]:
     return problems
 
 
-def _check_labeler(kind: str, name: str, options: ModalityConfig) -> None:
+def _check_labeler(corpus: CorpusConfig, name: str, options: ModalityConfig) -> None:
     from labelers import protocol
 
     modality = modalities.get(name)
@@ -270,8 +271,8 @@ def _check_labeler(kind: str, name: str, options: ModalityConfig) -> None:
     spec = labeler.spec
     if spec.outputs is not None and modality.base_name not in spec.outputs:
         raise ConfigError(f"labeler {spec.name!r} makes {', '.join(spec.outputs)}; name another with `labeler:`")
-    if kind == "text" and not {"image", "source"}.isdisjoint(spec.inputs):
-        raise ConfigError(f"labeler {spec.name!r} needs an image, but this is a corpus of kind text")
+    if not corpus.has_pixels and not {"image", "source"}.isdisjoint(spec.inputs):
+        raise ConfigError(f"labeler {spec.name!r} needs an image, but this is a corpus of kind {corpus.kind}")
     given = {"modality": name} if spec.outputs is None else {}
     protocol.parameters(labeler, {**given, **options.parameters})
 

@@ -3,7 +3,7 @@
 Descriptions are shown in messages and by editors. `engine/pipeline/config.py` puts the sections together.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -21,9 +21,17 @@ from manifests.errors import ConfigError
 from manifests.formats.snapshots import HOLD_OUT
 from manifests.recipe import canonical_json
 
-DEFAULT_MODALITIES = {
-    "image": ("rgb", "edges", "boxes", "metadata", "palette", "caption"),
-    "text": ("text",),
+
+class Kind(NamedTuple):
+    """Holds what a pipeline file may leave out or say of a kind of corpus; engine/sources/kinds.py reads its samples."""
+
+    modalities: tuple[str, ...]
+    has_pixels: bool
+
+
+KINDS = {
+    "image": Kind(modalities=("rgb", "edges", "boxes", "metadata", "palette", "caption"), has_pixels=True),
+    "text": Kind(modalities=("text",), has_pixels=False),
 }
 
 
@@ -212,7 +220,7 @@ class CorpusConfig(Section):
     modalities: Modalities = Field(
         default_factory=dict,
         description="what is made: names, or names with options; default for images: "
-        f"{' '.join(DEFAULT_MODALITIES['image'])}; for text: {' '.join(DEFAULT_MODALITIES['text'])}",
+        f"{' '.join(KINDS['image'].modalities)}; for text: {' '.join(KINDS['text'].modalities)}",
     )
 
     @model_validator(mode="before")
@@ -220,14 +228,14 @@ class CorpusConfig(Section):
     def _default_modalities(cls, data: Any) -> Any:
         if not isinstance(data, dict) or "modalities" in data:
             return data
-        kind = data.get("kind", "image")
-        return {**data, "modalities": DEFAULT_MODALITIES.get(kind if isinstance(kind, str) else "", ())}
+        kind = KINDS.get(str(data.get("kind", "image")))
+        return {**data, "modalities": kind.modalities if kind else ()}
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
         if not self.modalities:
             raise ValueError("modalities is empty; expected at least one")
-        if self.kind == "image":
+        if self.has_pixels:
             if self.text != "text":
                 raise ValueError("text names a field of documents, but this is a corpus of images; add `kind: text`")
             if self.url is not None and (self.table is not None or self.image is not None):
@@ -237,18 +245,23 @@ class CorpusConfig(Section):
             return self
         for name in ("image", "url", "pack"):
             if getattr(self, name):
-                raise ValueError(f"{name} is for images, but this is a corpus of kind text")
+                raise ValueError(f"{name} is for images, but this is a corpus of kind {self.kind}")
         if self.filter.needs_size:
             raise ValueError(
-                "filter looks at sizes of images, but this is a corpus of kind text; it can have duplicates"
+                f"filter looks at sizes of images, but this is a corpus of kind {self.kind}; it can have duplicates"
             )
         if self.table is not None:
             raise ValueError("table is for images; rows of JSONL and Parquet documents carry their own columns")
         for name in self.modalities:
             modality = modalities.get(name)
             if "crop" in (modality.label_grain, modality.token_grain):
-                raise ValueError(f"modalities.{name} is made of images, but this is a corpus of kind text")
+                raise ValueError(f"modalities.{name} is made of images, but this is a corpus of kind {self.kind}")
         return self
+
+    @property
+    def has_pixels(self) -> bool:
+        """Tells whether samples are decoded to pixels, of which there are crops."""
+        return KINDS[self.kind].has_pixels
 
 
 class GridFit(Section):

@@ -98,7 +98,7 @@ def corpus_plan(
         root=root,
         config=section,
         rule=rule,
-        crops=section.crops if section.kind == "image" else 1,
+        crops=section.crops if section.has_pixels else 1,
         labelers=tuple(resolver.uses.values()),
         modalities={
             name: _modality_plan(corpus, modalities.get(written), options, resolver.recipes[name], tokenizers, rule)

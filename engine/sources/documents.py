@@ -5,19 +5,28 @@ A row is named `docs.jsonl#17`, counted from 0; in JSONL a row is a line, so tha
 
 import bisect
 import os
-import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import IO, Any, Protocol
 
-from engine.pipeline.config import CorpusConfig
-from engine.sources.listing import File, Notes, open_file, read_file, suffix
+from engine.pipeline.sections import CorpusConfig
+from engine.sources.listing import (
+    File,
+    Listed,
+    Listing,
+    Notes,
+    Scanned,
+    key_of,
+    open_file,
+    read_file,
+    row_of,
+    suffix,
+)
 from engine.sources.values import decoded, parsed, plain
 from manifests.errors import ConfigError, SourceError
+from manifests.store.uris import without_credentials
 
 LINES = (".jsonl", ".ndjson", ".json-lines")
 
@@ -124,116 +133,138 @@ class _ParquetRows:
         return plain(fields)
 
 
-SUFFIXES = (".txt", *LINES, ".parquet")
-_ROW = re.compile(r"(.+\.(?:jsonl|ndjson|json-lines|parquet))#([0-9]+)", re.IGNORECASE | re.DOTALL)
+_ROWS = (*LINES, ".parquet")
+SUFFIXES = (".txt", *_ROWS)
 _SCAN_ROWS = 4096
 _READ_THREADS = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """One document as a scan sees it. `key` is its key field's value, None where it has none; `text_bytes` in UTF-8."""
+def scan_documents(config: CorpusConfig, listed: Listing, notes: Notes) -> Scanned:
+    """Lists all documents of a source, in the order of its files, a file's by row.
 
-    source: str
-    file: File
-    key: str | None
-    text_bytes: int
-
-
-def scan_documents(root: str, files: Sequence[File], config: CorpusConfig, notes: Notes) -> Iterator[Document]:
-    """All documents of the files, in the files' order, a file's by row.
-
-    A line that is no JSON object is a document too: one that cannot be read. Raises ConfigError where no row has the text
-    field, or a row lacks the key field.
+    A line that is no JSON object is a document too: one that cannot be read. Raises ConfigError if there is no document, no
+    row has the text field, or a row has no key.
     """
-    sizes = _text_file_sizes(root, [file for file in files if suffix(file.path) == ".txt"], notes)
-    rows = with_text = 0
+    files = listed.with_suffix(config.source, SUFFIXES, "documents")
+    sizes = _text_file_sizes(listed.root, [file for file in files if suffix(file.path) == ".txt"], notes)
+    samples: list[Listed] = []
+    with_text = 0
     fields: dict[str, None] = {}
     for file in files:
         if file.path in sizes:
-            yield Document(source=file.path, file=file, key=None, text_bytes=sizes[file.path])
+            samples.append(_document(file, file.path, None, sizes[file.path]))
             continue
         scan_rows = _scan_lines if suffix(file.path) in LINES else _scan_parquet
-        for document, names in scan_rows(root, file, config):
-            rows += 1
+        for document, names in scan_rows(listed.root, file, config):
+            samples.append(document)
             with_text += config.text in names
             if not with_text:
                 fields.update(dict.fromkeys(names))
-            yield document
+    rows = len(samples) - len(sizes)
     if rows and not with_text and fields:
         raise ConfigError(
             f"none of {rows} rows has the field {config.text!r} (`text`) that holds the document; "
             f"they have {', '.join(fields)}"
         )
+    if not samples:
+        raise ConfigError(
+            f"source {without_credentials(config.source)} holds no documents: its {len(files)} files have no rows"
+        )
+    return samples, DocumentColumns(listed.root, config)
+
+
+def _document(file: File, source: str, key: str | None, text_bytes: int) -> Listed:
+    return Listed(key=key or key_of(source), source=source, size_bytes=text_bytes, mtime_ns=file.mtime_ns)
 
 
 class DocumentColumns:
-    """The other fields of documents; quick where they are asked for in their order, as the last file stays open."""
+    """Reads the other fields of documents by source."""
 
     def __init__(self, root: str, config: CorpusConfig) -> None:
-        self._root = root
-        self._config = config
-        self._open: tuple[str, Rows] | None = None
+        self._rows = _OpenRows(root)
+        self._left_out = (config.text, config.key)
 
     def __call__(self, source: str) -> dict[str, Any]:
-        match = _ROW.fullmatch(source)
-        if match is None:
+        found = row_of(source, _ROWS)
+        if found is None:
             return {}
         try:
-            if self._open is None or self._open[0] != match[1]:
-                if self._open is not None:
-                    self._open[1].close()
-                self._open = (match[1], open_rows(self._root, match[1]))
-            fields = self._open[1].row(int(match[2]))
+            fields = self._rows.row(*found)
         except SourceError:
             # The document cannot be read either; that is where the failure is recorded.
             return {}
-        return {name: value for name, value in fields.items() if name not in (self._config.text, self._config.key)}
+        return {name: value for name, value in fields.items() if name not in self._left_out}
 
 
-def read_documents(root: str, sources: Sequence[str], config: CorpusConfig) -> list[dict[str, Any] | SourceError]:
-    """The fields of each document, its text under the corpus's text field; a SourceError where it cannot be read.
+class DocumentReader:
+    """Reads the documents of some rows of a samples file, by their place among them."""
 
-    Each file is opened once.
-    """
-    found: dict[int, dict[str, Any] | SourceError] = {}
-    by_file: dict[str, list[tuple[int, int]]] = {}
-    for index, source in enumerate(sources):
-        match = _ROW.fullmatch(source)
-        if match is None:
-            found[index] = _text_file(root, source, config.text)
-        else:
-            by_file.setdefault(match[1], []).append((int(match[2]), index))
-    for path, wanted in by_file.items():
-        try:
-            rows = open_rows(root, path)
-        except SourceError as error:
-            found.update((index, error) for _, index in wanted)
-            continue
-        with closing(rows):
-            for number, index in sorted(wanted):
-                found[index] = _row_document(rows, number, sources[index], config.text)
-    return [found[index] for index in range(len(sources))]
+    # One file is open at a time, which threads would have to take turns at.
+    threads = 1
+
+    def __init__(
+        self,
+        root: str,
+        config: CorpusConfig,
+        rows: Sequence[Mapping[str, Any]],
+        storage: object = None,
+        *,
+        beside: object = (),
+    ) -> None:
+        """Takes `storage` and `beside` as every reader does: documents are not packed, and nothing lies beside them."""
+        self._root = root
+        self._text = config.text
+        self._sources = [row["source"] for row in rows]
+        self._rows = _OpenRows(root)
+
+    def read(self, place: int) -> bytes:
+        """Returns the text of a document in UTF-8. Raises SourceError if it cannot be read."""
+        return self.fields(place)[self._text].encode()
+
+    def fields(self, place: int) -> dict[str, Any]:
+        """Returns the fields of a document, its text under the corpus's text field. Raises SourceError as `read`."""
+        source = self._sources[place]
+        found = row_of(source, _ROWS)
+        if found is None:
+            return {self._text: decoded(read_file(self._root, source))[0]}
+        fields = self._rows.row(*found)
+        if not isinstance(fields.get(self._text), str):
+            raise SourceError(
+                f"{source} has no text in the field {self._text!r}: found {type(fields.get(self._text)).__name__}, "
+                f"fields {', '.join(fields) or 'none'}"
+            )
+        return fields
+
+    def read_beside(self, place: int) -> dict[str, bytes]:
+        """Returns nothing: the other fields of a document are in its row."""
+        return {}
+
+    def prefetch(self, limit_bytes: int) -> None:
+        """Reads nothing ahead: documents are small beside what is made of them."""
+
+    def close(self) -> None:
+        """Closes the file that is open."""
+        self._rows.close()
 
 
-def _text_file(root: str, path: str, field: str) -> dict[str, Any] | SourceError:
-    try:
-        return {field: decoded(read_file(root, path))[0]}
-    except SourceError as error:
-        return error
+class _OpenRows:
+    """Reads rows of files; quick in their order, as the last file stays open."""
 
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._open: tuple[str, Rows] | None = None
 
-def _row_document(rows: Rows, number: int, source: str, field: str) -> dict[str, Any] | SourceError:
-    try:
-        fields = rows.row(number)
-    except SourceError as error:
-        return error
-    if not isinstance(fields.get(field), str):
-        return SourceError(
-            f"{source} has no text in the field {field!r}: found {type(fields.get(field)).__name__}, "
-            f"fields {', '.join(fields) or 'none'}"
-        )
-    return fields
+    def row(self, path: str, number: int) -> dict[str, Any]:
+        """Returns the fields of a row. Raises SourceError if it cannot be read."""
+        if self._open is None or self._open[0] != path:
+            self.close()
+            self._open = (path, open_rows(self._root, path))
+        return self._open[1].row(number)
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
 
 
 def _text_file_sizes(root: str, files: Sequence[File], notes: Notes) -> dict[str, int]:
@@ -255,7 +286,7 @@ def _text_file_sizes(root: str, files: Sequence[File], notes: Notes) -> dict[str
     return sizes
 
 
-def _scan_lines(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[Document, Sequence[str]]]:
+def _scan_lines(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[Listed, Sequence[str]]]:
     with _opened(root, file.path) as stream:
         for number, line in enumerate(stream):
             if not line.strip():
@@ -264,15 +295,15 @@ def _scan_lines(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[D
             try:
                 fields = fields_of(line, source)
             except SourceError:
-                yield Document(source=source, file=file, key=None, text_bytes=len(line.rstrip(b"\r\n"))), ()
+                yield _document(file, source, None, len(line.rstrip(b"\r\n"))), ()
                 continue
             text = fields.get(config.text)
             key = None if config.key is None else _key(fields.get(config.key), config.key, source)
             size = len(text.encode()) if isinstance(text, str) else 0
-            yield Document(source=source, file=file, key=key, text_bytes=size), tuple(fields)
+            yield _document(file, source, key, size), tuple(fields)
 
 
-def _scan_parquet(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[Document, Sequence[str]]]:
+def _scan_parquet(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[Listed, Sequence[str]]]:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -291,7 +322,7 @@ def _scan_parquet(root: str, file: File, config: CorpusConfig) -> Iterator[tuple
                 for size, value in zip(sizes, keys, strict=True):
                     source = f"{file.path}#{number}"
                     key = _key(value, config.key, source) if config.key else None
-                    yield Document(source=source, file=file, key=key, text_bytes=size or 0), names
+                    yield _document(file, source, key, size or 0), names
                     number += 1
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{file.path} cannot be read as Parquet: {error}; mend the file or move it away") from error

@@ -14,6 +14,7 @@ from manifests.store.uris import is_uri, without_credentials
 _MAGIC = re.compile(r"[*?\[]")
 _NAMES_SHOWN = 3
 _KEY_DIGITS = 16
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,10 @@ class Listing:
         )
 
 
+# The samples of a source in its order, and what reads the source columns of one by its source.
+Scanned = tuple[list[Listed], Callable[[str], dict[str, Any]]]
+
+
 def list_source(source: str, notes: Notes) -> Listing:
     """The files of a folder (with all below it), a glob, or a single file.
 
@@ -125,6 +130,14 @@ def suffix(path: str) -> str:
 def stem(path: str) -> str:
     """The path without its suffix."""
     return os.path.splitext(path)[0]
+
+
+def row_of(source: str, suffixes: Sequence[str]) -> tuple[str, int] | None:
+    """Returns the file and the row of `docs.jsonl#17`, None if a source is no row of a file of these suffixes."""
+    path, _, number = source.rpartition("#")
+    if suffix(path) in suffixes and number.isascii() and number.isdigit():
+        return path, int(number)
+    return None
 
 
 def key_of(source: str) -> str:

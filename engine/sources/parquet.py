@@ -1,11 +1,12 @@
 """Images in Parquet files: in a column of bytes, or of Hugging Face's struct {bytes, path}; read row group by row group."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from engine.sources.listing import File, Listed, Notes, key_of, open_file
+from engine.pipeline.sections import CorpusConfig
+from engine.sources.listing import File, Listed, Notes, Scanned, key_of, open_file
 from engine.sources.values import plain
 from manifests.errors import ConfigError, SourceError, nearest
 
@@ -16,12 +17,13 @@ _COLUMN_ROWS = 4096
 _BUFFER_BYTES = 8 << 20
 
 
-def scan_parquet(root: str, files: Sequence[File], image: str | None, key: str | None, notes: Notes) -> list[Listed]:
-    """The rows of all files, in their order; `image` names the column of the bytes, else it is found by name and type.
+def scan_parquet(root: str, files: Sequence[File], config: CorpusConfig, notes: Notes) -> Scanned:
+    """Lists the rows of all files, in their order; `image` names the column of the bytes, else it is found by name and type.
 
     `key` names a column whose values are keys. The sizes of images are not known before they are read, and None.
-    Raises ConfigError where a file has no column of images, or a row no key.
+    Raises ConfigError if a file has no column of images, or a row no key.
     """
+    image, key = config.image, config.key
     samples: list[Listed] = []
     for file in files:
         with _opened(root, file.path) as parquet:
@@ -45,7 +47,7 @@ def scan_parquet(root: str, files: Sequence[File], image: str | None, key: str |
                 )
     if not samples:
         raise ConfigError(f"the {len(files)} Parquet files have no rows")
-    return samples
+    return samples, ParquetColumns(root, key, image)
 
 
 def image_column(path: str, schema: Any, wanted: str | None) -> str:
@@ -125,8 +127,8 @@ class ParquetColumns:
 class ParquetImages:
     """Images of some rows of some files, from any thread; of a row group only so much is held as was asked for."""
 
-    def __init__(self, root: str, image: str | None, rows: Mapping[str, Iterable[int]]) -> None:
-        self._files = {path: _FileImages(root, path, image, set(numbers)) for path, numbers in rows.items()}
+    def __init__(self, root: str, config: CorpusConfig, rows: Mapping[str, set[int]]) -> None:
+        self._files = {path: _FileImages(root, path, config.image, numbers) for path, numbers in rows.items()}
 
     def read(self, path: str, number: int) -> bytes | None:
         """The bytes in a row, None where it has none. Raises SourceError where the row is gone or cannot be read."""

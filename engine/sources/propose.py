@@ -52,7 +52,7 @@ def _look(source: str) -> tuple[CorpusConfig, list[str], list[str]]:
     """The corpus that the source is, what was found in words, and notes for the user."""
     notes = Notes()
     listed = listing.list_source(source, notes)
-    images = [file for file in listed.chosen if listing.suffix(file.path) in sources.IMAGE_SUFFIXES]
+    images = [file for file in listed.chosen if listing.suffix(file.path) in listing.IMAGE_SUFFIXES]
     if not images:
         return _look_inside(source, [file.path for file in listed.chosen])
     found = [f"{len(images)} images ({_suffix_counts(images)})"]
@@ -81,7 +81,7 @@ def _look_inside(source: str, paths: Sequence[str]) -> tuple[CorpusConfig, list[
     tables = [path for path in paths if path.lower().endswith(parquet.SUFFIXES)]
     count = len(tars or tables)
     files = f"{count} {'tar' if tars else 'Parquet file'}{'s' * (count != 1)}"
-    no_images = f"for images, expected {', '.join(sources.IMAGE_SUFFIXES)}, or tars or Parquet files that hold them"
+    no_images = f"for images, expected {', '.join(listing.IMAGE_SUFFIXES)}, or tars or Parquet files that hold them"
     if tars or tables:
         section = CorpusConfig(source=source)
         try:
@@ -128,8 +128,8 @@ def _pipeline(name: str, section: CorpusConfig, found: Sequence[str], out: Path)
         f"  {_scalar(name)}:",
         f"    source: {_scalar(_shortest(section.source, base))}",
     ]
-    if section.kind == "text":
-        lines += ["    kind: text", "    modalities: [text]"]
+    if not section.has_pixels:
+        lines += [f"    kind: {section.kind}", f"    modalities: [{', '.join(section.modalities)}]"]
         return "\n".join([*lines, ""])
     if section.table is not None:
         lines += [f"    table: {_scalar(_shortest(section.table, base))}  # its columns, joined by the image's name"]

@@ -3,28 +3,31 @@
 Members that lie close together in a tar of an object store are read at once; Parquet is read row group by row group.
 """
 
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from engine.pipeline.config import CorpusConfig
+from engine.pipeline.sections import CorpusConfig
 from engine.sources import listing
-from engine.sources.parquet import ParquetImages
+from engine.sources.images import FORMATS, ImageFormat
 from engine.sources.tars import tar_of
-from manifests.errors import FetchError, FetchRefused, SourceError
+from manifests import errors
+from manifests.errors import SourceError
 from manifests.store.storage import Storage
 from manifests.store.uris import is_uri
 
-_PARQUET_ROW = re.compile(r"(.+\.parquet)#([0-9]+)", re.IGNORECASE | re.DOTALL)
 # One request to an object store takes as long as some megabytes do.
 _BLOCK_BYTES = 8 << 20
 _GAP_BYTES = 1 << 20
 _BLOCKS_HELD = 3
-_ERRORS = {kind.__name__: kind for kind in (SourceError, FetchError, FetchRefused)}
+_READERS = 8
+# A row of a samples file records an error by the name of its class.
+_ERRORS = {
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.SourceError)
+}
 
 
 @dataclass(eq=False)
@@ -40,8 +43,39 @@ class _Block:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+class SourceReader(Protocol):
+    """Reads the samples of some rows by their place among them; quick in their order, from any thread."""
+
+    @property
+    def threads(self) -> int:
+        """How many threads may read at once with profit."""
+        ...
+
+    def read(self, place: int) -> bytes | None:
+        """Returns what a sample is hashed by, None if its source has none. Raises SourceError if it cannot be read."""
+        ...
+
+    def fields(self, place: int) -> dict[str, Any]:
+        """Returns the columns that are read with a sample, such as a document's. Raises SourceError as `read`."""
+        ...
+
+    def read_beside(self, place: int) -> dict[str, bytes]:
+        """Returns the members beside a sample, by suffix."""
+        ...
+
+    def prefetch(self, limit_bytes: int) -> None:
+        """Reads the first samples into memory, up to so many bytes; what cannot be read is left for `read` to tell."""
+        ...
+
+    def close(self) -> None:
+        """Closes the files that are open."""
+        ...
+
+
 class SourceBytes:
-    """The bytes of the samples of a part, by their place among `rows`; quick in their order, from any thread."""
+    """Reads the source bytes of images, by their place among `rows`; quick in their order, from any thread."""
+
+    threads = _READERS
 
     def __init__(
         self,
@@ -66,18 +100,20 @@ class SourceBytes:
         self._loaded: deque[_Block] = deque()
         self._lock = threading.Lock()
         self._ready: dict[int, bytes | None] = {}
-        parquet: dict[str, set[int]] = {}
+        wanted: dict[ImageFormat, dict[str, set[int]]] = {}
         for place, row in enumerate(rows):
             if row["source"] is None or row.get("source_error"):
                 continue
             if row.get("source_offset") is not None:
                 self._add_range(place, row)
-            elif match := _PARQUET_ROW.fullmatch(row["source"]):
-                parquet.setdefault(match[1], set()).add(int(match[2]))
-        self._parquet = ParquetImages(root, config.image, parquet) if parquet else None
+            elif found := _row_of(row["source"]):
+                wanted.setdefault(found[0], {}).setdefault(found[1], set()).add(found[2])
+        self._tables = {
+            kind: kind.open_rows(root, config, numbers) for kind, numbers in wanted.items() if kind.open_rows
+        }
 
     def read(self, place: int) -> bytes | None:
-        """The bytes of a sample, None where its source has none. Raises SourceError where they cannot be read."""
+        """Returns the bytes of a sample, None if its source has none. Raises SourceError if they cannot be read."""
         if place in self._ready:
             with suppress(KeyError):
                 return self._ready.pop(place)
@@ -92,13 +128,19 @@ class SourceBytes:
             if len(data) < size:
                 raise SourceError(f"{row['source']} is cut short: {len(data):,} of {size:,} bytes; mend the tar")
             return data
-        match = _PARQUET_ROW.fullmatch(row["source"]) if self._parquet else None
-        if self._parquet and match:
-            return self._parquet.read(match[1], int(match[2]))
+        if found := _row_of(row["source"]):
+            return self._tables[found[0]].read(found[1], found[2])
         return listing.read_file(self._root, row["source"])
 
+    def fields(self, place: int) -> dict[str, Any]:
+        """Returns nothing: the source columns of an image are in the samples file."""
+        return {}
+
     def read_beside(self, place: int) -> dict[str, bytes]:
-        """The members beside a sample, by suffix; what is cut short is left out. Quick before the sample itself is read."""
+        """Returns the members beside a sample, by suffix, without those that are cut short.
+
+        Quick if it is called before the sample itself is read.
+        """
         block = self._blocks.get(place)
         if block is None or not self._beside[place]:
             return {}
@@ -120,8 +162,8 @@ class SourceBytes:
 
     def close(self) -> None:
         """Closes the files that are open."""
-        if self._parquet is not None:
-            self._parquet.close()
+        for table in self._tables.values():
+            table.close()
 
     def _add_range(self, place: int, row: Mapping[str, Any]) -> None:
         if row.get("source_pack"):
@@ -172,3 +214,11 @@ class SourceBytes:
             return self._storage.read_range(path, begin, size)
         except FileNotFoundError as error:
             raise SourceError(f"{path} is gone from the workspace; restore it from a copy") from error
+
+
+def _row_of(source: str) -> tuple[ImageFormat, str, int] | None:
+    """Returns the format, the file and the row of an image that is a row of a file, None if it is no such image."""
+    for kind in FORMATS:
+        if kind.open_rows is not None and (found := listing.row_of(source, kind.suffixes)):
+            return kind, *found
+    return None

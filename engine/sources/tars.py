@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import IO, Any
 
+from engine.pipeline.sections import CorpusConfig
 from engine.sources.columns import caption_of, object_of
-from engine.sources.listing import File, Listed, Notes, key_of, open_file, read_range
+from engine.sources.listing import IMAGE_SUFFIXES, File, Listed, Notes, Scanned, key_of, open_file, read_range
 from manifests.errors import ConfigError, SourceError
 
 SUFFIXES = (".tar",)
@@ -161,18 +162,16 @@ def _shown(name: bytes) -> str:
 # -- samples ----------------------------------------------------------------------------------------------------------
 
 
-def scan_tars(
-    root: str, files: Sequence[File], image: str | None, key: str | None, suffixes: Sequence[str], notes: Notes
-) -> list[Listed]:
-    """The samples of all tars, in the order of the tars and of their members.
+def scan_tars(root: str, files: Sequence[File], config: CorpusConfig, notes: Notes) -> Scanned:
+    """Lists the samples of all tars, in the order of the tars and of their members.
 
-    `image` is the field that holds the image (`jpg`, `rgb.png`), by default the first whose suffix is one of `suffixes`;
-    `key` "source" makes keys of tar and name, where the names alone are not unique. Raises ConfigError where no tar holds
-    an image.
+    `image` is the field that holds the image (`jpg`, `rgb.png`), by default the first with an image's suffix; `key` "source"
+    makes keys of tar and name, if the names alone are not unique. Raises ConfigError if no tar holds an image.
     """
-    if key not in (None, "source"):
+    image = config.image
+    if config.key not in (None, "source"):
         raise ConfigError(
-            f"key is {key!r}, but a sample of a tar has no such field before it is read; leave it out for the member's "
+            f"key is {config.key!r}, but a sample of a tar has no such field before it is read; leave it out for the member's "
             "name up to its first dot, or write `key: source` to make keys of tar and name"
         )
 
@@ -197,17 +196,16 @@ def scan_tars(
                 notes.add("tar", "broken, what follows in it is lost", f"{file.path} {found.broken}")
             if found.cut:
                 notes.add("tar", "cut short", f"{file.path} {found.cut}")
-            samples += _samples(file, found, image, key, suffixes, notes)
+            samples += _samples(file, found, config, notes)
     if not samples:
-        wanted = f"named .{image}" if image else f"of {', '.join(suffixes)}"
+        wanted = f"named .{image}" if image else f"of {', '.join(IMAGE_SUFFIXES)}"
         told = "; ".join(notes.lines())
         raise ConfigError(f"the {len(files)} tars hold no images {wanted}{f' ({told})' if told else ''}")
-    return samples
+    return samples, TarColumns(root, samples, notes)
 
 
-def _samples(
-    file: File, found: Directory, image: str | None, key: str | None, suffixes: Sequence[str], notes: Notes
-) -> Iterator[Listed]:
+def _samples(file: File, found: Directory, config: CorpusConfig, notes: Notes) -> Iterator[Listed]:
+    image = config.image
     groups = [(name, list(members)) for name, members in groupby(found.members, lambda member: _split(member.name)[0])]
     if found.broken and groups:
         # Its other members may be among those that are lost. When the tar is mended it is a new sample, and whole.
@@ -218,7 +216,7 @@ def _samples(
             if fields.setdefault(_split(member.name)[1], member) is not member:
                 notes.add("member", "of a name that stands twice, the later left out", f"{file.path}#{member.name}")
         chosen = fields.get(image or "") or next(
-            (member for kind, member in fields.items() if image is None and f".{kind}" in suffixes), None
+            (member for kind, member in fields.items() if image is None and f".{kind}" in IMAGE_SUFFIXES), None
         )
         if chosen is None:
             notes.add("sample", "without an image, passed over", f"{file.path}#{name}")
@@ -228,7 +226,7 @@ def _samples(
                 notes.add("member", f"of kind .{kind} beside an image, passed over", f"{file.path}#{fields[kind].name}")
         source = f"{file.path}#{chosen.name}"
         yield Listed(
-            key=name if key is None else key_of(source),
+            key=name if config.key is None else key_of(source),
             source=source,
             size_bytes=chosen.size,
             mtime_ns=file.mtime_ns,

@@ -1,20 +1,18 @@
 """Lists of URLs: a text file with one a line, or a table (CSV, TSV, Parquet, JSONL) with a column of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from engine.pipeline.config import CorpusConfig
+from engine.pipeline.sections import CorpusConfig
 from engine.sources.columns import TABLE_SUFFIXES, Table, read_table
-from engine.sources.listing import File, Listed, Notes, key_of, read_file, suffix, uri
+from engine.sources.listing import File, Listed, Notes, Scanned, key_of, read_file, suffix, uri
 from engine.sources.values import decoded
 from manifests.errors import ConfigError, SourceError, nearest
 
 SUFFIXES = (".txt", *TABLE_SUFFIXES)
 
 
-def scan_urls(
-    root: str, files: Sequence[File], config: CorpusConfig, notes: Notes
-) -> tuple[list[Listed], Callable[[str], dict[str, Any]]]:
+def scan_urls(root: str, files: Sequence[File], config: CorpusConfig, notes: Notes) -> Scanned:
     """A sample a URL, in the order of the files and rows, and what reads its source columns: the row's other fields.
 
     A URL that stands twice is one sample. Raises ConfigError where a table lacks the column of URLs or of keys.

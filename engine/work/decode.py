@@ -2,14 +2,14 @@
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from engine.plan.corpus import CorpusPlan
-from engine.sources import scan
-from engine.sources.read import SourceBytes
+from engine.sources import listing
+from engine.sources.read import SourceReader
 from engine.work.rows import ABSENT, FORGOTTEN, LoadedRow, Needs, failed
 from manifests.errors import SourceError
 from manifests.formats.shards import RESERVED_COLUMNS
@@ -74,7 +74,7 @@ def load_chunks(
     plan: CorpusPlan,
     samples: Sequence[Mapping[str, Any]],
     units: Sequence[Sequence[int]],
-    source: SourceBytes,
+    source: SourceReader,
     *,
     needs: Needs,
     threads: int,
@@ -89,13 +89,10 @@ def load_chunks(
     exceed it. How rows fall into chunks depends on the sizes of photographs alone, never on time: a chunk ends before a row
     with which it would take more than half of the bytes.
     """
-    if plan.config.kind == "text":
-        yield from _documents(plan, samples, units, most)
-        return
-    if not needs.decode:
+    if not (needs.decode and plan.config.has_pixels):
         for unit in units:
             for first in range(0, len(unit), most):
-                yield [_row(plan, samples[place]) for place in unit[first : first + most]]
+                yield [_with_fields(plan, samples, place, source) for place in unit[first : first + most]]
         return
     loader = _Decoder(plan, samples, source, needs, budget or ByteBudget(queue_bytes), threads)
     yield from loader.run(units, queue_bytes, most)
@@ -108,7 +105,7 @@ class _Decoder:
         self,
         plan: CorpusPlan,
         samples: Sequence[Mapping[str, Any]],
-        source: SourceBytes,
+        source: SourceReader,
         needs: Needs,
         budget: ByteBudget,
         threads: int,
@@ -232,26 +229,14 @@ class _Decoder:
         return replace(row, image=image, size=(photo.width, photo.height), cuts=cuts, pixels=pixels)
 
 
-def _documents(
-    plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], units: Sequence[Sequence[int]], most: int
-) -> Generator[list[LoadedRow], None, None]:
-    rows = [_row(plan, samples[place]) for unit in units for place in unit]
-    there = [samples[place]["source"] for unit in units for place in unit if not is_forgotten(samples[place])]
-    found = iter(scan.read_documents(plan.root, there, plan.config))
-    left = iter(rows)
-    for unit in units:
-        for first in range(0, len(unit), most):
-            # `left` comes last, of which zip would otherwise take one too many.
-            yield [_with_document(row, found) for _, row in zip(unit[first : first + most], left, strict=False)]
-
-
-def _with_document(row: LoadedRow, found: Iterator[Any]) -> LoadedRow:
+def _with_fields(plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], place: int, source: SourceReader) -> LoadedRow:
+    row = _row(plan, samples[place])
     if not row.readable:
         return row
-    document = next(found)
-    if isinstance(document, Exception):
-        return replace(row, problem=failed("source", document), readable=False)
-    return replace(row, columns={**row.columns, **document})
+    try:
+        return replace(row, columns={**row.columns, **source.fields(place)})
+    except SourceError as error:
+        return replace(row, problem=failed("source", error), readable=False)
 
 
 def is_forgotten(sample: Mapping[str, Any]) -> bool:
@@ -264,5 +249,5 @@ def _row(plan: CorpusPlan, sample: Mapping[str, Any]) -> LoadedRow:
         row, key = sample["row"], sample["key"]
         return LoadedRow(row=row, key=key, uri="", columns={}, problem=FORGOTTEN, readable=False)
     columns = {name: value for name, value in sample.items() if name not in RESERVED_COLUMNS}
-    uri = scan.uri(plan.root, sample["source"])
+    uri = listing.uri(plan.root, sample["source"])
     return LoadedRow(row=sample["row"], key=sample["key"], uri=uri, columns=columns)

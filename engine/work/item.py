@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from engine.plan.items import Failure, Target, WorkItem
-from engine.sources.read import SourceBytes
+from engine.sources.read import SourceReader
 from engine.work import spill
 from engine.work.decode import ByteBudget, is_forgotten, load_chunks
 from engine.work.label import Labeling
@@ -137,7 +137,7 @@ class ItemWork:
         self,
         item: WorkItem,
         samples: Sequence[Mapping[str, Any]],
-        source: SourceBytes,
+        source: SourceReader,
         storage: Storage,
         at_hand: AtHand,
         *,

@@ -15,7 +15,8 @@ from typing import Any
 
 from engine.plan.corpus import CorpusPlan, LabelerUse, identity, identity_of_tokenizer
 from engine.plan.items import Attempt, Beat, ItemResult, Target, WorkItem
-from engine.sources.read import SourceBytes
+from engine.sources.kinds import open_source
+from engine.sources.read import SourceReader
 from engine.work import spill
 from engine.work.decode import load_chunks
 from engine.work.isolate import MicroBatch
@@ -76,7 +77,7 @@ class Worker:
         self._own_process = own_process
         # By model: the rows a call, once memory ran out with more.
         self._micro: dict[str, int] = {}
-        self._prefetched: tuple[str, list[dict[str, Any]], SourceBytes] | None = None
+        self._prefetched: tuple[str, list[dict[str, Any]], SourceReader] | None = None
         # The item that was begun last.
         self._last: ItemWork | None = None
         self._lock = threading.Lock()
@@ -145,7 +146,7 @@ class Worker:
 
     def prefetch(self, item: WorkItem) -> None:
         """Reads the first source bytes of the item that comes next; safe to call while another is at work."""
-        if item.plan.config.kind == "text" or item.attempt.marks:
+        if item.attempt.marks:
             return
         samples, source = self._opened(item)
         source.prefetch(_PREFETCH_BYTES)
@@ -196,7 +197,7 @@ class Worker:
             )
 
         with ExitStack() as stack:
-            source = stack.enter_context(closing(SourceBytes(plan.root, plan.config, samples, self.storage)))
+            source = stack.enter_context(closing(open_source(plan.root, plan.config, samples, self.storage)))
             # With marks nothing is decoded ahead, so that they are true while rows are decoded.
             ahead = None if attempt.marks else stack.enter_context(closing(load([b.units[0] for b in batches])))
             for batch in batches:
@@ -215,7 +216,7 @@ class Worker:
 
     # -- one item -----------------------------------------------------------------------------------------------------
 
-    def _taken(self, item: WorkItem) -> tuple[list[dict[str, Any]], SourceBytes]:
+    def _taken(self, item: WorkItem) -> tuple[list[dict[str, Any]], SourceReader]:
         """The rows of an item's part and where their bytes come from, as prefetched if they are."""
         with self._lock:
             before, self._prefetched = self._prefetched, None
@@ -225,11 +226,11 @@ class Worker:
             before[2].close()
         return self._opened(item)
 
-    def _opened(self, item: WorkItem) -> tuple[list[dict[str, Any]], SourceBytes]:
+    def _opened(self, item: WorkItem) -> tuple[list[dict[str, Any]], SourceReader]:
         samples = shards.read_samples(self.storage.read(item.part.path))
         if len(samples) != item.part.rows:
             raise ShardError(f"{item.part.path} holds {len(samples)} rows, the log says {item.part.rows}")
-        return samples, SourceBytes(item.plan.root, item.plan.config, samples, self.storage)
+        return samples, open_source(item.plan.root, item.plan.config, samples, self.storage)
 
     def _make(self, work: ItemWork, labeled: threading.Event) -> ItemResult:
         item, clock, batch = work.item, work.clock, self.settings.batch

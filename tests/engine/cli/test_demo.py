@@ -12,7 +12,7 @@ from engine.ingest.ingest import ingest
 from engine.pipeline import config as pipeline
 from engine.plan import missing as plan
 from engine.plan.corpus import corpus_plan
-from engine.sources.scan import key_of
+from engine.sources.listing import key_of
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.log.entries import create_workspace

@@ -1,6 +1,8 @@
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pytest
 
 from engine.pipeline.config import CorpusConfig
 from engine.sources import scan as sources
+from engine.sources.kinds import open_source
 from manifests.errors import ConfigError, SourceError
 
 
@@ -19,6 +22,19 @@ def config_of(source: object, key: str | None = None, text: str = "text") -> Cor
 def lines(path: Path, *rows: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows))
+
+
+def read_documents(root: str, names: Sequence[str], config: CorpusConfig) -> list[dict[str, Any] | SourceError]:
+    source = open_source(root, config, [{"source": name} for name in names])
+    found: list[dict[str, Any] | SourceError] = []
+    for place in range(len(names)):
+        try:
+            found.append(source.fields(place))
+            assert source.read(place) == found[-1][config.text].encode()
+        except SourceError as error:
+            found.append(error)
+    source.close()
+    return found
 
 
 def key_of(source: str) -> str:
@@ -40,7 +56,7 @@ def test_text_files_and_rows_by_path_then_row(tmp_path: Path) -> None:
     assert [scan.columns(listed) for listed in scan.samples] == [
         *({}, {"n": 7}, {"n": 8}, {"n": 1}, {"n": 2, "tags": ["x"]})
     ]
-    found = sources.read_documents(scan.root, [listed.source for listed in reversed(scan.samples)], config)
+    found = read_documents(scan.root, [listed.source for listed in reversed(scan.samples)], config)
     assert found[0] == {"text": "twö", "n": 2, "tags": ["x"]}
     assert found[1] == {"text": "one", "n": 1}
     assert isinstance(found[2], SourceError)
@@ -89,7 +105,7 @@ def test_broken_lines_are_rows_that_fail(tmp_path: Path) -> None:
     scan = sources.scan(config)
     # The blank line is no document, and the others keep their numbers.
     assert [listed.source for listed in scan.samples] == [f"d.jsonl#{row}" for row in (0, 1, 3, 4, 5, 6, 7)]
-    found = sources.read_documents(scan.root, [listed.source for listed in scan.samples], config)
+    found = read_documents(scan.root, [listed.source for listed in scan.samples], config)
     assert [isinstance(document, SourceError) for document in found] == [False, True, True, True, True, True, False]
     assert found[-1] == {"text": "\ufffd!"}
     for document, said in zip(found[1:6], ("no JSON", "list", "fields body", "found int", "no JSON"), strict=True):
@@ -103,11 +119,11 @@ def test_files_that_changed_since_the_scan(tmp_path: Path) -> None:
     (tmp_path / "f.txt").write_text("x")
     config = config_of(tmp_path)
     names = [listed.source for listed in sources.scan(config).samples]
-    assert sources.read_documents(str(tmp_path), names[1:2], config) == [{"text": "b"}]
+    assert read_documents(str(tmp_path), names[1:2], config) == [{"text": "b"}]
     lines(tmp_path / "d.jsonl", {"text": "longer than it was"})
     (tmp_path / "e.parquet").write_bytes(b"truncated")
     (tmp_path / "f.txt").unlink()
-    found = sources.read_documents(str(tmp_path), names, config)
+    found = read_documents(str(tmp_path), names, config)
     assert found[0] == {"text": "longer than it was"}
     assert "has 1 lines now" in str(found[1])
     assert all("no valid Parquet" in str(document) for document in found[2:4])
@@ -122,7 +138,7 @@ def test_a_text_file_in_another_encoding(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     scan = sources.scan(config)
     assert scan.notes == ["1 document not in UTF-8, read with replacement characters: latin.txt"]
-    found = sources.read_documents(scan.root, [listed.source for listed in scan.samples], config)
+    found = read_documents(scan.root, [listed.source for listed in scan.samples], config)
     assert found == [{"text": "caf\ufffd"}, {"text": "x"}, {"text": "日本"}]
     assert [listed.size_bytes for listed in scan.samples] == [6, 1, 6]
 
@@ -166,7 +182,7 @@ def test_rows_of_many_row_groups(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     scan = sources.scan(config)
     wanted = [999, 0, 64, 63, 500]
-    found = sources.read_documents(scan.root, [f"e.parquet#{number}" for number in wanted], config)
+    found = read_documents(scan.root, [f"e.parquet#{number}" for number in wanted], config)
     assert found == [{"text": texts[number], "n": number} for number in wanted]
     assert [listed.size_bytes for listed in scan.samples] == [len(text) for text in texts]
 
@@ -178,6 +194,6 @@ def test_documents_of_a_store() -> None:
     config = config_of("memory://books")
     scan = sources.scan(config)
     assert [scan.columns(listed) for listed in scan.samples] == [{"n": 1}, {"n": 2}, {}]
-    found = sources.read_documents(scan.root, [listed.source for listed in scan.samples], config)
+    found = read_documents(scan.root, [listed.source for listed in scan.samples], config)
     assert found == [{"text": "x", "n": 1}, {"text": "y", "n": 2}, {"text": "z"}]
     fs.rm("/books", recursive=True)

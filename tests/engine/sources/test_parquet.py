@@ -12,6 +12,7 @@ from engine.ingest import ingest
 from engine.ingest.intake import reader
 from engine.pipeline.config import CorpusConfig
 from engine.sources import scan
+from engine.sources.listing import key_of
 from engine.sources.read import SourceBytes
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, SourceError
@@ -59,7 +60,7 @@ def test_a_column_of_bytes_and_its_neighbors(tmp_path: Path) -> None:
     assert [source.read(place) for place in (2, 0)] == [b"three", b"one"]
     assert found.notes == ["1 column of bytes beside the images (thumb), left out: a.parquet"]
     without_key = scan.scan(CorpusConfig(source=str(tmp_path))).samples[0]
-    assert without_key.key == scan.key_of("a.parquet#0")
+    assert without_key.key == key_of("a.parquet#0")
     other = CorpusConfig(source=str(tmp_path), image="thumb")
     assert reader(str(tmp_path), other, found.samples).read(1) == b"t"
 

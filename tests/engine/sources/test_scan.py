@@ -2,14 +2,18 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.pipeline import sections
 from engine.pipeline.config import CorpusConfig
+from engine.sources import listing
 from engine.sources import scan as sources
+from engine.sources.kinds import KINDS
 from manifests.errors import ConfigError, SourceError
 
 
@@ -50,8 +54,8 @@ def test_a_folder_with_all_below_it(tmp_path: Path) -> None:
     assert a.key == hashlib.sha256(b"sub/a.jpg").hexdigest()[:16]
     status = (tmp_path / "sub/a.jpg").stat()
     assert (a.size_bytes, a.mtime_ns) == (status.st_size, status.st_mtime_ns)
-    assert sources.read_bytes(scan.root, "text.jpg") == b"this is text"
-    assert sources.uri(scan.root, a.source) == str(tmp_path / "sub/a.jpg")
+    assert listing.read_file(scan.root, "text.jpg") == b"this is text"
+    assert listing.uri(scan.root, a.source) == str(tmp_path / "sub/a.jpg")
 
 
 def test_names_of_all_sorts(tmp_path: Path) -> None:
@@ -68,7 +72,7 @@ def test_names_of_all_sorts(tmp_path: Path) -> None:
     }
     images(tmp_path, *names)
     assert listed_names(tmp_path) == names
-    assert all(sources.read_bytes(str(tmp_path), name) for name in names)
+    assert all(listing.read_file(str(tmp_path), name) for name in names)
 
 
 def test_a_name_that_is_no_utf8_is_passed_over(tmp_path: Path) -> None:
@@ -147,10 +151,10 @@ def test_a_key_never_depends_on_what_lies_beside(tmp_path: Path) -> None:
 
 def test_a_file_that_is_gone_is_a_source_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"sub/a\.jpg is gone"):
-        sources.read_bytes(str(tmp_path), "sub/a.jpg")
+        listing.read_file(str(tmp_path), "sub/a.jpg")
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(SourceError, match="IsADirectoryError"):
-        sources.read_bytes(str(tmp_path), "folder.jpg")
+        listing.read_file(str(tmp_path), "folder.jpg")
 
 
 def test_a_store(memory: fsspec.AbstractFileSystem) -> None:
@@ -167,10 +171,10 @@ def test_a_store(memory: fsspec.AbstractFileSystem) -> None:
     assert found["a.jpg"].key == hashlib.sha256(b"a.jpg").hexdigest()[:16]
     assert scan.columns(found["a.jpg"]) == {"n": 3}
     assert scan.columns(found["sub/é b.PNG"]) == {"caption": "café"}
-    assert sources.read_bytes(scan.root, "sub/é b.PNG") == "sub/é b.PNG".encode()
-    assert sources.uri(scan.root, "a.jpg") == "memory://bucket/photos/a.jpg"
+    assert listing.read_file(scan.root, "sub/é b.PNG") == "sub/é b.PNG".encode()
+    assert listing.uri(scan.root, "a.jpg") == "memory://bucket/photos/a.jpg"
     with pytest.raises(SourceError, match=r"gone\.jpg is gone"):
-        sources.read_bytes(scan.root, "gone.jpg")
+        listing.read_file(scan.root, "gone.jpg")
     assert listed_names("memory://bucket/photos/**/*.PNG") == {"sub/é b.PNG"}
     assert listed_names("memory://bucket/photos/a.jpg") == {"a.jpg"}
     with pytest.raises(ConfigError, match="is not there"):
@@ -224,4 +228,8 @@ def test_every_name_round_trips(tmp_path_factory: pytest.TempPathFactory, names:
     for name in names:
         (root / name).write_bytes(name.encode())
     scan = sources.scan(CorpusConfig(source=str(root)))
-    assert {sources.read_bytes(scan.root, listed.source).decode() for listed in scan.samples} == names
+    assert {listing.read_file(scan.root, listed.source).decode() for listed in scan.samples} == names
+
+
+def test_each_kind_of_the_pipeline_file_has_its_functions() -> None:
+    assert KINDS.keys() == sections.KINDS.keys() == set(get_args(CorpusConfig.model_fields["kind"].annotation))

@@ -1,0 +1,83 @@
+"""Lists images: files of a folder, or what lies in tars, in Parquet files or at URLs.
+
+A format that holds images within its files is a row of `FORMATS`, which listing and reading both go by.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.pipeline.sections import CorpusConfig
+from engine.sources import listing, parquet, tars, urls
+from engine.sources.columns import image_columns
+from engine.sources.listing import IMAGE_SUFFIXES, File, Listed, Listing, Notes, Scanned, key_of
+from manifests.errors import ConfigError
+
+
+class RowImages(Protocol):
+    """Reads images that are rows of files, from any thread."""
+
+    def read(self, path: str, number: int) -> bytes | None:
+        """Returns the bytes in a row, None if it has none. Raises SourceError if it cannot be read."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFormat:
+    """Describes files that hold images.
+
+    `scan` lists their samples. `open_rows` opens the rows that are asked for, by file; it is None if samples say at
+    which offset of their file they begin.
+    """
+
+    suffixes: tuple[str, ...]
+    scan: Callable[[str, Sequence[File], CorpusConfig, Notes], Scanned]
+    open_rows: Callable[[str, CorpusConfig, Mapping[str, set[int]]], RowImages] | None = None
+
+
+# A source is of the first format that it has files of: a table beside tars is none of its samples.
+FORMATS = (
+    ImageFormat(suffixes=tars.SUFFIXES, scan=tars.scan_tars),
+    ImageFormat(suffixes=parquet.SUFFIXES, scan=parquet.scan_parquet, open_rows=parquet.ParquetImages),
+)
+
+
+def scan_images(config: CorpusConfig, listed: Listing, notes: Notes) -> Scanned:
+    """Lists the images of a source, loose ones by key. Raises ConfigError if there is none or a table does not fit."""
+    if config.url is not None:
+        lists = listed.with_suffix(config.source, urls.SUFFIXES, "lists of URLs")
+        return urls.scan_urls(listed.root, lists, config, notes)
+    if any(listing.suffix(file.path) in IMAGE_SUFFIXES for file in listed.chosen):
+        return _scan_files(config, listed, notes)
+    compressed = [file.path for file in listed.chosen if file.path.lower().endswith(tars.COMPRESSED)]
+    for found in FORMATS:
+        files = [file for file in listed.chosen if listing.suffix(file.path) in found.suffixes]
+        if not files:
+            continue
+        if config.table is not None:
+            raise ConfigError("table is for folders of images; what lies in tars or Parquet has its columns there")
+        for path in compressed:
+            notes.add("tar", "compressed, passed over (unpack it: members are read in place)", path)
+        return found.scan(listed.root, files, config, notes)
+    if compressed:
+        raise ConfigError(
+            f"{compressed[0]} is a compressed tar, and a member of such cannot be read without all before it; unpack it "
+            "(images gain nothing from compression): gunzip, unxz or zstd -d give a .tar, which is read in place"
+        )
+    return _scan_files(config, listed, notes)
+
+
+def _scan_files(config: CorpusConfig, listed: Listing, notes: Notes) -> Scanned:
+    images = listed.with_suffix(config.source, IMAGE_SUFFIXES, "images")
+    if config.key is not None and config.table is None:
+        raise ConfigError("key names a column of `table`, but there is no table; the source is a folder of images")
+    if config.image is not None:
+        raise ConfigError("image names what holds images in Parquet or tars; the source is a folder of images")
+    samples = [
+        Listed(key=key_of(image.path), source=image.path, size_bytes=image.size_bytes, mtime_ns=image.mtime_ns)
+        for image in images
+    ]
+    columns = image_columns(listed.root, listed.files, images, config.table, config.key, notes)
+    return sorted(samples, key=lambda sample: sample.key), columns
