@@ -6,18 +6,22 @@ a URL like the first. Sizes and times are bounded, hosts are asked politely, and
 """
 
 import contextlib
-import email.utils
 import http.client
 import importlib.metadata
 import ipaddress
+import logging
 import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+from urllib3 import BaseHTTPResponse, Retry
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError
 
 from engine.pipeline.sections import FetchConfig
 from manifests.errors import FetchError, FetchRefused
@@ -31,6 +35,8 @@ _LONGEST_WAIT_S = 60.0
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _FORBIDDING = {"noai", "noimageai"}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# It warns of headers that are not well-formed, with the URL, into the table of a run.
+logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
 class _Again(Exception):
@@ -53,18 +59,40 @@ class _Host:
     not_before: float = 0.0
 
 
-@dataclass
-class _Connection:
-    """One connection, and the socket that its deadline closes under it."""
+class _Connection(HTTPConnection):
+    """Connects to an address, and ends at a deadline (monotonic seconds) under whoever reads or writes."""
 
-    socket: socket.socket
-    is_over: bool = field(default=False)
+    deadline = 0.0
+    _timer: threading.Timer | None = None
 
-    def end(self) -> None:
-        """Wakes whoever reads or writes: the time is over."""
-        self.is_over = True
+    def _new_conn(self) -> socket.socket:
+        connected = super()._new_conn()
+        # A duplicate: TLS takes the socket over before its handshake, which the deadline must be able to end too.
+        self._duplicate = connected.dup()
+        self._timer = threading.Timer(max(self.deadline - time.monotonic(), 0.001), self._end)
+        self._timer.daemon = True
+        self._timer.start()
+        return connected
+
+    @property
+    def is_over(self) -> bool:
+        """Tells whether the deadline is past."""
+        return time.monotonic() >= self.deadline
+
+    def _end(self) -> None:
         with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
+            self._duplicate.shutdown(socket.SHUT_RDWR)
+
+    def finish(self) -> None:
+        """Closes all; not `close`, which http.client calls before the body is read."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._duplicate.close()
+        self.close()
+
+
+class _TlsConnection(_Connection, HTTPSConnection):
+    """Does so with TLS."""
 
 
 class Fetcher:
@@ -121,47 +149,40 @@ class Fetcher:
                 yield
 
     def _get(self, parts: SplitResult, deadline: float) -> bytes:
-        name = (
-            (parts.hostname or "").encode("idna").decode() if not _is_address(parts.hostname) else parts.hostname or ""
-        )
+        name = parts.hostname or ""
+        if not _is_address(name):
+            name = name.encode("idna").decode()
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        address = self._address(name, port)
-        connection = None
-        timer = None
+        connection = self._connection(parts.scheme, self._address(name, port), name, port)
+        connection.deadline = deadline
         try:
-            plain = socket.create_connection((address, port), timeout=min(_CONNECT_S, self._config.timeout_s))
-            connection = _Connection(plain)
-            timer = threading.Timer(max(deadline - time.monotonic(), 0.001), connection.end)
-            timer.daemon = True
-            timer.start()
-            if parts.scheme == "https":
-                # The handshake comes after, so that the deadline can end it too.
-                wrapped = self._tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
-                connection.socket = wrapped
-                wrapped.do_handshake()
-            connection.socket.settimeout(_READ_S)
-            client = http.client.HTTPConnection(name, port)
-            client.sock = connection.socket
-            data = self._exchange(client, parts, name, port)
-            if not connection.is_over:
-                return data
-            # A body without a length ends where the connection does, and so does one that was cut off.
-            raise _Again("")
-        except (_Redirect, FetchError, _Again) as error:
-            if isinstance(error, _Again) and connection is not None and connection.is_over:
-                raise _Again(f"took more than {self._config.timeout_s:g} s") from error
+            connection.connect()
+            connection.timeout = _READ_S
+            data = self._exchange(connection, parts, name, port)
+            if connection.is_over:
+                # A body without a length ends where the connection does, and so does one that was cut off.
+                raise _Again("")
+            return data
+        except (_Redirect, FetchError):
             raise
         except ssl.SSLCertVerificationError as error:
             raise FetchError(f"the certificate of {name} is not good: {error.verify_message}") from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            if connection is not None and connection.is_over:
+        except (_Again, OSError, http.client.HTTPException, HTTPError, ValueError) as error:
+            if connection.is_over:
                 raise _Again(f"took more than {self._config.timeout_s:g} s") from error
-            raise _Again(f"{type(error).__name__}: {str(error)[:200] or 'the connection ended'}") from error
+            if isinstance(error, _Again):
+                raise
+            cause = error.__cause__ or error
+            raise _Again(f"{type(cause).__name__}: {str(cause)[:200] or 'the connection ended'}") from error
         finally:
-            if timer is not None:
-                timer.cancel()
-            if connection is not None:
-                connection.socket.close()
+            connection.finish()
+
+    def _connection(self, scheme: str, address: str, name: str, port: int) -> _Connection:
+        """Returns a connection to an address that was checked, on which TLS holds the server to the name in the URL."""
+        timeout_s = min(_CONNECT_S, self._config.timeout_s)
+        if scheme == "https":
+            return _TlsConnection(address, port, timeout=timeout_s, ssl_context=self._tls, server_hostname=name)
+        return _Connection(address, port, timeout=timeout_s)
 
     def _address(self, name: str, port: int) -> str:
         """An address of a host, every one of which may be asked. Raises FetchRefused, FetchError."""
@@ -179,28 +200,31 @@ class Fetcher:
                     )
         return addresses[0]
 
-    def _exchange(self, client: http.client.HTTPConnection, parts: SplitResult, name: str, port: int) -> bytes:
+    def _exchange(self, connection: _Connection, parts: SplitResult, name: str, port: int) -> bytes:
         shown = f"[{name}]" if ":" in name else name
         target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._") + (
             f"?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]|')}" if parts.query else ""
         )
-        client.putrequest("GET", target, skip_host=True, skip_accept_encoding=True)
-        client.putheader("Host", shown if port in (80, 443) else f"{shown}:{port}")
-        client.putheader("User-Agent", self._agent)
-        client.putheader("Accept", "image/*, */*;q=0.5")
-        client.putheader("Accept-Encoding", "identity")
-        client.putheader("Connection", "close")
-        client.endheaders()
-        response = client.getresponse()
-        with response:
+        headers = {
+            "Host": shown if port in (80, 443) else f"{shown}:{port}",
+            "User-Agent": self._agent,
+            "Accept": "image/*, */*;q=0.5",
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+        }
+        # No length is enforced: `_body` says of one that is short how much came.
+        connection.request(
+            "GET", target, headers=headers, preload_content=False, decode_content=False, enforce_content_length=False
+        )
+        with contextlib.closing(connection.getresponse()) as response:
             return self._answer(response, parts.hostname or "")
 
-    def _answer(self, response: http.client.HTTPResponse, name: str) -> bytes:
+    def _answer(self, response: BaseHTTPResponse, name: str) -> bytes:
         status = response.status
-        if status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
+        if status in (301, 302, 303, 307, 308) and (location := response.headers.get("Location")):
             raise _Redirect(location)
         if status in _BUSY:
-            wait_s = _retry_after(response.getheader("Retry-After"))
+            wait_s = _retry_after(response.headers.get("Retry-After"))
             if wait_s is not None:
                 with self._lock:
                     self._hosts[name] = self._hosts.get(name) or _Host(threading.Semaphore(self._config.per_host))
@@ -209,16 +233,16 @@ class Fetcher:
         if status != 200:
             raise FetchError(f"the server answered {status} {response.reason}")
         if not self._config.ignore_x_robots_tag:
-            tag = forbidding_tag(response.headers.get_all("X-Robots-Tag") or [])
+            tag = forbidding_tag(response.headers.getlist("X-Robots-Tag"))
             if tag is not None:
                 raise FetchRefused(f"the server answered X-Robots-Tag: {tag[:100]}")
-        if (coding := response.getheader("Content-Encoding", "identity").strip().lower()) not in ("", "identity"):
+        if (coding := response.headers.get("Content-Encoding", "identity").strip().lower()) not in ("", "identity"):
             raise FetchError(f"the server sent the coding {coding[:50]!r}, which was not asked for")
         return self._body(response)
 
-    def _body(self, response: http.client.HTTPResponse) -> bytes:
+    def _body(self, response: BaseHTTPResponse) -> bytes:
         most = int(self._config.max_mb * 1e6)
-        said = response.getheader("Content-Length", "")
+        said = response.headers.get("Content-Length", "")
         if said.isdigit() and int(said) > most:
             raise FetchError(f"{int(said):,} bytes, more than fetch.max_mb = {self._config.max_mb:g} allows")
         received = bytearray()
@@ -289,11 +313,9 @@ def _retry_after(value: str | None) -> float | None:
     """Seconds that a server asks to be left alone; None where it does not say."""
     if value is None:
         return None
-    if value.strip().isdigit():
-        return float(value)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+        return Retry().parse_retry_after(value)
+    except (HTTPError, ValueError, OverflowError):
         return None
 
 

@@ -1,6 +1,8 @@
 """URLs from data: what is fetched from a real server on the loopback, what never is, and how little is asked of anyone."""
 
+import datetime
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -12,6 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from engine.ingest import ingest
 from engine.pipeline.config import CorpusConfig
@@ -311,6 +317,53 @@ def test_few_at_once_from_one_host(server: Server) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(asking.fetch, [server.url(f"/slow/{number}") for number in range(8)])) == [JPEG] * 8
     assert server.most_at_once == 2
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """Writes a self-signed certificate of a host and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    day = datetime.timedelta(days=1)
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), 1, now - day, now + day)
+    signed = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), False).sign(key, hashes.SHA256())
+    files = folder / "cert.pem", folder / "key.pem"
+    files[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return files
+
+
+def test_tls_holds_the_server_to_the_name_in_the_url(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert, key = certificate(tmp_path, "pictures.example")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    original = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *args, **more: original("127.0.0.1" if host.endswith(".example") else host, *args, **more),
+    )
+    url = f"https://pictures.example:{server.server_port}/a"
+    with pytest.raises(FetchError, match=r"certificate of pictures\.example is not good: self.signed"):
+        fetcher().fetch(url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    assert fetcher().fetch(url) == JPEG
+    assert server.headers["/a"]["Host"] == f"pictures.example:{server.server_port}"
+    with pytest.raises(FetchError, match=r"certificate of other\.example is not good: Hostname mismatch"):
+        fetcher().fetch(url.replace("pictures", "other"))
+
+
+def test_a_handshake_that_never_ends_is_ended() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(FetchError, match=r"took more than 0\.3 s"):
+            fetcher(timeout_s=0.3).fetch(f"https://127.0.0.1:{silent.getsockname()[1]}/")
+    assert time.monotonic() - began < 5
 
 
 def test_addresses() -> None:
