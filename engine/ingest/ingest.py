@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ from manifests.formats.shards import file_stem, keys_digest, write_samples
 from manifests.log.actions import CorpusAdded, PartAdded, SamplesDropped, SourcesChanged
 from manifests.queries import retention
 from manifests.recipe import sha256_hex
-from manifests.store.storage import put_same
+from manifests.store.storage import Storage, put_same
 
 _PLACES = {"source_offset": pa.int64(), "source_pack": pa.string(), "source_error": pa.string()}
 
@@ -227,22 +227,31 @@ def _write_part(
         for row, value in zip(rows, array.to_pylist(), strict=True):
             row[name] = value
     data = write_samples(rows, pa.schema([*places, *((name, array.type) for name, array in arrays.items())]))
+    keys = [taken.listed.key for taken in chunk]
+    return replace(
+        put_part(catalog.storage, corpus, part, keys, data),
+        source_bytes=sum(taken.size_bytes for taken in chunk),
+        key_min=min(keys),
+        key_max=max(keys),
+        pack_path=pack_path,
+        pack_sha256=pack_sha256,
+    )
+
+
+def put_part(storage: Storage, corpus: str, part: int, keys: Sequence[str], data: bytes) -> PartAdded:
+    """Puts the samples file of a part with these keys into the workspace, and returns its record to be committed."""
     sha256 = sha256_hex(data)
     path = f"data/{corpus}/_samples/{file_stem(part, None, sha256)}.parquet"
-    put_same(catalog.storage, path, data, sha256)
+    put_same(storage, path, data, sha256)
     return PartAdded(
         corpus=corpus,
         part=part,
-        rows=len(rows),
+        rows=len(keys),
         path=path,
         sha256=sha256,
         size_bytes=len(data),
-        keys_sha256=keys_digest([taken.listed.key for taken in chunk]),
-        source_bytes=sum(taken.size_bytes for taken in chunk),
-        key_min=min(taken.listed.key for taken in chunk),
-        key_max=max(taken.listed.key for taken in chunk),
-        pack_path=pack_path,
-        pack_sha256=pack_sha256,
+        keys_sha256=keys_digest(keys),
+        source_bytes=0,
     )
 
 

@@ -33,7 +33,6 @@ class Measured:
     files. `bytes_by_form` are written bytes by "modality/form".
     """
 
-    samples: int
     label_s: float
     rest_s: float
     bytes_by_form: Mapping[str, float]

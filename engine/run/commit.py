@@ -1,16 +1,44 @@
 """Commits the results of work items, and stops the run if too many of their rows failed."""
 
 import time
+from collections.abc import Mapping
 
 from engine.pipeline.config import EngineConfig
 from engine.plan import costs
+from engine.plan.corpus import CorpusPlan
 from engine.plan.items import ItemResult
 from engine.progress.record import Execution
 from engine.run.alarms import Alarms
 from engine.run.runners.protocol import Pairs
+from manifests.catalog.catalog import Catalog
 from manifests.errors import TooManyFailures
+from manifests.log.actions import Action, RecipeAdded, RecipeCurrent
 
 JUDGED_FROM_ROWS = 100
+
+
+def commit_recipes(catalog: Catalog, plans: Mapping[str, CorpusPlan], *, run: str) -> None:
+    """Adds recipes that the log does not know yet, and says which are current from here on."""
+    known = catalog.known_recipes()
+    actions: list[Action] = []
+    for corpus, planned in plans.items():
+        current = catalog.current_recipes(corpus)
+        for name, modality in planned.modalities.items():
+            for form, recipe in modality.written().items():
+                grains = planned.grains(name, form)
+                crops = None if grains == (None,) else len(grains)
+                if recipe.fingerprint not in known:
+                    known.add(recipe.fingerprint)
+                    actions.append(RecipeAdded(fingerprint=recipe.fingerprint, document=recipe.document()))
+                before = current.get((name, form))
+                if before is None or (before.fingerprint, before.crops) != (recipe.fingerprint, crops):
+                    actions.append(
+                        RecipeCurrent(
+                            corpus=corpus, modality=name, form=form, fingerprint=recipe.fingerprint, crops=crops
+                        )
+                    )
+    if actions:
+        catalog.commit(actions, run=run)
 
 
 class FailureBudget:

@@ -19,12 +19,13 @@ from engine.plan.items import FitItem
 from engine.plan.missing import Request
 from engine.progress.record import Done, Execution, recorded
 from engine.run import freeze, labeling
+from engine.run.commit import commit_recipes
 from engine.run.runners.protocol import Runner
 from engine.run.runners.ray import address as ray_address
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, nearest
 from manifests.log import entries as log
-from manifests.log.actions import Action, RecipeAdded, RecipeCurrent, TokenizerAdded
+from manifests.log.actions import TokenizerAdded
 from manifests.modality import Form
 from manifests.queries import planning
 from manifests.store.storage import open_storage
@@ -123,7 +124,7 @@ class _MainJob:
             for line in [] if refit else missing.otherwise_fitted(self.config, self._plans(roots), self._fitted()):
                 self.progress.say(line)
             plans = self._plans(roots)
-            self._commit_recipes(plans)
+            commit_recipes(self.catalog, plans, run=self.done.run)
             if request.forms:
                 fitted = {name: known for name, known in self._fitted().items() if known is not None}
                 execution = Execution(catalog=self.catalog, progress=self.progress, done=self.done)
@@ -178,29 +179,6 @@ class _MainJob:
         return missing.fit_items(
             self.config, self._plans(roots), self.catalog.parts, refit=refit, fitted=self._fitted()
         )
-
-    def _commit_recipes(self, plans: Mapping[str, CorpusPlan]) -> None:
-        """Puts recipes that the log does not know into it, and says which are current from here on."""
-        known = self.catalog.known_recipes()
-        actions: list[Action] = []
-        for corpus, planned in plans.items():
-            current = self.catalog.current_recipes(corpus)
-            for name, modality in planned.modalities.items():
-                for form, recipe in modality.written().items():
-                    grains = planned.grains(name, form)
-                    crops = None if grains == (None,) else len(grains)
-                    if recipe.fingerprint not in known:
-                        known.add(recipe.fingerprint)
-                        actions.append(RecipeAdded(fingerprint=recipe.fingerprint, document=recipe.document()))
-                    before = current.get((name, form))
-                    if before is None or (before.fingerprint, before.crops) != (recipe.fingerprint, crops):
-                        actions.append(
-                            RecipeCurrent(
-                                corpus=corpus, modality=name, form=form, fingerprint=recipe.fingerprint, crops=crops
-                            )
-                        )
-        if actions:
-            self.catalog.commit(actions, run=self.done.run)
 
     # -- work ---------------------------------------------------------------------------------------------------------
 

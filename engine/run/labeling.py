@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import chain
 
 from engine.pipeline.config import EngineConfig
-from engine.plan import costs as probe
 from engine.plan import missing as plan
 from engine.plan import reasons
 from engine.plan.corpus import CorpusPlan, LabelerUse
+from engine.plan.costs import Cost, Measured, costs, known, model_bytes, total
 from engine.plan.groups import Group, groups
 from engine.plan.items import Target, WorkItem
 from engine.plan.missing import Request
@@ -44,10 +44,19 @@ class Job:
     rows_by_labeler: tuple[tuple[LabelerUse, int], ...]
     samples_by_form: Mapping[str, float]
 
-    def samples_of(self, use: LabelerUse) -> dict[str, float]:
-        """Of how many samples a labeler of the group is to write what, by "modality/form"."""
-        made = {output.name for output in use.outputs}
-        return {form: count for form, count in self.samples_by_form.items() if form.partition("/")[0] in made}
+    def costs(self, measured: Sequence[Measured], *, only_measured: bool = False) -> list[Cost]:
+        """Returns what the job takes: each of its labelers, and last what they share.
+
+        `only_measured` leaves out bytes of forms that no probe wrote; else the bytes of such a labeler are NaN.
+        """
+        labelers = []
+        for (use, count), one in zip(self.rows_by_labeler, measured, strict=True):
+            made = {output.name for output in use.outputs}
+            samples = {form: n for form, n in self.samples_by_form.items() if form.partition("/")[0] in made}
+            if only_measured:
+                samples = {form: n for form, n in samples.items() if form in one.bytes_by_form}
+            labelers.append((one, count, samples))
+        return costs(self.rows, labelers)
 
 
 def jobs(
@@ -61,7 +70,7 @@ def jobs(
     found = []
     for planned in plans.values():
         for group in groups(
-            planned, engine, lambda use, pool, planned=planned: probe.model_bytes(planned, use, engine, pool)
+            planned, engine, lambda use, pool, planned=planned: model_bytes(planned, use, engine, pool)
         ):
             coming = (new or {}).get(planned.corpus)
             targets = plan.group_targets(planned, group, request.forms)
@@ -112,15 +121,11 @@ def _count(
     return {name: count + coming[name] for name, count in counts.items()}
 
 
-def known_cost(job: Job, engine: EngineConfig) -> probe.Cost | None:
-    """What a job takes by earlier probes, None where one of its labelers was never probed."""
-    labelers = []
-    for use, rows in job.rows_by_labeler:
-        measured = probe.known(job.plan, use, engine, job.group.pool)
-        if measured is None:
-            return None
-        labelers.append((measured, rows, job.samples_of(use)))
-    return probe.total(probe.costs(job.rows, labelers))
+def known_cost(job: Job, engine: EngineConfig) -> Cost | None:
+    """Returns what a job takes by earlier probes, None if one of its labelers was never probed."""
+    found = [known(job.plan, use, engine, job.group.pool) for use, _ in job.rows_by_labeler]
+    measured = [one for one in found if one is not None]
+    return total(job.costs(measured)) if len(measured) == len(found) else None
 
 
 def items(
@@ -176,11 +181,11 @@ def label(
 
 def _head(found: Sequence[Job], engine: EngineConfig, request: Request, workers: int) -> list[str]:
     most = "at most " if request.selection is not None else ""
-    total = sum(job.parts for job in found)
+    parts = sum(job.parts for job in found)
     shards, rows = sum(job.shards for job in found), sum(job.rows for job in found)
-    lines = [f"to do: {most}{shards:,} shards in {total:,} work items ({rows:,} samples to read)"]
-    costs = [known_cost(job, engine) for job in found]
-    if all(cost is not None for cost in costs):
-        cost = probe.total([cost for cost in costs if cost is not None])
-        lines.append(f"by the last probe: {cost.words(engine.gpu_hour_price)}, {cost.wall(min(workers, total))}")
+    lines = [f"to do: {most}{shards:,} shards in {parts:,} work items ({rows:,} samples to read)"]
+    known_costs = [known_cost(job, engine) for job in found]
+    if None not in known_costs:
+        cost = total(cost for cost in known_costs if cost is not None)
+        lines.append(f"by the last probe: {cost.words(engine.gpu_hour_price)}, {cost.wall(min(workers, parts))}")
     return lines

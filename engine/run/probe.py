@@ -1,285 +1,268 @@
-"""A probe: some samples of each corpus labeled by the real worker, in a workspace of their own that is thrown away.
+"""Probes the work to do: the real worker labels some samples of each corpus, in a workspace that is thrown away.
 
-It tells what the work to do will take, and shows on one contact sheet what will come of it. Nothing of it needs Ray.
+This tells what the work will take, and shows on one contact sheet what will come of it. Nothing of it needs Ray.
 """
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from engine.ingest import ingest
-from engine.pipeline.config import CorpusConfig, EngineConfig
+from engine.pipeline.config import PipelineConfig
 from engine.plan import costs
 from engine.plan import missing as plan
-from engine.plan.corpus import CorpusPlan, LabelerUse, identity
+from engine.plan.corpus import CorpusPlan, identity
 from engine.plan.costs import Measured
-from engine.plan.items import Target, WorkItem
+from engine.plan.items import ItemResult, WorkItem
+from engine.plan.missing import Request
+from engine.plan.selection import unpacked
 from engine.progress.progress import Progress
-from engine.run.commit import JUDGED_FROM_ROWS
+from engine.run.commit import JUDGED_FROM_ROWS, commit_recipes
+from engine.run.job import worker_settings
 from engine.run.labeling import Job
 from engine.show import contact
-from engine.sources import scan as sources
-from engine.work.worker import Worker, WorkerSettings
+from engine.sources.scan import Scan
+from engine.work.worker import Worker
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
-from manifests.formats.shards import encode_samples, file_stem, keys_digest
+from manifests.formats.shards import encode_samples
 from manifests.log import entries as log
-from manifests.log.actions import Action, PartAdded, RecipeAdded, RecipeCurrent, ShardAdded, TokenizerAdded
+from manifests.log.actions import PartAdded, ShardAdded, TokenizerAdded
+from manifests.queries import planning
 from manifests.recipe import sha256_hex
 from manifests.store import parquet
-from manifests.store.storage import Storage, cache_folder, open_storage, put_same
+from manifests.store.storage import cache_folder, open_storage, put_same
 
 SAMPLES = 64
 SHOWN = 6
-_WARM_ROWS = 1
-# The parts of the probe's own workspace: to load models, to be measured, to be shown.
-_WARM, _MEASURED, _SHOWN = 900_001, 900_002, 900_003
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """The probe's workspace, what a probe is made with, and the workers by pool.
-
-    pick      up to so many samples of a corpus, as rows of samples files
-    settings  those of the workers of a pool
-    unfitted  modalities whose tokenizer is not there yet: labels alone are probed
-    failed    what failed of the samples that were probed, in words
-    """
-
-    storage: Storage
-    engine: EngineConfig
-    tokenizers: Mapping[str, TokenizerAdded]
-    unfitted: frozenset[str]
-    pick: Callable[[str, int], pa.Table]
-    settings: Callable[[str], WorkerSettings]
-    progress: Progress
-    workers: dict[str, Worker] = field(default_factory=dict)
-    samples: dict[str, pa.Table] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)
-
-    def worker(self, pool: str) -> Worker:
-        """The worker of a pool."""
-        if pool not in self.workers:
-            self.workers[pool] = Worker(self.storage.uri, self.settings(pool))
-        return self.workers[pool]
-
-    def part(self, corpus: str, number: int, rows: int) -> PartAdded:
-        """A part of the probe's workspace with so many of the corpus's samples, spread over those at hand."""
-        if corpus not in self.samples:
-            self.samples[corpus] = self.pick(corpus, SAMPLES)
-        table = self.samples[corpus]
-        return write_part(self.storage, corpus, number, table.take(pa.array(spread(table.num_rows, rows))))
+_PARTS_PROBED = 8
+_RUN = "probe"
 
 
 @contextmanager
-def scratch() -> Iterator[Storage]:
-    """A workspace in a temporary folder, which goes with all that was made for it."""
+def scratch() -> Iterator[Catalog]:
+    """Opens a new workspace in a temporary folder, and deletes it with all that was made for it."""
     with tempfile.TemporaryDirectory(prefix="modmill-probe-") as folder:
         storage = open_storage(folder)
         identity = log.create_workspace(storage)
         try:
-            yield storage
+            with Catalog(storage) as catalog:
+                yield catalog
         finally:
             shutil.rmtree(cache_folder() / identity, ignore_errors=True)
 
 
-def spread(total: int, wanted: int) -> list[int]:
-    """Up to so many of 0 .. total - 1, evenly spread."""
-    return sorted({round(place) for place in np.linspace(0, total - 1, min(wanted, total))}) if total else []
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Labels samples of a pipeline's corpora in a scratch workspace.
 
-
-def write_part(storage: Storage, corpus: str, number: int, table: pa.Table) -> PartAdded:
-    """Puts rows of samples files, of whatever parts, down as one part."""
-    count = table.num_rows
-    own = {
-        "corpus": pa.array([corpus] * count, pa.string()),
-        "part": pa.array([number] * count, pa.int32()),
-        "row": pa.array(range(count), pa.int32()),
-    }
-    for name, column in own.items():
-        table = table.set_column(table.column_names.index(name), name, column)
-    data = encode_samples(table)
-    sha256 = sha256_hex(data)
-    path = f"data/{corpus}/_samples/{file_stem(number, None, sha256)}.parquet"
-    put_same(storage, path, data, sha256)
-    return PartAdded(
-        corpus=corpus,
-        part=number,
-        rows=count,
-        path=path,
-        sha256=sha256,
-        size_bytes=len(data),
-        keys_sha256=keys_digest(table["key"].to_pylist()),
-        source_bytes=0,
-    )
-
-
-def ingested(storage: Storage, corpus: str, section: CorpusConfig, scan: sources.Scan) -> pa.Table:
-    """The rows that an ingest of these samples makes, in a workspace of the probe's."""
-    with Catalog(storage) as catalog:
-        ingest.ingest(catalog, corpus, section, run="probe", scan=scan)
-        parts = catalog.parts(corpus)
-    if not parts:
-        raise ConfigError(
-            f"corpora.{corpus}: the filter leaves none of the {len(scan.samples)} samples that were probed"
-        )
-    return pa.concat_tables([parquet.read(storage.read(part.path)) for part in parts], promote_options="permissive")
-
-
-def repacked(table: pa.Table, corpus: str, workspace: Storage, storage: Storage) -> pa.Table:
-    """Rows whose bytes lie in packs of the workspace, with these copied into one pack of the probe's; others as they are."""
-    if "source_pack" not in table.column_names:
-        return table
-    rows = table.select(["source_pack", "source_offset", "size_bytes"]).to_pylist()
-    data = bytearray()
-    offsets = [row["source_offset"] for row in rows]
-    for place, row in enumerate(rows):
-        if row["source_pack"]:
-            offsets[place] = len(data)
-            data += workspace.read_range(row["source_pack"], row["source_offset"], row["size_bytes"])
-    sha256 = sha256_hex(bytes(data))
-    path = f"data/{corpus}/_samples/pack-{sha256[:8]}"
-    put_same(storage, path, bytes(data), sha256)
-    packs = [path if row["source_pack"] else None for row in rows]
-    for name, values in (("source_pack", packs), ("source_offset", offsets)):
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
-    return table
-
-
-def measure(bench: Bench, job: Job) -> list[Measured]:
-    """What each labeler of a job that has work takes, in the order of `job.rows_by_labeler`; kept for later runs."""
-    uses = [use for use, _ in job.rows_by_labeler]
-    planned = _labels_where_unfitted(job.plan, bench.unfitted)
-    targets = _targets(planned, uses)
-    worker = bench.worker(job.group.pool)
-    name = f"probe {job.plan.corpus}{f'/{job.group.name}' if job.group.name else ''}"
-    part = bench.part(job.plan.corpus, _MEASURED, SAMPLES)
-    bench.progress.stage(name, part.rows, "samples")
-    worker.work(_item(bench, planned, bench.part(job.plan.corpus, _WARM, _WARM_ROWS), targets), lambda beat: None)
-    item = _item(bench, planned, part, targets)
-    result = worker.work(item, lambda beat: bench.progress.update(name, min(beat.rows, part.rows)))
-    bench.progress.update(name, part.rows)
-    bench.failed.extend(_failed(bench.storage, part, result.records))
-    share = sum(record.failed for record in result.records) / max(1, sum(record.rows for record in result.records))
-    if share > bench.engine.max_failed_fraction and job.rows >= JUDGED_FROM_ROWS:
-        bench.failed.append(
-            f"{part.corpus}: {share:.0%} of the rows failed, and engine.max_failed_fraction is "
-            f"{bench.engine.max_failed_fraction:g}: a run would stop with exit code 3 from its hundredth row on; mend it"
-        )
-    own_s = [_own_seconds(use, uses, result.seconds_by_labeler) for use in uses]
-    rest_s = max(0.0, result.seconds["total"] - sum(own_s)) / part.rows
-    found = []
-    for use, seconds in zip(uses, own_s, strict=True):
-        made = {output.name for output in use.outputs}
-        sizes = {
-            f"{modality}/{form}": sum(r.size_bytes for r in result.records if (r.modality, r.form) == (modality, form))
-            for modality, form in dict.fromkeys((target.modality, target.form) for target in targets)
-            if modality in made and form in job.plan.modalities[modality].written()
-        }
-        measured = Measured(
-            samples=part.rows,
-            label_s=seconds / part.rows,
-            rest_s=rest_s,
-            bytes_by_form={form: size / part.rows for form, size in sizes.items()},
-            model_bytes=worker.models.bytes_of(identity(use)),
-            on_gpu=worker.settings.device.startswith("cuda"),
-        )
-        costs.keep(job.plan, use, bench.engine, job.group.pool, measured)
-        found.append(measured)
-    return found
-
-
-def _failed(storage: Storage, part: PartAdded, records: Sequence[ShardAdded]) -> Iterator[str]:
-    """What failed, a line for each stage and class."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for record in records:
-        if record.failed_path is not None:
-            for row in parquet.read(storage.read(record.failed_path)).to_pylist():
-                found.setdefault((row["stage"], row["class"]), []).append(row)
-    for (stage, name), rows in sorted(found.items()):
-        count, made = len({row["row"] for row in rows}), ", ".join(sorted({row["modality"] for row in rows}))
-        yield (
-            f"{part.corpus}: {count} of {part.rows} samples failed at {stage} with {name} ({made}), such as: "
-            f"{rows[0]['message']}"
-        )
-
-
-def _own_seconds(use: LabelerUse, uses: Sequence[LabelerUse], by_name: Mapping[str, float]) -> float:
-    """The seconds of a labeler's own calls; those of labelers of one name are taken to be equal."""
-    return by_name.get(use.name, 0.0) / sum(other.name == use.name for other in uses)
-
-
-def shown(bench: Bench, jobs: Sequence[Job], notes: list[str]) -> list[contact.Sample]:
-    """Some samples of each corpus with all that the jobs make of them, tokens decoded where they have a tokenizer.
-
-    What cannot be shown is told in `notes`.
+    catalog     of the workspace, which is only read
+    scratch     of the probe's own workspace
+    scans       the sources as they were listed, by corpus: samples come from there if the corpus has no parts yet
+    request     which rows of the parts may be picked
+    tokenizers  those that are fitted
+    unfitted    modalities whose tokenizer is still to be fitted: only their labels are probed
+    failed      what failed of the samples, in words; filled by `measure`
     """
-    found: list[contact.Sample] = []
-    with Catalog(bench.storage) as catalog:
-        for corpus in dict.fromkeys(job.plan.corpus for job in jobs):
-            actions: list[Action] = []
-            for job in (job for job in jobs if job.plan.corpus == corpus):
-                planned = _all_kept(job.plan, bench.unfitted)
-                part = bench.part(corpus, _SHOWN, SHOWN)
-                targets = _targets(planned, [use for use, _ in job.rows_by_labeler])
-                result = bench.worker(job.group.pool).work(_item(bench, planned, part, targets), lambda beat: None)
-                actions += [*_described(planned, part, targets), *result.records]
-            known = {name: known for name, known in bench.tokenizers.items() if bench.storage.exists(known.path)}
-            catalog.commit([*known.values(), *actions], run="probe")
-            found += contact.samples(catalog, corpus, SHOWN, notes)
-    return found
+
+    config: PipelineConfig
+    catalog: Catalog
+    scratch: Catalog
+    scans: Mapping[str, Scan | None]
+    request: Request
+    tokenizers: Mapping[str, TokenizerAdded]
+    unfitted: frozenset[str]
+    progress: Progress
+    failed: list[str] = field(default_factory=list)
+    _workers: dict[str, Worker] = field(default_factory=dict)
+    _made: dict[str, list[ShardAdded]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for known in self.tokenizers.values():
+            for name in self.catalog.storage.names(known.path):
+                path = f"{known.path}/{name}"
+                self.scratch.storage.put(path, self.catalog.storage.read(path))
+        self.scratch.commit(list(self.tokenizers.values()), run=_RUN)
+
+    def measure(self, job: Job) -> list[Measured]:
+        """Returns what each labeler of a job that has work takes, in the order of `job.rows_by_labeler`.
+
+        The figures are kept for later runs.
+        """
+        if job.plan.corpus not in self._made:
+            self._add_parts(job.plan)
+        worker = self._worker(job.group.pool)
+        probed = self._without_unfitted(job.plan)
+        item = self._items(job, probed)[0]
+        name = f"probe {job.plan.corpus}{f'/{job.group.name}' if job.group.name else ''}"
+        self.progress.stage(name, item.part.rows, "samples")
+        # The samples of the sheet go first: they load the models, so that the others are measured without that.
+        self._made[job.plan.corpus] += worker.work(self._items(job, _all_kept(probed))[1]).records
+        result = worker.work(item, lambda beat: self.progress.update(name, min(beat.rows, item.part.rows)))
+        self.progress.update(name, item.part.rows)
+        self.failed.extend(self._failed(job, item, result))
+        return [*self._measured(job, worker, item, result)]
+
+    def shown(self, jobs: Sequence[Job], notes: list[str]) -> list[contact.Sample]:
+        """Returns some samples of each measured corpus with all that was made of them, tokens decoded too.
+
+        What cannot be shown is told in `notes`.
+        """
+        found: list[contact.Sample] = []
+        for corpus, planned in {job.plan.corpus: job.plan for job in jobs}.items():
+            commit_recipes(self.scratch, {corpus: _all_kept(self._without_unfitted(planned))}, run=_RUN)
+            self.scratch.commit(self._made[corpus], run=_RUN)
+            found += contact.samples(self.scratch, corpus, SHOWN, notes)
+        return found
+
+    def _worker(self, pool: str) -> Worker:
+        if pool not in self._workers:
+            settings = worker_settings(self.config.engine, _RUN, pool)
+            self._workers[pool] = Worker(self.scratch.storage.uri, settings)
+        return self._workers[pool]
+
+    def _without_unfitted(self, planned: CorpusPlan) -> CorpusPlan:
+        """Returns the plan with labels in place of the tokens that cannot be made yet."""
+        labels = {
+            n: replace(planned.modalities[n], keep=True, token=None) for n in self.unfitted & {*planned.modalities}
+        }
+        return replace(planned, modalities={**planned.modalities, **labels})
+
+    def _items(self, job: Job, planned: CorpusPlan) -> list[WorkItem]:
+        """Returns the items of the samples to be measured and of those to be shown, for the labelers with work."""
+        group = replace(job.group, labelers=tuple(use for use, _ in job.rows_by_labeler))
+        return list(plan.work_items(self.scratch, planned, group, self.tokenizers, Request()))[-2:]
+
+    # -- samples ------------------------------------------------------------------------------------------------------
+
+    def _add_parts(self, planned: CorpusPlan) -> None:
+        """Adds two parts of a corpus's samples to the scratch workspace: those to be measured, then those to be shown."""
+        corpus = planned.corpus
+        self._made[corpus] = []
+        table = self._picked(corpus)
+        self.scratch.commit([ingest.corpus_added(corpus, planned.config)], run=_RUN)
+        for most in (SAMPLES, SHOWN):
+            rows = table.take(pa.array(_spread(table.num_rows, most)))
+            number = planning.last_part(self.scratch, corpus) + 1
+            for name, values in (("part", [number] * rows.num_rows), ("row", list(range(rows.num_rows)))):
+                rows = _with_column(rows, name, values)
+            keys = rows["key"].to_pylist()
+            part = ingest.put_part(self.scratch.storage, corpus, number, keys, encode_samples(rows))
+            self.scratch.commit([part], run=_RUN)
+
+    def _picked(self, corpus: str) -> pa.Table:
+        """Returns samples of a corpus as rows of samples files, spread over its parts if it has some, else over its source."""
+        selection = self.request.selection
+        among = None if selection is None else selection.parts(corpus)
+        parts = planning.spread_parts(self.catalog, corpus, _PARTS_PROBED, among=among)
+        if parts:
+            each = -(-SAMPLES // len(parts))
+            tables = [self._rows_of(part, each) for part in parts]
+            return self._repacked(corpus, pa.concat_tables(tables, promote_options="permissive").slice(0, SAMPLES))
+        scan = self.scans[corpus]
+        assert scan is not None
+        chosen = [scan.samples[place] for place in _spread(len(scan.samples), SAMPLES)]
+        ingest.ingest(self.scratch, corpus, self.config.corpora[corpus], run=_RUN, scan=replace(scan, samples=chosen))
+        made = self.scratch.parts(corpus)
+        if not made:
+            raise ConfigError(f"corpora.{corpus}: the filter leaves none of the {len(chosen)} samples that were probed")
+        tables = [parquet.read(self.scratch.storage.read(part.path)) for part in made]
+        return pa.concat_tables(tables, promote_options="permissive")
+
+    def _rows_of(self, part: PartAdded, most: int) -> pa.Table:
+        table = parquet.read(self.catalog.storage.read(part.path))
+        usable = table["sha256"].is_valid().to_numpy(zero_copy_only=False)
+        selection = self.request.selection
+        bits = None if selection is None else selection.bits(part.corpus, part.part)
+        places = np.flatnonzero(usable if bits is None else usable & unpacked(bits, part.rows))
+        return table.take(places[_spread(len(places), most)])
+
+    def _repacked(self, corpus: str, table: pa.Table) -> pa.Table:
+        """Copies bytes that lie in packs of the workspace into one pack of the scratch workspace."""
+        if "source_pack" not in table.column_names:
+            return table
+        rows = table.select(["source_pack", "source_offset", "size_bytes"]).to_pylist()
+        read = self.catalog.storage.read_range
+        copied = [
+            read(row["source_pack"], row["source_offset"], row["size_bytes"]) if row["source_pack"] else b""
+            for row in rows
+        ]
+        data = b"".join(copied)
+        sha256 = sha256_hex(data)
+        path = f"data/{corpus}/_samples/pack-{sha256[:8]}"
+        put_same(self.scratch.storage, path, data, sha256)
+        for row, begin in zip(rows, accumulate(map(len, copied), initial=0), strict=False):
+            if row["source_pack"]:
+                row.update(source_pack=path, source_offset=begin)
+        for name in ("source_pack", "source_offset"):
+            table = _with_column(table, name, [row[name] for row in rows])
+        return table
+
+    # -- what came of them --------------------------------------------------------------------------------------------
+
+    def _measured(self, job: Job, worker: Worker, item: WorkItem, result: ItemResult) -> Iterator[Measured]:
+        """Yields the figures of each labeler; those of labelers of one name are taken to be equal."""
+        rows, engine = item.part.rows, self.config.engine
+        uses = [use for use, _ in job.rows_by_labeler]
+        names = [use.name for use in uses]
+        own_s = [result.seconds_by_labeler.get(name, 0.0) / names.count(name) for name in names]
+        rest_s = max(0.0, result.seconds["total"] - sum(own_s)) / rows
+        for use, seconds in zip(uses, own_s, strict=True):
+            sizes: dict[str, float] = {}
+            for record in result.records:
+                of_use = any(output.name == record.modality for output in use.outputs)
+                if of_use and record.form in job.plan.modalities[record.modality].written():
+                    form = f"{record.modality}/{record.form}"
+                    sizes[form] = sizes.get(form, 0.0) + record.size_bytes / rows
+            measured = Measured(
+                label_s=seconds / rows,
+                rest_s=rest_s,
+                bytes_by_form=sizes,
+                model_bytes=worker.models.bytes_of(identity(use)),
+                on_gpu=worker.settings.device.startswith("cuda"),
+            )
+            costs.keep(job.plan, use, engine, job.group.pool, measured)
+            yield measured
+
+    def _failed(self, job: Job, item: WorkItem, result: ItemResult) -> Iterator[str]:
+        """Yields what failed, a line for each stage and class, and a warning if a run would stop for it."""
+        corpus, storage = item.part.corpus, self.scratch.storage
+        paths = [record.failed_path for record in result.records if record.failed_path is not None]
+        rows = [row for path in paths for row in parquet.read(storage.read(path)).to_pylist()]
+        for stage, name in sorted({(row["stage"], row["class"]) for row in rows}):
+            own = [row for row in rows if (row["stage"], row["class"]) == (stage, name)]
+            count, made = len({row["row"] for row in own}), ", ".join(sorted({row["modality"] for row in own}))
+            yield (
+                f"{corpus}: {count} of {item.part.rows} samples failed at {stage} with {name} ({made}), such as: "
+                f"{own[0]['message']}"
+            )
+        most = self.config.engine.max_failed_fraction
+        share = sum(record.failed for record in result.records) / max(1, sum(record.rows for record in result.records))
+        if share > most and job.rows >= JUDGED_FROM_ROWS:
+            yield (
+                f"{corpus}: {share:.0%} of the rows failed, and engine.max_failed_fraction is {most:g}: a run would stop "
+                "with exit code 3 from its hundredth row on; mend it"
+            )
 
 
-def _described(planned: CorpusPlan, part: PartAdded, targets: Sequence[Target]) -> Iterator[Action]:
-    """What the log must know for the shards of a part to be found."""
-    yield ingest.corpus_added(planned.corpus, planned.config)
-    yield part
-    for target in targets:
-        recipe = planned.modalities[target.modality].written()[target.form]
-        crops = None if target.crop is None else planned.crops
-        yield RecipeAdded(fingerprint=recipe.fingerprint, document=recipe.document())
-        yield RecipeCurrent(
-            corpus=planned.corpus,
-            modality=target.modality,
-            form=target.form,
-            fingerprint=recipe.fingerprint,
-            crops=crops,
-        )
+def _all_kept(planned: CorpusPlan) -> CorpusPlan:
+    """Returns the plan with every label kept, of the crop in the center alone."""
+    kept = {name: replace(modality, keep=True) for name, modality in planned.modalities.items()}
+    return replace(planned, modalities=kept, crops=1)
 
 
-def _targets(planned: CorpusPlan, uses: Sequence[LabelerUse]) -> list[Target]:
-    made = {output.name for use in uses for output in use.outputs}
-    return [target for target in plan.wanted_targets(planned) if target.modality in made]
+def _with_column(table: pa.Table, name: str, values: Sequence[Any]) -> pa.Table:
+    place = table.column_names.index(name)
+    return table.set_column(place, name, pa.array(values, table.schema.field(name).type))
 
 
-def _labels_where_unfitted(planned: CorpusPlan, unfitted: frozenset[str]) -> CorpusPlan:
-    """The plan with labels in place of the tokens that cannot be made yet."""
-    changed = {
-        name: replace(modality, keep=True, token=None) if name in unfitted else modality
-        for name, modality in planned.modalities.items()
-    }
-    return replace(planned, modalities=changed)
-
-
-def _all_kept(planned: CorpusPlan, unfitted: frozenset[str]) -> CorpusPlan:
-    """The plan with every label kept, of the crop in the centre alone."""
-    whole = _labels_where_unfitted(planned, unfitted)
-    kept = {name: replace(modality, keep=True) for name, modality in whole.modalities.items()}
-    return replace(whole, modalities=kept, crops=1)
-
-
-def _item(bench: Bench, planned: CorpusPlan, part: PartAdded, targets: Sequence[Target]) -> WorkItem:
-    names = {planned.modalities[target.modality].tokenizer for target in targets if target.form == "token"}
-    return WorkItem(
-        plan=planned,
-        part=part,
-        targets=tuple(targets),
-        tokenizers={name: bench.tokenizers[name] for name in sorted(names)},
-    )
+def _spread(total: int, wanted: int) -> list[int]:
+    """Returns up to `wanted` of 0 .. total - 1, evenly spread."""
+    return sorted({round(place) for place in np.linspace(0, total - 1, min(wanted, total))}) if total else []
