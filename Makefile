@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/modmill demo
+	$(BIN)/python -m examples.demo
 
 lint: setup
 	$(BIN)/ruff check .

@@ -54,10 +54,10 @@ engine: {workers: 2}
 
 def measure(folder: Path, *, count: int, steps: int | None) -> dict[str, Any]:
     """Makes what is missing in `folder`, trains, and judges."""
-    from engine.cli.demo import model
     from engine.pipeline import config as pipeline
     from engine.run import job
     from engine.run import train as train_run
+    from examples.demo import model
     from manifests.pixels import images
     from manifests.snapshots.snapshot import open_snapshot
     from train.generation.generate import Tokenizers

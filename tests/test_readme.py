@@ -116,16 +116,16 @@ def test_the_questions_of_the_readme_have_answers(
 ) -> None:
     """On a demo without its pixels and its training, with a broken photograph and a labeler that is newer since."""
     from engine.cli import entry
-    from engine.cli.demo import demo
     from engine.pipeline import config as pipeline
     from engine.run import job
+    from examples.demo import demo
     from manifests.catalog.catalog import Catalog
     from manifests.log import entries as log
     from manifests.log.actions import RecipeAdded, RecipeCurrent, RunStarted
     from manifests.recipe import Recipe
     from manifests.snapshots import snapshot
 
-    demo.lay_out(tmp_path, demo.CLONE / "examples" / "demo", 12, lambda line: None)
+    demo.lay_out(tmp_path, 12, lambda line: None)
     (tmp_path / "sources/photos/broken.jpg").write_text("no picture")
     config = pipeline.load(tmp_path / "pipeline.yaml", OF_THE_DEMO)
     job.run(config, steps=("ingest", "fit", "label", "tokenize", "snapshot"), quiet=True)
@@ -177,7 +177,7 @@ def test_every_verb_is_in_the_readme() -> None:
     verbs = sorted(app.commands)
     assert verbs == sorted(
         [
-            *("demo", "init", "doctor", "run", "status", "sql", "snapshot", "verify"),
+            *("init", "doctor", "run", "status", "sql", "snapshot", "verify"),
             *("forget", "export", "train", "generate"),
         ]
     )

@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 
-from engine.cli.demo.verb import demo
 from engine.cli.doctor import doctor
 from engine.cli.export import export
 from engine.cli.forget import forget
@@ -31,7 +30,7 @@ from engine.cli.verify import verify
 from manifests.errors import ConfigError, ModmillError, QueryError, TooManyFailures, UserError
 
 # In the order of the work: so they stand in `modmill --help`.
-VERBS = (demo, init, doctor, run, status, sql, snapshot, verify, export, forget, train, generate)
+VERBS = (init, doctor, run, status, sql, snapshot, verify, export, forget, train, generate)
 
 _PATHS_AND_STORES = (
     *(FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError),
@@ -70,16 +69,16 @@ for verb in VERBS:
     app.add_command(verb)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The entry of the command: runs a verb and turns errors into exit codes."""
+def main(arguments: list[str] | None = None, program: click.Command = app) -> None:
+    """Runs a verb, or another program that is to end as verbs do, and turns errors into exit codes."""
     import modmill
 
     # A preempted or stopped job ends as one that a person interrupts: what is done is committed.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         modmill.check_packages()
-        with app.make_context("modmill", sys.argv[1:] if arguments is None else list(arguments)) as context:
-            app.invoke(context)
+        with program.make_context("modmill", sys.argv[1:] if arguments is None else list(arguments)) as context:
+            program.invoke(context)
         sys.exit(DONE)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
@@ -107,14 +106,14 @@ def main(arguments: list[str] | None = None) -> None:
         _end_os_error(error)
 
 
-def command() -> None:
-    """The console script: `main`, and then out of the process at once.
+def command(program: click.Command = app) -> None:
+    """Runs `main` as the console script does, and leaves the process at once.
 
-    Where torch or ray is loaded beside it, DuckDB's binding prints pages on its own objects as the interpreter ends.
+    If torch or ray is loaded beside it, DuckDB's binding prints pages on its own objects as the interpreter ends.
     """
     code: Any = 0
     try:
-        main()
+        main(program=program)
     except SystemExit as end:
         code = end.code
     except BaseException:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.cli.demo import scores as demo_scores
 from engine.inference.sheets import Row, sheet
 from engine.show.page import Page, many
+from examples.demo import scores as demo_scores
 from manifests.snapshots.snapshot import Snapshot
 from train.data.loader import Loader
 from train.data.mixture import Entry

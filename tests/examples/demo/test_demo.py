@@ -7,12 +7,12 @@ import pytest
 import skimage.data
 
 from engine.cli import entry
-from engine.cli.demo import demo
 from engine.ingest.ingest import ingest
 from engine.pipeline import config as pipeline
 from engine.plan import missing as plan
 from engine.plan.corpus import corpus_plan
 from engine.sources.listing import key_of
+from examples.demo import demo
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.log.entries import create_workspace
@@ -33,7 +33,7 @@ SMALL = (
 
 @pytest.fixture
 def laid_out(tmp_path: Path) -> Path:
-    demo.lay_out(tmp_path / "out", demo.CLONE / "examples" / "demo", 3, lambda line: None)
+    demo.lay_out(tmp_path / "out", 3, lambda line: None)
     return tmp_path / "out"
 
 
@@ -55,7 +55,7 @@ def test_photographs_are_copies_of_those_in_the_packages(laid_out: Path):
 
 def test_laying_out_again_changes_nothing(laid_out: Path):
     before = files(laid_out)
-    demo.lay_out(laid_out, demo.CLONE / "examples" / "demo", 3, lambda line: None)
+    demo.lay_out(laid_out, 3, lambda line: None)
     assert files(laid_out) == before
 
 
@@ -63,7 +63,7 @@ def test_only_what_is_missing_is_laid_out_again(laid_out: Path):
     missing = laid_out / "sources" / "photos" / "coffee.png"
     before = files(laid_out)
     missing.unlink()
-    demo.lay_out(laid_out, demo.CLONE / "examples" / "demo", 3, lambda line: None)
+    demo.lay_out(laid_out, 3, lambda line: None)
     after = files(laid_out)
     assert after.pop(missing)[0] == before.pop(missing)[0]
     assert after == before
@@ -94,13 +94,6 @@ def test_a_folder_with_another_pipeline_file_is_left_alone(tmp_path: Path):
     with pytest.raises(ConfigError, match="another pipeline's file"):
         demo.run_demo(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline.yaml"]
-
-
-def test_outside_a_clone_the_demo_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(demo, "CLONE", tmp_path)
-    with pytest.raises(ConfigError, match=r"git clone .*make demo"):
-        demo.run_demo(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def write_small_trainer_file(out: Path) -> None:

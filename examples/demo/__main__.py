@@ -1,11 +1,13 @@
-"""The verb `modmill demo`."""
+"""Runs the demo from the root of a clone: `python -m examples.demo`."""
 
 from pathlib import Path
 
 import click
 
+from engine.cli.entry import command
 
-@click.command()
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -15,7 +17,11 @@ import click
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes.")
 def demo(out: Path, workers: int | None) -> None:
     """Label and tokenize photographs, scenes and texts that come with a clone, and write a report with pictures."""
-    from engine.cli.demo.demo import run_demo
+    from examples.demo.demo import run_demo
 
     report = run_demo(out, workers=workers)
     click.echo(f"report: {report}")
+
+
+if __name__ == "__main__":
+    command(demo)

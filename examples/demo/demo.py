@@ -7,13 +7,13 @@ that can be run again. What is there already is not made again.
 import csv
 import importlib.util
 import os
+import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 
+from benchmarks import scenes as scene_files
 from engine.pipeline import config as pipeline
 from engine.progress.progress import Progress
 from engine.progress.record import Done
@@ -23,11 +23,14 @@ from engine.show.report import Question, write_report
 from manifests.errors import ConfigError
 from manifests.snapshots.snapshot import open_snapshot
 
-CLONE = Path(__file__).resolve().parents[3]
+HERE = Path(__file__).resolve().parent
 SCENES = 600
 SNAPSHOT = "demo"
 # Where the packages that bring photographs keep them, and what to install for them.
 _PACKAGES = {"scikit-image": ("skimage", "data"), "scikit-learn": ("sklearn", "datasets/images")}
+
+# The first line of the demo's pipeline file, as it is and as it was when the demo was a verb.
+_OURS = re.compile("# The pipeline of `(make|modmill) demo`")
 
 QUESTIONS: tuple[Question, ...] = (
     Question(
@@ -56,20 +59,17 @@ def run_demo(out: Path, *, workers: int | None = None, scenes: int = SCENES, set
     """Lays out the sources and the pipeline file in `out`, runs it, and writes the report; the report's path.
 
     `scenes` is how many are rendered where there are none yet, `settings` are overrides as `modmill run --set` takes
-    them. Raises ConfigError outside a clone, where a package that brings photographs is missing, and where `out` holds
-    another pipeline file.
+    them. Raises ConfigError if a package that brings photographs is missing, or if `out` holds another pipeline file.
     """
-    examples = _examples()
     progress = Progress(None)
     try:
         progress.say(f"the demo's sources: {out / 'sources'}")
-        lay_out(out, examples, scenes, progress.say)
+        lay_out(out, scenes, progress.say)
     finally:
         progress.close()
     overrides = [*settings, *([f"engine.workers={workers}"] if workers else [])]
     config = pipeline.load(out / "pipeline.yaml", overrides)
     done = job.run(config, kind="demo")
-    scenes_module = _load_scenes()
     progress = Progress(None)
     try:
         if done.did_nothing:
@@ -82,8 +82,8 @@ def run_demo(out: Path, *, workers: int | None = None, scenes: int = SCENES, set
         out,
         title="modmill demo",
         questions=QUESTIONS,
-        class_names=scenes_module.CLASSES,
-        more=_model_section(config, done, scenes_module.COLORS),
+        class_names=scene_files.CLASSES,
+        more=_model_section(config, done, scene_files.COLORS),
     )
 
 
@@ -96,7 +96,7 @@ def _model_section(
         return {}
 
     def add(page: Page) -> None:
-        from engine.cli.demo.model import add_model_section
+        from examples.demo.model import add_model_section
 
         add_model_section(page, Path(folder), open_snapshot(f"{config.workspace}#{SNAPSHOT}"), colors)
 
@@ -105,19 +105,19 @@ def _model_section(
 
 def _trainer_file() -> str:
     """The trainer file of the examples, with its paths as the demo's folder has them."""
-    text = (CLONE / "examples" / "train" / "tiny.yaml").read_text(encoding="utf-8")
+    text = (HERE.parent / "train" / "tiny.yaml").read_text(encoding="utf-8")
     return text.replace("../../demo-out/workspace#", "workspace#")
 
 
-def lay_out(out: Path, examples: Path, scenes: int, say: Callable[[str], None]) -> None:
+def lay_out(out: Path, scenes: int, say: Callable[[str], None]) -> None:
     """Writes what is missing of the sources and the pipeline file."""
-    ours = (examples / "pipeline.yaml").read_text(encoding="utf-8")
+    ours = (HERE / "pipeline.yaml").read_text(encoding="utf-8")
     file, sources = out / "pipeline.yaml", out / "sources"
-    if file.exists() and file.read_text(encoding="utf-8").partition("\n")[0] != ours.partition("\n")[0]:
+    if file.exists() and not _OURS.match(file.read_text(encoding="utf-8")):
         raise ConfigError(f"{file} is another pipeline's file; give the demo a folder of its own with --out")
     (sources / "texts").mkdir(parents=True, exist_ok=True)
-    _copy_photographs(examples / "photographs.csv", sources)
-    for text in sorted((examples / "texts").iterdir()):
+    _copy_photographs(HERE / "photographs.csv", sources)
+    for text in sorted((HERE / "texts").iterdir()):
         _copy(text, sources / "texts" / text.name)
     if not (sources / "scenes").exists():
         say(f"rendering {scenes:,} scenes")
@@ -125,17 +125,6 @@ def lay_out(out: Path, examples: Path, scenes: int, say: Callable[[str], None]) 
     for target, text in ((file, ours), (out / "train.yaml", _trainer_file())):
         if not target.exists():
             target.write_text(text, encoding="utf-8")
-
-
-def _examples() -> Path:
-    """The folder of the demo's captions, texts and pipeline file. Raises ConfigError where this is no clone."""
-    examples = CLONE / "examples" / "demo"
-    if not (examples / "pipeline.yaml").is_file() or not (CLONE / "benchmarks" / "scenes.py").is_file():
-        raise ConfigError(
-            f"the demo needs examples/demo and benchmarks/scenes.py, which are in a clone of modmill and in no wheel, and "
-            f"{CLONE} has none: clone the repository (git clone URL modmill; cd modmill) and call `make demo` there"
-        )
-    return examples
 
 
 def _copy_photographs(table: Path, sources: Path) -> None:
@@ -166,19 +155,5 @@ def _copy(source: Path, target: Path) -> None:
 def _render(folder: Path, count: int) -> None:
     """Renders scenes into a folder that appears when all of them are there."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".scenes-") as scratch:
-        _load_scenes().write(Path(scratch) / "scenes", count)
+        scene_files.write(Path(scratch) / "scenes", count)
         os.replace(Path(scratch) / "scenes", folder)
-
-
-def _load_scenes() -> ModuleType:
-    """The module benchmarks/scenes.py of the clone; benchmarks are no package."""
-    name = "modmill_scenes"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, CLONE / "benchmarks" / "scenes.py")
-        if spec is None or spec.loader is None:
-            raise ConfigError(f"{CLONE / 'benchmarks' / 'scenes.py'} cannot be imported")
-        module = importlib.util.module_from_spec(spec)
-        # Dataclasses look their module up here while it is being made.
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]

@@ -1,28 +1,12 @@
 """The demo's scores: exact answers on pictures and boxes made by hand, and on renderings."""
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 
-from engine.cli.demo import scores
+from benchmarks import scenes
+from examples.demo import scores
 
 COLORS = {"red": (215, 32, 36), "blue": (28, 74, 214), "white": (236, 236, 233)}
-
-
-@pytest.fixture(scope="module")
-def scenes() -> ModuleType:
-    path = Path(__file__).parents[3] / "benchmarks" / "scenes.py"
-    spec = importlib.util.spec_from_file_location("scenes_of_scores", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scenes_of_scores"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_colors_are_found_in_light_and_shade_and_not_where_they_are_not() -> None:
@@ -39,7 +23,7 @@ def test_colors_are_found_in_light_and_shade_and_not_where_they_are_not() -> Non
     assert scores.colors_in(picture, colors) == set()
 
 
-def test_every_color_that_a_caption_names_is_in_its_rendering_and_no_other(scenes: ModuleType) -> None:
+def test_every_color_that_a_caption_names_is_in_its_rendering_and_no_other() -> None:
     colors = scores.chromatic(scenes.COLORS)
     rendered = [scenes.render(index, seed=5) for index in range(12)]
     pictures, captions = [scene.rgb for scene in rendered], [scene.caption for scene in rendered]

@@ -1,1 +1,0 @@
-"""The demo: photographs, scenes and texts that come with a clone, through the whole pipeline."""

@@ -1,0 +1,1 @@
+"""Shows modmill at work: pipeline files, trainer files, files for clusters, and the demo (`make demo`)."""
