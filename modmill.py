@@ -1,4 +1,4 @@
-"""The one Python door to modmill.
+"""Gives Python everything of modmill.
 
     import modmill
 
@@ -62,7 +62,7 @@ def __getattr__(name: str) -> Any:
 
 
 def check_packages() -> None:
-    """Raises ImportError where a package of ours is hidden by another of its name: `train` and `engine` are common."""
+    """Raises ImportError if another package hides one of modmill's: `train` and `engine` are common names."""
     home = Path(__file__).resolve().parent
     for package in _PACKAGES:
         found = importlib.util.find_spec(package)
@@ -75,7 +75,7 @@ def check_packages() -> None:
 
 
 class Workspace:
-    """A workspace to ask: an index of its log, in this process."""
+    """Answers questions about a workspace from an index of its log, in this process."""
 
     def __init__(self, uri: str | Path) -> None:
         from manifests.catalog.catalog import Catalog
@@ -83,27 +83,30 @@ class Workspace:
         self._catalog = Catalog.open(uri)
 
     def sql(self, query: str, parameters: Sequence[Any] = ()) -> "pa.Table":
-        """The answer to a query over the views, up to date with the log; `.to_pandas()` and polars read it as it is.
+        """Returns the answer to a query over the views, up to date with the log.
 
-        For SQL from strangers see `sql_locked`.
+        `.to_pandas()` makes a DataFrame of it; polars reads it without a copy. For SQL from strangers see `sql_locked`.
         """
         self._catalog.refresh()
         return self._catalog.sql(query, parameters)
 
     def sql_locked(self, query: str, *, timeout_s: float = 10, memory_bytes: int = 2_000_000_000) -> "pa.Table":
-        """The answer to a stranger's query, run in a process that reaches the views alone; see `manifests/locked`."""
+        """Returns the answer to a stranger's query, from a process that reaches nothing but the views.
+
+        Raises QueryError if the query is refused, or exceeds its time or memory. See SECURITY.md.
+        """
         from manifests.locked import locked
 
         self._catalog.refresh()
         return locked.ask(self._catalog, query, timeout_s=timeout_s, memory_bytes=memory_bytes)
 
     def attach(self, table: Any, *, on: Sequence[str] = ("corpus", "key"), name: str | None = None) -> "Attached":
-        """Puts a table of your own beside the samples; from here on `samples` has its columns too.
+        """Joins a table of your own to the samples; from here on `samples` has its columns too.
 
-        `table` is a Parquet, CSV or JSON file, or a table of pyarrow, pandas or polars, with at most one row a sample; it
-        can be asked by its own name as well (of a file, the stem). The result prints how many of its rows match a sample.
-        Raises ConfigError for columns that are not there, are there twice or have another type than in `samples`, for two
-        rows of one sample, and for a name that is taken.
+        `table` is a Parquet, CSV or JSON file, or a table of pyarrow, pandas or polars, with at most one row a sample. It
+        can also be queried by its own name (`name`, or the stem of the file's name). The result prints how many of its
+        rows match a sample. Raises ConfigError if a column is missing, occurs twice or has another type than in `samples`,
+        if two rows are of one sample, or if the name is taken.
 
             workspace.attach("scores.parquet", on=["corpus", "key"])
             workspace.sql("SELECT key FROM samples WHERE aesthetic > 5")
@@ -112,11 +115,11 @@ class Workspace:
         return self._catalog.attach(table, on=on, name=name)
 
     def show(self, key: str, *, corpus: str) -> dict[str, Any]:
-        """Everything known of one sample: its row of `samples`, and per modality labels, tokens and failures.
+        """Returns everything known of one sample: its row of `samples`, and its labels, tokens and failures.
 
         Values are read from the current shards: `{"sample": {...}, "label": {modality: {crop: value}}, "token": {...},
-        "failures": [...]}`; crop is None where the grain is sample; pixels and maps are the bytes of their members (PNG
-        or .npy). Raises UserError where there is no such sample.
+        "failures": [...]}`; crop is None if the grain is sample; pixels and maps are the bytes of their members (PNG
+        or .npy). Raises UserError if there is no such sample.
         """
         from manifests.queries import lookup
 
@@ -124,9 +127,9 @@ class Workspace:
         return lookup.show(self._catalog, corpus, key)
 
     def snapshot(self, name: str) -> "Snapshot":
-        """A snapshot of this workspace: its modalities, the rows of its parts, its shards; see `manifests/snapshots`.
+        """Reads a snapshot of this workspace: its modalities, the rows of its parts, its shards.
 
-        Raises WorkspaceError where there is none of that name. `modmill snapshot` makes them.
+        `modmill snapshot` makes snapshots. Raises WorkspaceError if there is no snapshot of that name.
         """
         from manifests.snapshots import snapshot as snapshots
 
@@ -143,10 +146,10 @@ class Workspace:
         workers: int = 0,
         prefetch: int = 2,
     ) -> "Loader":
-        """Batches of token rows of a snapshot of this workspace, of some of its corpora or of all.
+        """Returns batches of token rows of a snapshot of this workspace, of some of its corpora or of all.
 
         `for batch in loader` never ends; `loader.batch_at(step)` gives one step. Needs the extra modmill[train]. Raises
-        ConfigError where the snapshot has no rows to train on (with `held_out`: none held out).
+        ConfigError if the snapshot has no rows to train on (with `held_out`, no rows that are held out).
         """
         from manifests.snapshots import snapshot as snapshots
         from train.data.loader import Loader
@@ -167,7 +170,7 @@ class Workspace:
         )
 
     def close(self) -> None:
-        """Lets go of the index."""
+        """Closes the index."""
         self._catalog.close()
 
     def __enter__(self) -> Self:
@@ -178,5 +181,5 @@ class Workspace:
 
 
 def open(uri: str | Path) -> Workspace:
-    """The workspace at a folder or an fsspec URI. Raises WorkspaceError where there is none."""
+    """Opens the workspace at a folder or an fsspec URI. Raises WorkspaceError if there is no workspace."""
     return Workspace(uri)
