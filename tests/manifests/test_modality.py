@@ -3,25 +3,19 @@
 import sys
 import types
 from dataclasses import FrozenInstanceError, replace
-from typing import get_args
+from typing import Any
 
 import numpy as np
 import pytest
 
+from labelers.protocol import check_label
 from manifests import modality
 from manifests.errors import ConfigError
 from manifests.formats import shards
-from manifests.modality import MODALITIES, CropLabelRule, Grain, Kind, Modality
+from manifests.modality import MODALITIES, Modality
+from manifests.pixels import crops
 
 ROWS = pytest.mark.parametrize("row", MODALITIES.values(), ids=list(MODALITIES))
-# What a crop does to a label is code of its kind (manifests/pixels/crops.py).
-RULES = {
-    "image": {"pixels", "linear", "nearest", "normals"},
-    "feature_map": {"linear"},
-    "vector": {"whole"},
-    "structured": {"boxes", "instances", "whole"},
-    "text": {"whole"},
-}
 
 
 @ROWS
@@ -29,16 +23,31 @@ def test_a_row_agrees_with_itself(row: Modality) -> None:
     assert MODALITIES[row.name] is row
     assert row.name.isidentifier()
     assert row.name == row.base_name
-    assert row.kind in get_args(Kind)
-    assert {row.label_grain, row.token_grain} <= set(get_args(Grain))
-    assert row.crop_rule in get_args(CropLabelRule)
-    assert row.crop_rule in RULES[row.kind]
     assert row.labeler
     assert row.tokens is None or row.tokens > 0
     if row.crop_rule != "whole":
         assert row.token_grain == "crop"
     if row.range is not None:
         assert row.range[0] < row.range[1]
+
+
+@ROWS
+def test_the_crop_of_a_label_is_a_label(row: Modality) -> None:
+    """By the crop rule of the row, from a label of a whole photograph at another resolution."""
+    label: Any = "a text"
+    if row.kind == "structured":
+        mask = np.ones((30, 40), bool)
+        values = {"class": "person", "score": 1.0, "x0": 0.1, "y0": 0.1, "x1": 0.9, "y1": 0.9}
+        values |= {"rle_height": 30, "rle_width": 40, "rle_counts": crops.rle_encode(mask)}
+        record = {name: values.get(name, [0.5] if kind.startswith("list") else 1) for name, kind in row.fields.items()}
+        label = [record] if row.many else record
+    elif row.kind != "text":
+        sizes = {"h": 30, "w": 40, "c": row.channels}
+        label = np.ones([sizes[axis] for axis in row.axes.split()], row.dtype)
+    crop = crops.plan_crop(crops.CropRule(), "key", 1, 400, 300)
+    cropped = crops.crop_label(row, label, crop, row.size // row.stride)
+    check_label(row, cropped)
+    assert len(cropped) == len(label) or "h" in row.axes
 
 
 @ROWS
