@@ -1,6 +1,7 @@
 """What every part of modmill agrees on. Imports nothing of the other packages, and starts in milliseconds.
 
 errors     the tree of errors
+mistakes   what is wrong with a file of options, in words
 modality   the table of modalities
 recipe     fingerprints of labelers and tokenizers
 pixels     the one guarded decoder of images, crops, raw labels

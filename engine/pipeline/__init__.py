@@ -1,1 +1,1 @@
-"""The pipeline file: what it may say (`sections`), how it is read (`file`) and checked (`config`, `mistakes`)."""
+"""The pipeline file: what it may say (`sections`), how it is read (`file`) and checked (`config`)."""

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from engine.pipeline import file, mistakes
+from engine.pipeline import file
 from engine.pipeline.sections import (
     KINDS,
     CorpusConfig,
@@ -33,8 +33,10 @@ from engine.pipeline.sections import (
     SnapshotName,
     TextFit,
 )
+from manifests import mistakes
 from manifests import modality as modalities
 from manifests.errors import ConfigError, nearest
+from manifests.mistakes import KeyPath
 from manifests.store import uris
 
 __all__ = [
@@ -184,7 +186,7 @@ class PipelineConfig(Section):
 
 
 # The model of each section, to name the nearest option for an unknown one; `*` is any name.
-_SECTIONS: dict[file.KeyPath, type[BaseModel]] = {
+_SECTIONS: dict[KeyPath, type[BaseModel]] = {
     (): PipelineConfig,
     ("engine",): EngineConfig,
     ("engine", "pools", "*"): PoolConfig,
@@ -215,10 +217,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     try:
         return PipelineConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(mistakes.explain(error, document, parsed, _SECTIONS))) from None
+        found = mistakes.explain(error.errors(include_url=False), _SECTIONS, lambda at: document.where(at, parsed))
+        raise ConfigError("\n".join(found)) from None
 
 
-def _spelled_out(tree: dict[str, Any], path: file.KeyPath) -> dict[str, Any]:
+def _spelled_out(tree: dict[str, Any], path: KeyPath) -> dict[str, Any]:
     """The tree with a corpus's default modalities written out where an override sets an option of one of them."""
     corpora = tree.get("corpora")
     if path[:1] != ("corpora",) or path[2:3] != ("modalities",) or len(path) == 3 or not isinstance(corpora, dict):

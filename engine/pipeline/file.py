@@ -13,9 +13,8 @@ from typing import Any
 import yaml
 
 from manifests.errors import ConfigError
+from manifests.mistakes import KeyPath, dotted
 from manifests.store.uris import is_uri
-
-KeyPath = tuple[str, ...]
 
 # Values that name a file or folder; `*` is any name.
 _PATHS: tuple[KeyPath, ...] = (
@@ -77,11 +76,6 @@ _Loader.add_implicit_resolver(
 def yaml_value(text: str) -> Any:
     """The value of YAML text. Raises yaml.YAMLError or ValueError."""
     return yaml.load(text, _Loader)
-
-
-def dotted(path: Sequence[object]) -> str:
-    """A key path as it is typed after `--set`: names with dots in them stand in quotes."""
-    return ".".join(f'"{name}"' if "." in str(name) else str(name) for name in path)
 
 
 def read(path: Path, *, expected: str = "`workspace` and `corpora`") -> PipelineDocument:

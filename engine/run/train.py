@@ -14,7 +14,7 @@ from manifests.errors import ConfigError, ModmillError
 from manifests.log import entries as log
 from manifests.log.actions import Action, RunEnded
 from train.run.run import Outcome, train
-from train.settings.config import TrainConfig, parse
+from train.settings.trainer import TrainConfig, parse
 
 _STAGE = "train"
 _MOST_SHOWN = 12

@@ -18,11 +18,12 @@ modality cannot fill stay unfilled, as there: a caption may be all that is given
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from manifests.errors import ConfigError, nearest
 from train.data.batch import Batch, Column, MaskedBatch
@@ -37,6 +38,15 @@ _KEEP_DECAY = 0.9
 _DECAYS = 64
 
 
+def _in_order(value: tuple[int, int]) -> tuple[int, int]:
+    if value[0] > value[1]:
+        raise ValueError(f"is {list(value)}, expected [a, b] with 1 <= a <= b")
+    return value
+
+
+Budget = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
     """One way to mask. `inputs` and `targets` are Dirichlet alphas by modality, "*" those of all others.
@@ -45,9 +55,9 @@ class Strategy:
     `random` a share drawn from 0 to 1, `all` (as far as the budget reaches), `binary` all or none.
     """
 
-    weight: float = 1.0
-    inputs: Mapping[str, float] = field(default_factory=lambda: {OTHERS: 1.0})
-    targets: Mapping[str, float] = field(default_factory=lambda: {OTHERS: 1.0})
+    weight: PositiveFloat = 1.0
+    inputs: Mapping[str, NonNegativeFloat] = field(default_factory=lambda: {OTHERS: 1.0})
+    targets: Mapping[str, NonNegativeFloat] = field(default_factory=lambda: {OTHERS: 1.0})
     keep: Literal["random", "all", "binary"] = "random"
 
 
@@ -55,8 +65,8 @@ class Strategy:
 class Masking:
     """The least and the most tokens of a row that are inputs, and targets; and the strategies, drawn by weight."""
 
-    inputs: tuple[int, int] = (128, 128)
-    targets: tuple[int, int] = (128, 128)
+    inputs: Budget = (128, 128)
+    targets: Budget = (128, 128)
     strategies: tuple[Strategy, ...] = (Strategy(),)
 
     def check(self, vocabulary: Vocabulary) -> None:

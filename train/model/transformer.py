@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,12 +35,12 @@ class ModelConfig:
     So 6 is 4M's Ti, 8 its S, 12 its B; L and XL set `dim` and `heads` themselves.
     """
 
-    depth: int = 12
-    dim: int | None = None
-    heads: int | None = None
-    encoder_depth: int | None = None
-    decoder_depth: int | None = None
-    mlp_ratio: float = 4.0
+    depth: PositiveInt = 12
+    dim: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    encoder_depth: PositiveInt | None = None
+    decoder_depth: PositiveInt | None = None
+    mlp_ratio: PositiveFloat = 4.0
 
     @property
     def width(self) -> int:

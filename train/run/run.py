@@ -33,7 +33,7 @@ from train.optim.adam import adam
 from train.run import checkpoint, generators, process, run_folder
 from train.run.checkpoint import Saved
 from train.run.metrics import Clock, Metrics, Window, count_targets, per_target
-from train.settings.config import TrainConfig
+from train.settings.trainer import TrainConfig
 
 # Training rows whose targets are counted for the loss of guessing by frequency.
 UNIGRAM_ROWS = 4096

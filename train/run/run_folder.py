@@ -15,7 +15,7 @@ from manifests.snapshots.snapshot import Snapshot
 from manifests.store.storage import Storage, open_storage
 from train.run import checkpoint
 from train.run.checkpoint import Saved
-from train.settings.config import TrainConfig
+from train.settings.trainer import TrainConfig
 
 _STAMP = r"\d{8}T\d{6}-[0-9a-f]{6}"
 # What may change between two sittings of one run.

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from engine.run import train as train_run
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.snapshots import snapshot
+from train.run import run_folder
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples/train/tiny.yaml"
@@ -124,8 +126,8 @@ def test_overrides_are_read_as_those_of_a_pipeline_file(
     [
         ("steps: 4\nmixtures: []\n", [], r"t.yaml:2: mixtures is no option; did you mean 'mixture'\?"),
         (FILE, ["deepspeed.optimizer.params.lrr=1"], r"--set .*lrr=1: deepspeed.optimizer.params.lrr is no option"),
-        (FILE, ["steps=-4"], r"--set steps=-4: steps is -4, expected a whole number from 1 up"),
-        (FILE.replace("depth: 1", "depth: one"), [], r"t.yaml:6: model.depth is 'one', expected a whole number"),
+        (FILE, ["steps=-4"], r"--set steps=-4: steps is -4; it should be greater than 0"),
+        (FILE.replace("depth: 1", "depth: one"), [], r"t.yaml:6: model.depth is 'one'; it should be a valid integer"),
         ("# nothing\n", [], r"t.yaml is empty, expected a mapping with `steps`, `mixture` and `deepspeed`"),
         ("steps: [\n", [], r"t.yaml:2:1: no valid YAML"),
     ],
@@ -135,6 +137,19 @@ def test_mistakes_are_told_with_their_place(tmp_path: Path, text: str, settings:
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         train_run.load(path, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tiny", "478aa918cd4a60fdb775dc29a17a62e51771e8c5b15fa1facae63923c4bdc63f"),
+        ("scenes", "5f445bfb62ef8cb58fb5d5cd80a59a263ef7ad5ecf27be20d166018cbe569455"),
+    ],
+)
+def test_the_identity_of_a_file_stays_so_that_older_runs_go_on(name: str, expected: str) -> None:
+    config = train_run.load(ROOT / f"examples/train/{name}.yaml")
+    snapshots: Any = [SimpleNamespace(sha256=f"{number:064x}") for number in range(len(config.mixture))]
+    assert run_folder.identity(config, snapshots) == expected
 
 
 def test_what_is_no_trainer_file_or_snapshot_exits_2(

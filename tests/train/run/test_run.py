@@ -19,7 +19,7 @@ from train.model import loss
 from train.run import checkpoint
 from train.run.metrics import read_lines
 from train.run.run import Outcome, train
-from train.settings.config import TrainConfig, parse
+from train.settings.trainer import TrainConfig, parse
 
 ROOT = Path(__file__).parents[3]
 MODALITIES = ("caption", "edges", "palette")
@@ -133,7 +133,7 @@ def test_micro_batches_add_up_to_the_step(workspace: Any, tmp_path: Path) -> Non
 HANGS = """
 import json, sys, time
 from pathlib import Path
-from train.settings.config import parse
+from train.settings.trainer import parse
 from train.run.run import train
 
 def report(kind, facts):

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from manifests.errors import ConfigError
+from manifests.recipe import sha256_hex
 from train.data.vocabulary import TokenModality, Vocabulary
 from train.distributed import dist, zero
 from train.model.transformer import Model, ModelConfig
-from train.settings.config import TrainConfig, parse
+from train.settings.trainer import TrainConfig, parse
 
 ENGINE = {"train_batch_size": 8}
 
@@ -92,19 +93,40 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
         "name is 'Big Run'",
         "mixture[0].snapshot is 'work', expected WORKSPACE#NAME",
         "mixture[0].wieght is no option; did you mean 'weight'?",
-        "mixture[1].weight is 0, expected a number over 0",
-        "model.depth is 'three', expected a whole number from 1 up",
-        "model cannot be: model: width 30",
+        "mixture[1].weight is 0; it should be greater than 0",
+        "model.depth is 'three'; it should be a valid integer",
         "masking.inputs is [9, 3], expected [a, b] with 1 <= a <= b",
-        "masking.strategies[0].keep is 'al'; did you mean 'all'?",
+        "masking.strategies[0].keep is 'al'; it should be 'random', 'all' or 'binary'",
         "deepspeed.train_batch_sise is no option; did you mean 'train_batch_size'?",
-        "deepspeed.optimizer.type is 'Lamb'; known: Adam, AdamW",
-        "deepspeed.optimizer.params.betas is [0.9], expected two numbers",
-        "deepspeed.optimizer.params.lr is -1, expected a number over 0",
-        "validation.every is 0, expected a whole number from 1 up",
-        "threads is True, expected a whole number",
+        "deepspeed.optimizer.type is 'Lamb'; it should be 'AdamW' or 'Adam'",
+        "deepspeed.optimizer.params.betas[1] is missing",
+        "deepspeed.optimizer.params.lr is -1; it should be greater than 0",
+        "validation.every is 0; it should be greater than 0",
+        "threads is True; it should be a valid integer",
     ):
         assert expected in told, expected
+    (line,) = mistakes(tree(model={"depth": 3, "dim": 30}))
+    assert "t.yaml: model cannot be: model: width 30" in line
+
+
+def test_a_configuration_is_recorded_as_it_always_was() -> None:
+    params = {"adam_w_mode": False, "lr": 1}
+    scheduler = {"type": "WarmupDecayLR", "params": {"warmup_max_lr": 1, "total_num_steps": 7}}
+    config = read(
+        model={"depth": 2, "mlp_ratio": 3, "dim": None},
+        loss_weights={"rgb": 2},
+        deepspeed={
+            "train_micro_batch_size_per_gpu": 3,
+            "optimizer": {"type": "adam", "params": params},
+            "scheduler": scheduler,
+            "gradient_clipping": 0,
+        },
+    )
+    document = json.dumps(config.document(), sort_keys=True)
+    assert sha256_hex(document.encode()) == "b6ae53be242905cba19170f0f53695502f630581d2d1821845725879ddf561a0"
+    assert config.notes == (
+        "deepspeed.scheduler.params.warmup_num_steps is 1000, over all 7 steps: the rate stays under its peak",
+    )
 
 
 def test_what_has_no_effect_is_noted() -> None:
@@ -121,13 +143,13 @@ def test_what_has_no_effect_is_noted() -> None:
     [
         (
             {"zero_optimization": {"stage": 2}},
-            "deepspeed.zero_optimization.stage is 2; one process holds the whole model",
+            "deepspeed.zero_optimization.stage is 2; it should be 0 (one process holds the whole model)",
         ),
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "nothing is offloaded here"),
         ({"fp16": {"enabled": True}}, "deepspeed.fp16 is {'enabled': True}, which cannot be had: use bf16"),
-        ({"bf16": {"enabled": "yes"}}, "deepspeed.bf16.enabled is 'yes', expected true or false"),
+        ({"bf16": {"enabled": "yes"}}, "deepspeed.bf16.enabled is 'yes'; it should be True, False or 'auto'"),
         ({"bf16": {"enabled": True, "bf16_optimizer_states": True}}, "moments are float32 here"),
-        ({"scheduler": {"type": "OneCycle"}}, "known: WarmupCosineLR, WarmupDecayLR, WarmupLR"),
+        ({"scheduler": {"type": "OneCycle"}}, "should be 'WarmupLR', 'WarmupDecayLR' or 'WarmupCosineLR'"),
         ({"scheduler": {"params": {"warmup_num_steps": 3}}}, "deepspeed.scheduler.type is missing"),
         ({"zero_optimisation": {}}, "did you mean 'zero_optimization'?"),
     ],
