@@ -32,7 +32,7 @@ from manifests.store.storage import open_storage
 
 if TYPE_CHECKING:
     # Torch takes seconds to load, and only some pipelines train.
-    from engine.work.worker import WorkerSettings
+    from engine.work.inputs import WorkerSettings
     from train.run.run import Outcome
 
 Step = Literal["ingest", "fit", "label", "tokenize", "snapshot", "train"]
@@ -253,7 +253,7 @@ def workers_of(engine: pipeline.EngineConfig) -> int:
 
 def worker_settings(engine: pipeline.EngineConfig, run: str, pool: str = "") -> "WorkerSettings":
     """How the workers of a run work, in a pool or in none."""
-    from engine.work.worker import WorkerSettings
+    from engine.work.inputs import WorkerSettings
 
     own = engine.pools.get(pool)
     return WorkerSettings(

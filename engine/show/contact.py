@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from engine.plan.missing import fit_order, is_held_out
 from engine.show import pictures
-from engine.work.worker import fetch_tokenizer
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, DecodeError, ShardError, TokenizeError
 from manifests.formats import shards
@@ -177,7 +176,7 @@ def _decode(
 
     if not tokens:
         return {}
-    tokenizer = protocol.load(fetch_tokenizer(catalog.storage, known), modality)
+    tokenizer = protocol.load(protocol.fetch_tokenizer(catalog.storage, known), modality)
     return dict(zip(tokens, tokenizer.decode(list(tokens.values())), strict=True))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.plan.corpus import CorpusPlan
 from engine.sources import listing
-from engine.sources.read import SourceReader
+from engine.work.inputs import Inputs
 from engine.work.rows import ABSENT, FORGOTTEN, LoadedRow, Needs, failed
 from manifests.errors import SourceError
 from manifests.formats.shards import RESERVED_COLUMNS
@@ -25,7 +25,7 @@ class ByteBudget:
     """Lets rows in, in their order, while the bytes inside stay under a limit; one row alone may exceed it."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
+        self.limit = limit_bytes
         self._used = 0
         self._next = 0
         self._closed = False
@@ -37,7 +37,7 @@ class ByteBudget:
             self._changed.wait_for(
                 lambda: (
                     self._closed
-                    or (self._next == ticket and (self._used == 0 or self._used + size_bytes <= self._limit))
+                    or (self._next == ticket and (self._used == 0 or self._used + size_bytes <= self.limit))
                 )
             )
             self._used += size_bytes
@@ -59,7 +59,7 @@ class ByteBudget:
     @property
     def fill(self) -> float:
         """The share of the limit that is in use."""
-        return self._used / self._limit
+        return self._used / self.limit
 
 
 class _Decoding:
@@ -71,57 +71,37 @@ class _Decoding:
 
 
 def load_chunks(
-    plan: CorpusPlan,
-    samples: Sequence[Mapping[str, Any]],
-    units: Sequence[Sequence[int]],
-    source: SourceReader,
-    *,
-    needs: Needs,
-    threads: int,
-    queue_bytes: int,
-    most: int,
-    budget: ByteBudget | None = None,
+    inputs: Inputs, units: Sequence[Sequence[int]], *, needs: Needs, most: int, budget: ByteBudget
 ) -> Generator[list[LoadedRow], None, None]:
-    """The samples at the places that `units` name, in order, in chunks of at most `most` rows of one unit.
+    """Yields the samples at the places that `units` name, in order, in chunks of at most `most` rows of one unit.
 
-    Whatever is wrong with a row is its `problem`, never an exception. `threads` decode at once. What is decoded and not yet
-    taken, plus the chunk at hand, plus what decoding itself takes, stays under `queue_bytes`; one photograph alone may
-    exceed it. How rows fall into chunks depends on the sizes of photographs alone, never on time: a chunk ends before a row
-    with which it would take more than half of the bytes.
+    Whatever is wrong with a row is its `problem`, never an exception. What is decoded and not yet taken, plus the chunk at
+    hand, plus what decoding itself takes, stays within `budget`; one photograph alone may exceed it. How rows fall into
+    chunks depends on the sizes of photographs alone, never on time: a chunk ends before a row with which it would take
+    more than half of the budget.
     """
-    if not (needs.decode and plan.config.has_pixels):
+    if not (needs.decode and inputs.plan.config.has_pixels):
         for unit in units:
             for first in range(0, len(unit), most):
-                yield [_with_fields(plan, samples, place, source) for place in unit[first : first + most]]
+                yield [_with_fields(inputs, place) for place in unit[first : first + most]]
         return
-    loader = _Decoder(plan, samples, source, needs, budget or ByteBudget(queue_bytes), threads)
-    yield from loader.run(units, queue_bytes, most)
+    yield from _Decoder(inputs, needs, budget).run(units, most)
 
 
 class _Decoder:
-    """The threads that read and decode, and the rows on their way."""
+    """Holds the threads that read and decode, and the rows on their way."""
 
-    def __init__(
-        self,
-        plan: CorpusPlan,
-        samples: Sequence[Mapping[str, Any]],
-        source: SourceReader,
-        needs: Needs,
-        budget: ByteBudget,
-        threads: int,
-    ) -> None:
-        self._plan = plan
-        self._samples = samples
-        self._source = source
+    def __init__(self, inputs: Inputs, needs: Needs, budget: ByteBudget) -> None:
+        self._plan = inputs.plan
+        self._samples = inputs.samples
+        self._source = inputs.source
         self._needs = needs
         self._budget = budget
-        self._threads = threads
+        self._threads = inputs.settings.decoders
         # On a processor that all share, decoding by turns takes less than by several at once: caches stay warm.
-        self._decoding = threading.BoundedSemaphore(threads)
+        self._decoding = threading.BoundedSemaphore(self._threads)
 
-    def run(
-        self, units: Sequence[Sequence[int]], queue_bytes: int, most: int
-    ) -> Generator[list[LoadedRow], None, None]:
+    def run(self, units: Sequence[Sequence[int]], most: int) -> Generator[list[LoadedRow], None, None]:
         places = [place for unit in units for place in unit]
         # Enough rows ahead for a whole unit to be ready when the one before is done; bytes bound them.
         ahead = max(4 * self._threads, 2 * max(map(len, units), default=0))
@@ -138,7 +118,7 @@ class _Decoder:
                             waiting.append(self._start(pool, places[taken], taken))
                             taken += 1
                         job = waiting[0]
-                        if chunk and (len(chunk) == most or held + job.sized.result() > queue_bytes // 2):
+                        if chunk and (len(chunk) == most or held + job.sized.result() > self._budget.limit // 2):
                             yield chunk
                             chunk = []
                             self._budget.leave(held)
@@ -229,12 +209,12 @@ class _Decoder:
         return replace(row, image=image, size=(photo.width, photo.height), cuts=cuts, pixels=pixels)
 
 
-def _with_fields(plan: CorpusPlan, samples: Sequence[Mapping[str, Any]], place: int, source: SourceReader) -> LoadedRow:
-    row = _row(plan, samples[place])
+def _with_fields(inputs: Inputs, place: int) -> LoadedRow:
+    row = _row(inputs.plan, inputs.samples[place])
     if not row.readable:
         return row
     try:
-        return replace(row, columns={**row.columns, **source.fields(place)})
+        return replace(row, columns={**row.columns, **inputs.source.fields(place)})
     except SourceError as error:
         return replace(row, problem=failed("source", error), readable=False)
 

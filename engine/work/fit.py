@@ -16,8 +16,7 @@ import numpy as np
 from engine.plan.corpus import CorpusPlan
 from engine.plan.items import FitItem, FitRows, Target
 from engine.plan.missing import fit_order, is_held_out
-from engine.work.machine import is_tensor
-from engine.work.quality.measure import host
+from engine.work.machine import host, is_tensor
 from engine.work.rows import Outcome
 from engine.work.worker import Worker
 from manifests.errors import ConfigError
@@ -149,7 +148,7 @@ def _outcomes(item: FitItem, chosen: FitSamples, modality: Modality, worker: Wor
     for batch in worker.labels(plan, chosen.samples, targets, **known):
         for labels in batch:
             for target in targets:
-                yield (labels.sample if target.crop is None else labels.crop[target.crop])[modality.name]
+                yield labels.of(target)
 
 
 def _why_none(item: FitItem, modality: Modality, chosen: Chosen, worker: Worker) -> str:

@@ -4,17 +4,23 @@ Labelers of crops are given batches of one fixed size; rows that failed, and the
 place, so that a row's labels never depend on what became of its neighbors.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from engine.plan.corpus import CorpusPlan, LabelerUse
+from engine.plan.corpus import CorpusPlan, LabelerUse, identity
+from engine.plan.items import Target
+from engine.work.inputs import WorkerSettings
 from engine.work.isolate import MicroBatch, isolate
 from engine.work.machine import host, is_tensor, loaded_torch
+from engine.work.marks import AtHand
+from engine.work.models import Models
 from engine.work.rows import ABSENT, Labels, LoadedRow, Needs, Outcome, failed
+from labelers import protocol as labelers
 from labelers.protocol import Labeler, check_label
 from manifests.errors import LabelError
 from manifests.formats.shards import Status
@@ -24,34 +30,49 @@ from manifests.pixels import crops
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A labeler as it is used: `computing` is entered around its calls, which have at most `micro` rows."""
+    """Holds a labeler as it is used: its calls have at most `micro` rows; around those on a device `computing` is entered."""
 
     use: LabelerUse
     labeler: Labeler
     micro: MicroBatch
+    on_device: bool
     computing: Callable[[], AbstractContextManager[Any]]
 
 
-class Labeling:
-    """The labelers of a corpus at work, for the crops asked for.
+def load_labelers(plan: CorpusPlan, targets: Sequence[Target], models: Models, most: int) -> list[Loaded]:
+    """Loads the labelers that these targets need, and those whose labels these need, in the plan's order.
 
-    `on_call` is entered around each call of a labeler, with its name and the rows of the part that it labels.
+    A call has at most `most` rows, and fewer of a model for which memory ran out before.
     """
+    needed = {target.modality for target in targets}
+    uses: list[LabelerUse] = []
+    for use in reversed(plan.labelers):
+        if any(output.name in needed for output in use.outputs):
+            uses.append(use)
+            needed |= set(labelers.find(use.name).spec.inputs)
+    return [
+        Loaded(
+            use=use,
+            labeler=models.labeler(use),
+            micro=models.micro(identity(use), most),
+            on_device="device" in inspect.signature(labelers.find(use.name)).parameters,
+            computing=models.computing,
+        )
+        for use in reversed(uses)
+    ]
+
+
+class Labeling:
+    """Holds the labelers of a corpus at work, for the crops that `targets` name. `at_hand` is told of each call."""
 
     def __init__(
-        self,
-        plan: CorpusPlan,
-        loaded: Sequence[Loaded],
-        crop_numbers: Sequence[int],
-        batch: int,
-        on_call: Callable[[str, Sequence[int]], AbstractContextManager[Any]],
+        self, loaded: Sequence[Loaded], targets: Sequence[Target], settings: WorkerSettings, at_hand: AtHand
     ) -> None:
-        self._plan = plan
         self._of_photos = [one for one in loaded if one.labeler.spec.scope == "image"]
         self._of_crops = [one for one in loaded if one.labeler.spec.scope == "crop"]
-        self._crop_numbers = tuple(crop_numbers)
-        self._batch = batch
-        self._on_call = on_call
+        self._crop_numbers = tuple(sorted({target.crop for target in targets if target.crop is not None}))
+        self._batch = settings.batch
+        self._at_hand = at_hand
         # Crop-scope labelers see crops at the size of their outputs.
         self._sizes = tuple(sorted({one.use.outputs[0].size for one in self._of_crops}))
         # The modalities labeled on whole photographs of which crops are made.
@@ -119,7 +140,7 @@ class Labeling:
                 if "image" in inputs:
                     # True sizes, which a scaled decode does not show.
                     inputs["size"] = [rows[at].size for at in some]
-                with self._on_call(one.use.name, [rows[at].row for at in some]), one.computing():
+                with self._call(one, [rows[at].row for at in some]):
                     found = one.labeler.label(inputs)
                     values = {kind.name: _on_host(_made(found, kind), kind, len(some)) for kind in outputs}
                 made += [{name: value[at] for name, value in values.items()} for at in range(len(some))]
@@ -128,6 +149,11 @@ class Labeling:
         for at, outcome in isolate(call, ready, "label", one.micro).items():
             for kind in outputs:
                 labels[at].sample[kind.name] = _checked(kind, outcome, any_size=True)
+
+    @contextmanager
+    def _call(self, one: Loaded, rows: Sequence[int]) -> Iterator[None]:
+        with self._at_hand.call("label", rows, one.use.name), one.computing() if one.on_device else nullcontext():
+            yield
 
     def _cut(self, row: LoadedRow, labels: Labels) -> None:
         """The crops of what was labeled on the whole photograph, and what crops of a row without one have."""
@@ -159,7 +185,7 @@ class Labeling:
                     name: pixels if name == "image" else _labels_of(name, at_place, number, some, first, size)
                     for name in names
                 }
-                with self._on_call(one.use.name, [at_place[place].row for place in some]), one.computing():
+                with self._call(one, [at_place[place].row for place in some]):
                     found = one.labeler.label(inputs)
                     values = {kind.name: _in_place(_made(found, kind), kind, size) for kind in outputs}
                 made += [{name: value[place - first] for name, value in values.items()} for place in some]
@@ -168,6 +194,16 @@ class Labeling:
         for place, outcome in isolate(call, ready, "label", one.micro).items():
             for kind in outputs:
                 at_place[place].crop[number][kind.name] = _checked(kind, outcome)
+
+
+def on_host(found: dict[int, Outcome]) -> dict[int, Outcome]:
+    """Returns labels of one modality as NumPy arrays, in one copy from whatever device they are on."""
+    tensors = {row: outcome for row, outcome in found.items() if is_tensor(outcome.value)}
+    if not tensors:
+        return found
+    arrays = host([outcome.value for outcome in tensors.values()])
+    moved = {row: replace(outcome, value=array) for (row, outcome), array in zip(tensors.items(), arrays, strict=True)}
+    return found | moved
 
 
 def _problem(inputs: Sequence[str], row: LoadedRow, labels: Labels) -> Outcome | None:

@@ -5,7 +5,8 @@ They lie in `runs/<run>/marks/`, one of an item, and are no records: replaced at
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +52,39 @@ def clear(storage: Storage, run: str, item: str) -> None:
     storage.remove(path(run, item))
 
 
+class Stopwatch:
+    """Measures how long each stage takes, and each labeler; tells which stage is on, and since when."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.seconds: dict[str, float] = dict.fromkeys(("wait", "label", "tokenize", "write"), 0.0)
+        self.by_labeler: dict[str, float] = {}
+        self.stage = "start"
+        self.since = self.began
+
+    @contextmanager
+    def on(self, stage: str, labeler: str | None = None) -> Iterator[None]:
+        """Counts the time within for this stage."""
+        before = self.stage
+        began = time.monotonic()
+        self.stage, self.since = stage, began
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            self.seconds[stage] += now - began
+            if labeler is not None:
+                self.by_labeler[labeler] = self.by_labeler.get(labeler, 0.0) + now - began
+            self.stage, self.since = before, now
+
+    @property
+    def busy_s(self) -> float:
+        """Returns the seconds of labelers and tokenizers, with the call that is on."""
+        stage, since = self.stage, self.since
+        now_on = time.monotonic() - since if stage in ("label", "tokenize") else 0.0
+        return self.seconds["label"] + self.seconds["tokenize"] + now_on
+
+
 class AtHand:
     """The rows at hand in a worker: what its marks, its beats and its deadline are made of."""
 
@@ -61,6 +95,7 @@ class AtHand:
         self._writes = writes
         self._mark: Mark | None = None
         self._began: float | None = None
+        self.stopwatch = Stopwatch()
 
     def begin(self, rows: Sequence[int]) -> None:
         """A batch (or a single row) is begun: it is to be decoded first."""
@@ -73,6 +108,13 @@ class AtHand:
         if self._writes and mark != self._mark:
             write(self._storage, self._run, self._item, mark)
         self._mark = mark
+
+    @contextmanager
+    def call(self, stage: str, rows: Sequence[int], labeler: str | None = None) -> Iterator[None]:
+        """Marks and times a call of a labeler or a tokenizer with these rows."""
+        self.doing(labeler or stage, rows)
+        with self.stopwatch.on(stage, labeler):
+            yield
 
     def end(self) -> None:
         """Nothing is at hand that could hang or kill: no row is to blame for what comes until the next batch."""

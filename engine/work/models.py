@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.plan import weights
 from engine.plan.corpus import LabelerUse, identity, identity_of_tokenizer
+from engine.work.isolate import MicroBatch
 from labelers import protocol as labelers
 from manifests.errors import ModmillError
 from manifests.log.actions import TokenizerAdded
@@ -42,6 +43,7 @@ class Models:
         self._loaded: OrderedDict[str, _Held] = OrderedDict()
         # How large a model was when it was held before: what is freed in time for it.
         self._sizes: dict[str, int] = {}
+        self._rows: dict[str, int] = {}
 
     @property
     def held(self) -> frozenset[str]:
@@ -72,6 +74,14 @@ class Models:
             identity_of_tokenizer(known, modality),
             lambda: tokenizers.load(fetch_tokenizer(storage, known), modality, self.device),
         )
+
+    def micro(self, identity: str, most: int) -> MicroBatch:
+        """Returns how many rows a call of a model may have: `most`, or fewer if memory ran out with more before."""
+        return MicroBatch(min(most, self._rows.get(identity, most)))
+
+    def remember(self, identity: str, rows: int) -> None:
+        """Remembers that memory ran out in a model's calls of more than so many rows."""
+        self._rows[identity] = rows
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.plan.items import Failure
+from engine.plan.items import Failure, Target
 from manifests.formats.shards import Status
 from manifests.pixels.crops import Crop
 
@@ -97,3 +97,7 @@ class Labels:
     place: int = 0
     sample: dict[str, Outcome] = field(default_factory=dict)
     crop: dict[int, dict[str, Outcome]] = field(default_factory=dict)
+
+    def of(self, target: Target) -> Outcome:
+        """Returns the label that a target is made of."""
+        return (self.sample if target.crop is None else self.crop[target.crop]).get(target.modality, ABSENT)

@@ -1,7 +1,9 @@
-"""One shard of a work item on its way: rows arrive in order, then it is written, read back and recorded."""
+"""Writes shards: encodes rows as they are made, then writes each shard, reads it back and records it."""
 
 import hashlib
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import IO, Any
 
@@ -9,10 +11,10 @@ import numpy as np
 
 from engine.plan.items import Target, WorkItem
 from engine.work import spill
-from engine.work.isolate import MicroBatch, isolate
-from engine.work.machine import host, is_tensor
+from engine.work.inputs import Inputs
+from engine.work.marks import Stopwatch
 from engine.work.quality.measure import ShardQuality
-from engine.work.rows import ABSENT, Labels, Outcome, ShardRow, failed
+from engine.work.rows import Outcome, ShardRow, failed
 from manifests.errors import ShardError
 from manifests.formats import shards, sidecars
 from manifests.formats.shards import Status
@@ -20,100 +22,45 @@ from manifests.log.actions import ShardAdded
 from manifests.modality import Modality
 from manifests.pixels import images
 from manifests.recipe import sha256_hex
-from manifests.store.storage import Storage, put_same
-from tokenize_jobs.protocol import Tokenizer
+from manifests.store.storage import put_same
+
+_BATCHES_BEHIND = 2
+_ROWS_AN_ENCODER = 8
 
 
 class ShardOutput:
-    """One shard on its way.
-
-    `outcomes` and `rows` may go on beside each other for several batches; `add` is given the rows in their order.
-    """
+    """Holds one shard on its way. `rows` may go on beside each other for several batches; `add` is given them in order."""
 
     def __init__(
-        self,
-        item: WorkItem,
-        target: Target,
-        keys: Sequence[str],
-        known: Mapping[int, ShardRow],
-        tokenizer: Tokenizer | None,
-        storage: Storage,
-        *,
-        batch: int,
-        micro: MicroBatch,
+        self, item: WorkItem, target: Target, inputs: Inputs, known: Mapping[int, ShardRow], vocabulary: int | None
     ) -> None:
-        """`known` are the rows that are not to be made, by number; `micro` bounds the rows a call of the tokenizer."""
+        """Takes the rows that are not to be made by number (`known`), and of a shard of tokens their vocabulary."""
         self.target = target
         self._item = item
-        self._keys = keys
+        self._keys = [sample["key"] for sample in inputs.samples]
         self._known = dict(known)
-        self._tokenizer = tokenizer
-        self._storage = storage
-        self._batch = batch
-        self._micro = micro
+        self._vocabulary = vocabulary
+        self._storage = inputs.storage
         self._plan = item.plan.modalities[target.modality]
         self._statuses: list[int] = []
         self._values: list[Any] = []
         self._failures: list[dict[str, Any]] = []
         self._tokens = 0
-        vocabulary = None if tokenizer is None else tokenizer.spec.vocabulary
         self._quality = ShardQuality(self._plan.modality, target.form, vocabulary)
-        self._measures_labels = tokenizer is not None and not self._plan.keep
         modality = self._plan.modality
-        if tokenizer is not None:
+        if vocabulary is not None:
             self._tar = shards.TarWriter("npy") if self._plan.token_format == "webdataset" else None
         else:
             self._tar = None if modality.in_parquet else shards.TarWriter(_extension(modality))
 
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether `outcomes` computes, and does not only fetch from a device."""
-        return self._tokenizer is not None
+    def is_known(self, row: int) -> bool:
+        """Tells whether a row of a batch that was not added yet is not to be made."""
+        return row in self._known
 
-    def outcomes(self, labels: Sequence[Labels]) -> dict[int, Outcome]:
-        """What becomes of some rows of a batch, by row number: tokens, or labels on the host. Known rows stay out."""
-        mine = [made for made in labels if made.row not in self._known]
-        found = {made.row: self._label_of(made) for made in mine}
-        if self._measures_labels:
-            values = [outcome.value for outcome in found.values() if outcome.status is Status.OK]
-            self._quality.add([], values)
-        if self._tokenizer is not None:
-            return self._encoded(self._tokenizer, mine, found)
-        tensors = {row: outcome for row, outcome in found.items() if is_tensor(outcome.value)}
-        if tensors:
-            arrays = host([outcome.value for outcome in tensors.values()])
-            found |= {
-                row: replace(outcome, value=array)
-                for (row, outcome), array in zip(tensors.items(), arrays, strict=True)
-            }
-        return found
-
-    def _label_of(self, labels: Labels) -> Outcome:
-        found = labels.sample if self.target.crop is None else labels.crop[self.target.crop]
-        return found.get(self.target.modality, ABSENT)
-
-    def _encoded(self, tokenizer: Tokenizer, labels: Sequence[Labels], found: dict[int, Outcome]) -> dict[int, Outcome]:
-        """Tokens of labels; arrays go in with one fixed shape, blank where there is none."""
-        modality = self._plan.modality
-        at_place = {made.place: found[made.row] for made in labels if found[made.row].status is Status.OK}
-
-        def call(places: Sequence[int]) -> list[Any]:
-            tokens: list[Any] = []
-            size = self._micro.size
-            for first in range(0, self._batch, size):
-                some = [place for place in places if first <= place < first + size]
-                if not some:
-                    continue
-                values = [at_place[place].value for place in some]
-                if modality.is_structured:
-                    tokens += list(tokenizer.encode(values))
-                else:
-                    encoded = tokenizer.encode(_stacked(values, [place - first for place in some], size, modality))
-                    tokens += [encoded[place - first] for place in some]
-            return tokens
-
-        tokens = isolate(call, list(at_place), "tokenize", self._micro)
-        return {made.row: tokens.get(made.place, found[made.row]) for made in labels}
+    def measure(self, labels: Mapping[int, Outcome]) -> None:
+        """Measures the labels that tokens are made of, unless a shard of its own keeps them."""
+        if not self._plan.keep:
+            self._quality.add([], [outcome.value for outcome in labels.values() if outcome.status is Status.OK])
 
     def rows(self, outcomes: Mapping[int, Outcome]) -> dict[int, ShardRow]:
         """Outcomes as they are written, by row number; of no state, so that several threads may do it."""
@@ -158,7 +105,7 @@ class ShardOutput:
                     "message": row.failure.message,
                 }
             )
-        if row.value is not None and self._tokenizer is not None:
+        if row.value is not None and self._vocabulary is not None:
             self._tokens += len(self._plain(row.value))
         if self._tar is not None:
             self._tar.add(self._keys[number], int(row.status), row.value)
@@ -167,8 +114,8 @@ class ShardOutput:
 
     def _member(self, value: Any) -> bytes:
         """A value as a member of a tar: 8- and 16-bit pixels as PNG, all else as .npy."""
-        if self._tokenizer is not None:
-            width = shards.token_type(self._tokenizer.spec.vocabulary).to_pandas_dtype()
+        if self._vocabulary is not None:
+            width = shards.token_type(self._vocabulary).to_pandas_dtype()
             return images.encode_npy(np.asarray(value, dtype=width))
         if _extension(self._plan.modality) == "png":
             return images.encode_png(value)
@@ -229,7 +176,7 @@ class ShardOutput:
             "modality": self.target.modality,
             "form": self.target.form,
             "fingerprint": self.target.fingerprint,
-            "vocabulary": None if self._tokenizer is None else self._tokenizer.spec.vocabulary,
+            "vocabulary": self._vocabulary,
         }
 
     def _stem(self, sha256: str) -> str:
@@ -254,14 +201,14 @@ class ShardOutput:
             keys_sha256=shards.keys_digest(self._keys),
             failed_path=failed[0] if failed else None,
             failed_sha256=failed[1] if failed else None,
-            tokens=None if self._tokenizer is None else self._tokens,
+            tokens=None if self._vocabulary is None else self._tokens,
         )
 
     def _bytes(self, facts: Mapping[str, Any]) -> bytes | IO[bytes]:
         if self._tar is not None:
             return self._tar.finish()
         keys = self._keys[: len(self._statuses)]
-        if self._tokenizer is not None:
+        if self._vocabulary is not None:
             return shards.write_tokens(keys, self._statuses, self._values, facts["vocabulary"], facts)
         return shards.write_labels(keys, self._statuses, self._values, self._plan.modality, facts)
 
@@ -278,18 +225,64 @@ class ShardOutput:
             data.seek(0)
 
 
-def _stacked(values: Sequence[Any], places: Sequence[int], size: int, modality: Modality) -> Any:
-    """Arrays or tensors at their places of one (size, ...), on the device where they are."""
-    if is_tensor(values[0]):
-        first = values[0]
-        stacked = first.new_zeros((size, *first.shape))
-        for value, place in zip(values, places, strict=True):
-            stacked[place] = value
-        return stacked
-    stacked = np.zeros((size, *modality.shape()), modality.dtype)
-    for value, place in zip(values, places, strict=True):
-        stacked[place] = value
-    return stacked
+class ShardWriter:
+    """Encodes and writes the batches of an item's shards by threads of its own, beside the labeling; to be closed."""
+
+    def __init__(self, outputs: Sequence[ShardOutput], threads: int, stopwatch: Stopwatch) -> None:
+        self._outputs = outputs
+        self._stopwatch = stopwatch
+        self._encoders = ThreadPoolExecutor(threads, "encode")
+        # One, so that each shard gets its rows in order.
+        self._writer = ThreadPoolExecutor(1, "write")
+        self._behind: deque[Future[None]] = deque()
+
+    def close(self) -> None:
+        """Waits for the threads to end."""
+        self._writer.shutdown()
+        self._encoders.shutdown()
+
+    def add(self, outcomes: Sequence[Mapping[int, Outcome]], until: int) -> None:
+        """Takes a batch: by shard, what became of the rows up to `until` that were not known. Raises what writing raised."""
+        # Few batches wait, so that labels never pile up.
+        self._wait(_BATCHES_BEHIND - 1)
+        self._behind.append(self._writer.submit(self._encode, outcomes, until))
+
+    def spill(self) -> None:
+        """Writes the rows so far of every shard aside."""
+        self._wait(0)
+        with self._stopwatch.on("write"):
+            list(self._encoders.map(ShardOutput.spill, self._outputs))
+
+    def finish(self, *, metrics: Mapping[str, Mapping[str, float]], **made: Any) -> tuple[ShardAdded, ...]:
+        """Writes the shards once all batches are in; returns their records. `metrics` are by modality."""
+        self._wait(0)
+        with self._stopwatch.on("write"):
+            records = self._encoders.map(
+                lambda shard: shard.write(metrics=metrics.get(shard.target.modality, {}), **made), self._outputs
+            )
+            return tuple(records)
+
+    def _wait(self, most: int) -> None:
+        with self._stopwatch.on("write"):
+            while len(self._behind) > most:
+                self._behind.popleft().result()
+
+    def _encode(self, outcomes: Sequence[Mapping[int, Outcome]], until: int) -> None:
+        """Encodes a batch by several threads, then gives each shard its rows."""
+        pieces: list[list[Future[dict[int, ShardRow]]]] = []
+        for shard, found in zip(self._outputs, outcomes, strict=True):
+            numbers = list(found)
+            pieces.append(
+                [
+                    self._encoders.submit(
+                        shard.rows, {row: found[row] for row in numbers[first : first + _ROWS_AN_ENCODER]}
+                    )
+                    for first in range(0, len(numbers), _ROWS_AN_ENCODER)
+                ]
+            )
+        rows = [{row: made for piece in mine for row, made in piece.result().items()} for mine in pieces]
+        for shard, found, encoded in zip(self._outputs, outcomes, rows, strict=True):
+            shard.add(until, found, encoded)
 
 
 def _extension(modality: Modality) -> str:

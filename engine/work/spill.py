@@ -13,10 +13,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from engine.plan.items import Failure, Target, WorkItem
-from engine.work.rows import ShardRow
+from engine.work.decode import is_forgotten
+from engine.work.rows import NOT_SELECTED, ShardRow
 from manifests.errors import ShardError
 from manifests.formats import shards
 from manifests.formats.shards import Status
@@ -40,6 +42,42 @@ def rows_of(storage: Storage, shard: ShardAdded, keys: Sequence[str]) -> list[Sh
     if len(rows) != len(keys):
         raise ShardError(f"{storage.location(shard.path)} has {len(rows)} rows, its part {len(keys)}")
     return rows
+
+
+def known_rows(
+    item: WorkItem, target: Target, samples: Sequence[Mapping[str, Any]], storage: Storage
+) -> tuple[dict[int, ShardRow], dict[int, ShardRow]]:
+    """Returns the rows of a target that are not made: those that the item itself settles, and those of earlier attempts.
+
+    Only the first decide which rows share a batch, so that another attempt finds each row in its old place.
+    """
+    keys = [sample["key"] for sample in samples]
+    selected = None if item.selected is None else np.unpackbits(np.frombuffer(item.selected, np.uint8))
+    fixed: dict[int, ShardRow] = {}
+    base = item.base.get(target)
+    before = [None] * len(samples) if base is None else rows_of(storage, base, keys)
+    for number, (sample, row) in enumerate(zip(samples, before, strict=True)):
+        is_selected = selected is None or bool(selected[number])
+        if is_forgotten(sample):
+            fixed[number] = ShardRow(Status.FORGOTTEN)
+        elif row is None or row.status is Status.NOT_SELECTED:
+            if not is_selected:
+                fixed[number] = NOT_SELECTED
+        elif row.status is not Status.FAILED or not is_selected or not _is_retried(item, row.failure):
+            fixed[number] = row
+    given = {
+        number: ShardRow(Status.FAILED, None, failure)
+        for number, failure in item.attempt.killers.items()
+        if number not in fixed
+    }
+    for number, row in enumerate(read(storage, path_of(item, target), keys)):
+        if number not in fixed:
+            given[number] = row
+    return fixed, given
+
+
+def _is_retried(item: WorkItem, failure: Failure | None) -> bool:
+    return not item.retry or failure is None or failure.class_name in item.retry
 
 
 def path_of(item: WorkItem, target: Target) -> str:

@@ -14,7 +14,8 @@ from engine.pipeline.config import PipelineConfig
 from engine.plan.corpus import CorpusPlan, corpus_plan
 from engine.plan.items import Attempt, WorkItem
 from engine.plan.missing import wanted_targets
-from engine.work.worker import Worker, WorkerSettings
+from engine.work.inputs import WorkerSettings
+from engine.work.worker import Worker
 from manifests.catalog.catalog import Catalog
 from manifests.log import entries as log
 from manifests.log.lease import writer_lease

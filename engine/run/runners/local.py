@@ -18,7 +18,8 @@ from engine.run.runners.queue import Draining, ItemQueue, needed_models
 from engine.run.runners.strikes import Strikes, stops_the_run
 from engine.run.runners.turns import Turns
 from engine.work.fit import fit
-from engine.work.worker import Worker, WorkerSettings
+from engine.work.inputs import WorkerSettings
+from engine.work.worker import Worker
 from manifests.log.actions import TokenizerAdded
 
 _log = logging.getLogger(__name__)

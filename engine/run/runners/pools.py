@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.pipeline.sections import EngineConfig, PoolConfig
 from engine.plan.items import FitItem
-from engine.work.worker import WorkerSettings
+from engine.work.inputs import WorkerSettings
 from manifests.errors import ConfigError
 
 _LOCAL_ONLY_FOR_ALL = ("working_dir", "py_modules")

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from engine.plan.corpus import CorpusPlan
 from engine.sources.read import SourceBytes
 from engine.work.decode import ByteBudget, load_chunks
+from engine.work.inputs import Inputs
 from engine.work.rows import LoadedRow, Needs
 from manifests.formats import shards
 from manifests.store.storage import open_storage
-from tests.engine.faulty import item_of
+from tests.engine.faulty import SETTINGS, item_of
 
 
 @given(sizes=st.lists(st.integers(0, 120), min_size=1, max_size=30), limit=st.integers(1, 100))
@@ -75,10 +77,16 @@ def part_of(folder: Path, workspace: Path, **corpus: Any) -> tuple[CorpusPlan, l
 def chunks_of(
     plan: CorpusPlan, samples: list[dict[str, Any]], units: list[list[int]], *, photo: bool = True, **bounds: int
 ) -> Generator[list[LoadedRow], None, None]:
-    source = SourceBytes(plan.root, plan.config, samples)
+    bounds = {"threads": 3, "queue_bytes": 64 << 20, "most": 4, **bounds}
+    inputs = Inputs(
+        plan=plan,
+        samples=samples,
+        source=SourceBytes(plan.root, plan.config, samples),
+        storage=open_storage(plan.root),
+        settings=replace(SETTINGS, decode_threads=bounds["threads"]),
+    )
     needs = Needs(decode=True, photo=photo, crops=(0, 1), sizes=(224,))
-    options = {"threads": 3, "queue_bytes": 64 << 20, "most": 4, **bounds}
-    return load_chunks(plan, samples, units, source, needs=needs, **options)
+    return load_chunks(inputs, units, needs=needs, most=bounds["most"], budget=ByteBudget(bounds["queue_bytes"]))
 
 
 def test_a_reader_that_stops_early_leaves_no_thread_waiting(photos: Path, tmp_path: Path) -> None:

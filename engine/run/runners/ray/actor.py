@@ -18,7 +18,8 @@ from engine.plan.items import Beat, FitItem, ItemResult, WorkItem
 from engine.run.runners.pools import Pool
 from engine.run.runners.turns import Turns
 from engine.work.fit import fit
-from engine.work.worker import Worker, WorkerSettings
+from engine.work.inputs import WorkerSettings
+from engine.work.worker import Worker
 from manifests.log.actions import TokenizerAdded
 
 # What all items of a corpus have in common goes to a worker once.

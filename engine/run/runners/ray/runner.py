@@ -27,7 +27,7 @@ from engine.run.runners.ray.address import address_of, check_listens, out_of_rea
 from engine.run.runners.ray.crew import Crew
 from engine.run.runners.ray.loop import Loop
 from engine.run.runners.strikes import Strikes
-from engine.work.worker import WorkerSettings
+from engine.work.inputs import WorkerSettings
 from manifests.errors import ModmillError
 from manifests.log.actions import TokenizerAdded
 from manifests.store.storage import open_storage

@@ -13,8 +13,8 @@ from engine.plan.items import Target, WorkItem
 from engine.run.runners.pools import has_room, pools, wanted_workers
 from engine.run.runners.queue import Draining, ItemQueue, in_turn
 from engine.run.runners.strikes import Strikes, stops_the_run, then_words
+from engine.work.inputs import WorkerSettings
 from engine.work.marks import Mark
-from engine.work.worker import WorkerSettings
 from manifests.errors import ConfigError, ModmillError, ShardError
 from manifests.log.actions import PartAdded
 
