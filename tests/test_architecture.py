@@ -19,10 +19,23 @@ from manifests.store.storage import open_storage
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "labelers", "tokenize_jobs", "train", "manifests")
 MODULES = [*sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")), ROOT / "modmill.py"]
+# Promised views, and the experimental ones that our own code may ask too, since it changes with them.
 VIEWS = {
-    *("corpora", "parts", "samples", "shards", "recipes", "coverage", "failures", "runs", "lineage", "timeline"),
-    *("boxes", "instances", "captions", "palettes", "metadata", "tokenizers", "snapshots", "snapshot_uses"),
-    *("quality", "alarms", "dropped"),
+    *(
+        "corpora",
+        "parts",
+        "samples",
+        "shards",
+        "recipes",
+        "coverage",
+        "failures",
+        "runs",
+        "lineage",
+        "timeline",
+        "quality",
+    ),
+    *("boxes", "instances", "captions", "palettes", "metadata"),
+    *("alarms", "dropped", "snapshots", "snapshot_uses", "tokenizers"),
 }
 
 
@@ -99,7 +112,7 @@ def test_sql_that_knows_the_tables_stands_in_manifests() -> None:
     assert {name.partition("/")[0] for name in knowing} == {"manifests"}
 
 
-def test_sql_elsewhere_asks_the_promised_views_as_any_script_may() -> None:
+def test_sql_elsewhere_selects_from_views_as_any_script_may() -> None:
     for path in MODULES:
         name = name_of(path)
         found = [] if name.startswith("manifests/") else queries(path)
@@ -109,7 +122,9 @@ def test_sql_elsewhere_asks_the_promised_views_as_any_script_may() -> None:
                 assert start.startswith("SELECT"), f"{name} writes: {query}"
             own = set(re.findall(r"\b(\w+) AS \(", query))
             asked = set(re.findall(r"\b(?:FROM|JOIN) ([A-Za-z_.]+)", query))
-            assert asked <= VIEWS | own, f"{name} asks {asked - VIEWS - own}, which are no promised views: {query}"
+            assert asked <= VIEWS | own, (
+                f"{name} asks {asked - VIEWS - own}, which are no views that it may ask: {query}"
+            )
 
 
 # -- sizes and places -------------------------------------------------------------------------------------------------

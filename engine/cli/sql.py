@@ -45,10 +45,10 @@ def sql(
 ) -> None:
     """Ask the manifest.
 
-    QUERY is SQL over the views: corpora parts samples shards recipes coverage missing stale complete_parts failures quality
-    alarms runs lineage timeline tokenizers snapshots snapshot_uses forgotten; boxes instances persons captions palettes
-    metadata. docs/manifest.md has their columns, and macros such as diff(version_a, version_b). - as QUERY
-    reads it from standard input.
+    QUERY is SQL over the views: corpora parts samples shards recipes lineage coverage complete_parts failures quality runs
+    timeline; boxes instances persons captions palettes metadata; and, which may change, missing stale alarms tokenizers
+    snapshots snapshot_uses forgotten. docs/manifest.md has their columns, and macros such as diff(version_a, version_b).
+    - as QUERY reads it from standard input.
     """
     from engine.show import tables as output
     from manifests.catalog.catalog import Catalog

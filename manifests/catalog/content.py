@@ -55,7 +55,7 @@ def views_named(connection: duckdb.DuckDBPyConnection, query: str) -> list[str]:
 
 
 def all_views(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """The content views: the promised ones, and one for each modality of the user's own that is kept as Parquet."""
+    """The content views: those of docs/manifest.md, and one for each modality of the user's own that is kept as Parquet."""
     kept = connection.execute(
         f"SELECT DISTINCT modality FROM shards WHERE {_KEPT} AND modality NOT IN "
         "(SELECT view_name FROM duckdb_views() WHERE NOT internal AND database_name <> 'temp') ORDER BY 1"

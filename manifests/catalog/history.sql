@@ -1,5 +1,5 @@
--- What changed between versions, what is out of date and why, and who trained on what. Names and columns are promised
--- (docs/manifest.md); the macros that look into snapshots are made by content.py when a query needs them.
+-- What changed between versions, what is out of date and why, and who trained on what. docs/manifest.md has the columns;
+-- the macros that look into snapshots are made by content.py when a query needs them.
 
 -- The newest version at a moment (a TIMESTAMP is UTC), 0 where the log began later.
 CREATE MACRO version_at(moment) AS (

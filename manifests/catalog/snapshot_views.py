@@ -23,38 +23,6 @@ _VIEWS = {
         "corpus, part, modality, crop, left(fingerprint, 12) AS recipe, path, sha256, size_bytes",
     ),
 }
-# What differs: rows and held-out rows part by part, shards modality by modality.
-_SNAPSHOT_DIFF = """
-CREATE OR REPLACE TEMP MACRO snapshot_diff(snapshot_a, snapshot_b) AS TABLE
-WITH known AS (
-  SELECT list(snapshot) AS names FROM state.snapshot
-),
-asked AS (
-  SELECT CASE WHEN list_contains(names, name) THEN name
-    ELSE error('no snapshot ' || name || '; there are: ' || coalesce(array_to_string(names, ', '), 'none')) END AS name, is_b
-  FROM known, (VALUES (snapshot_a, false), (snapshot_b, true)) AS v(name, is_b)
-),
-bits AS (
-  SELECT is_b, corpus, part, unnest(['rows', 'held out']) AS kind, unnest([selected_bits::BIT, held_out_bits::BIT]) AS bits
-  FROM snapshot_parts JOIN asked ON snapshot = name
-),
-counts AS (
-  SELECT kind, corpus, part, coalesce(bit_count(a.bits), 0) AS was, coalesce(bit_count(b.bits), 0) AS now,
-    coalesce(bit_count(a.bits & b.bits), 0) AS kept
-  FROM (SELECT * FROM bits WHERE NOT is_b) a FULL JOIN (SELECT * FROM bits WHERE is_b) b USING (kind, corpus, part)
-),
-files AS (SELECT is_b, corpus, modality, recipe, path FROM snapshot_shards JOIN asked ON snapshot = name)
-SELECT kind, corpus, part, NULL AS modality, was, now, now - kept AS added, was - kept AS removed, NULL AS recipe_was,
-  NULL AS recipe_now
-FROM counts WHERE was <> kept OR now <> kept
-UNION ALL
-SELECT 'shards', corpus, NULL, modality, count(a.path), count(b.path), count(*) FILTER (a.path IS NULL) AS added,
-  count(*) FILTER (b.path IS NULL) AS removed, string_agg(DISTINCT a.recipe, ', ' ORDER BY a.recipe),
-  string_agg(DISTINCT b.recipe, ', ' ORDER BY b.recipe)
-FROM (SELECT * FROM files WHERE NOT is_b) a FULL JOIN (SELECT * FROM files WHERE is_b) b USING (corpus, modality, path)
-GROUP BY corpus, modality HAVING count(*) FILTER (a.path IS NULL OR b.path IS NULL) > 0
-ORDER BY kind, corpus, part, modality
-"""
 # The steps that led to a shard and on from it, in order.
 _SHARD_LINEAGE = """
 CREATE OR REPLACE TEMP MACRO shard_lineage(shard_path) AS TABLE
@@ -118,11 +86,10 @@ JOIN snapshot_parts p ON p.corpus = k.corpus AND p.part = k.part AND has_row(p.s
 LEFT JOIN snapshot_uses u ON u.snapshot = p.snapshot AND (u.corpora IS NULL OR list_contains(u.corpora, k.corpus))
 ORDER BY p.snapshot, u.started_at
 """
-_MACROS = {"snapshot_diff": _SNAPSHOT_DIFF, "shard_lineage": _SHARD_LINEAGE, "sample_uses": _SAMPLE_USES}
+_MACROS = {"shard_lineage": _SHARD_LINEAGE, "sample_uses": _SAMPLE_USES}
 VIEWS = tuple(_VIEWS)
 # What each macro needs that is made on demand too.
 NEEDS = {
-    "snapshot_diff": ("snapshot_parts", "snapshot_shards"),
     "shard_lineage": ("snapshot_shards",),
     "sample_uses": ("samples", "snapshot_parts"),
 }

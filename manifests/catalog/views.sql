@@ -1,4 +1,4 @@
--- The views people query; their names and columns are promised. `samples`, `failures` and the content views
+-- The views people query; docs/manifest.md says which are promised. `samples`, `failures` and the content views
 -- (`boxes`, `captions`, ...) read Parquet files and are made by content.py when a query needs them.
 
 CREATE VIEW corpora AS

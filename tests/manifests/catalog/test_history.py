@@ -11,7 +11,6 @@ import pytest
 
 from manifests.catalog import content
 from manifests.catalog.catalog import Catalog
-from manifests.errors import QueryError
 from manifests.formats import shards
 from manifests.log import actions
 from manifests.log import entries as log
@@ -472,28 +471,17 @@ def test_a_run_that_took_other_corpora_did_not_see_a_sample(story: Story) -> Non
 # -- snapshots side by side -------------------------------------------------------------------------------------------
 
 
-def test_snapshot_diff_counts_rows_and_shards_that_only_one_has(story: Story) -> None:
-    query = "SELECT kind, part, modality, was, now, added, removed FROM snapshot_diff('{}', '{}')"
-    refitted = story.token(story.label, REFITTED).fingerprint[:12]
+def test_the_page_compares_snapshots_part_by_part(story: Story) -> None:
+    page = (Path(__file__).parents[3] / "docs/manifest.md").read_text()
+    query = page.partition("```sql\n")[2].partition("```")[0]
     with Catalog(story.storage) as catalog:
-        snapshot.make(catalog, "others", where="key <> 'k00'", modalities=["rgb"], hold_out=0, run="r2")
-        held_out = {row["key"] for row in held_out_rows(catalog) if row["held_out"]}
-        found = rows(catalog, query.format("small", "others"))
-        assert found[-2:] == [("shards", None, "caption", 2, 0, 0, 2), ("shards", None, "rgb", 0, 3, 3, 0)]
-        assert ("rows", 0, None, 2, 2, 1, 1) in found
-        assert sum(row[6] for row in found if row[0] == "held out") == len(held_out)
-        # New since the view was last asked, and of one part.
-        snapshot.make(catalog, "part", where="part = 1", modalities=[f"caption={refitted}"], hold_out=0, run="r2")
-        found = rows(catalog, query.format("others", "part"))
-        assert ("rows", 0, None, 2, 0, 0, 2) in found
-        assert next(row for row in found if row[0] == "shards")[:3] == ("shards", None, "caption")
-        recipes = rows(
-            catalog, "SELECT recipe_was, recipe_now FROM snapshot_diff('small', 'part') WHERE kind = 'shards'"
-        )
-        assert recipes == [(story.token(story.label).fingerprint[:12], refitted)]
-        assert rows(catalog, query.format("part", "part")) == []
-        with pytest.raises(QueryError, match=r"no snapshot prat; there are: .*part"):
-            catalog.sql("FROM snapshot_diff('part', 'prat')")
+        snapshot.make(catalog, "a", where="key <> 'k00'", modalities=["rgb"], hold_out=0, run="r2")
+        assert rows(catalog, query.replace("'b'", "'a'")) == []
+        # New since the view was last asked.
+        snapshot.make(catalog, "b", where="part = 1", modalities=["rgb"], hold_out=0, run="r2")
+        found = {part: (was, now) for _, part, was, now in rows(catalog, query)}
+        assert 1 not in found
+        assert found[0][1] is None
 
 
 def test_a_snapshot_whose_files_are_gone_is_passed_over(story: Story) -> None:
