@@ -1,31 +1,26 @@
 """A corpus's source becomes samples: new keys are appended as new parts, in the source's order; no part ever changes."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from engine.ingest.filters import Filter, dropped_table
-from engine.ingest.intake import Intake, Taken, reader
+from engine.ingest.filters import Filter
+from engine.ingest.intake import Chunk, Intake, reader
+from engine.ingest.part import known_types, write_changes, write_dropped, write_part
 from engine.ingest.stats import SourceStats
-from engine.ingest.types import known_types, typed_columns
 from engine.pipeline import config
 from engine.sources import listing
 from engine.sources import scan as sources
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.formats import sidecars
-from manifests.formats.shards import file_stem, keys_digest, write_samples
-from manifests.log.actions import CorpusAdded, PartAdded, SamplesDropped, SourcesChanged
+from manifests.log.actions import Action, CorpusAdded
 from manifests.queries import retention
 from manifests.recipe import sha256_hex
-from manifests.store.storage import Storage, put_same
-
-_PLACES = {"source_offset": pa.int64(), "source_pack": pa.string(), "source_error": pa.string()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,49 +74,66 @@ def ingest(
     added = corpus_added(corpus, section)
     if known is None or known["source"] != added.source:
         catalog.commit([added], run=run)
-    first_part = parts[-1].part + 1 if parts else 0
-    types: dict[str, pa.DataType] = known_types(catalog, corpus)
-    done = new_parts = 0
-    left_out: Counter[str] = Counter()
     if fresh:
         on_new(len(fresh))
+    new = _New(first_part=parts[-1].part + 1 if parts else 0)
     judge = Filter(section.filter, catalog, corpus)
     with closing(Intake(scan, section, retention.forgotten_bytes(catalog), judge)) as intake:
         for chunk in intake.chunks(fresh):
-            records = [_record_dropped(catalog, corpus, chunk.dropped)] if chunk.dropped else []
-            left_out.update(row["reason"] for row in chunk.dropped)
-            if chunk.rows:
-                part = _write_part(catalog, corpus, scan, intake, chunk.rows, first_part + new_parts, types)
-                catalog.storage.put(sidecars.path_of(part), sidecars.of_part(part, added))
-                catalog.commit([*records, part], run=run)
-                new_parts += 1
-                done += len(chunk.rows)
-            else:
-                catalog.commit(records, run=run)
+            _commit(catalog, added, scan, intake, chunk, new, run)
             if section.has_pixels and section.url is None:
                 for taken in chunk.rows:
                     stats.put(taken.listed, taken.sha256)
-            on_rows(done + left_out.total())
+            on_rows(new.rows + new.left_out.total())
         refused = intake.refused
-    if refused or left_out:
+    if refused or new.left_out:
         on_rows(len(fresh))
     vanished, changed = _compare(scan, before, stats, section)
     stats.save(scan.samples)
     if (vanished or changed) and (
         known is None or (known["vanished"], known["changed"]) != (len(vanished), len(changed))
     ):
-        catalog.commit([_record_changes(catalog, corpus, vanished, changed)], run=run)
+        catalog.commit([write_changes(catalog, corpus, vanished, changed)], run=run)
     return Ingested(
         corpus=corpus,
         root=scan.root,
-        samples=len(before) + done,
-        new=done,
-        new_parts=new_parts,
+        samples=len(before) + new.rows,
+        new=new.rows,
+        new_parts=new.parts,
         vanished=len(vanished),
         changed=len(changed),
-        dropped=left_out.total(),
-        notes=[*scan.notes, *_left_out_notes(left_out, refused)],
+        dropped=new.left_out.total(),
+        notes=[*scan.notes, *_left_out_notes(new.left_out, refused)],
     )
+
+
+@dataclass
+class _New:
+    """Counts the parts and rows that an ingest has committed, and the samples that the filter left out by reason."""
+
+    first_part: int
+    parts: int = 0
+    rows: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    types: dict[str, pa.DataType] | None = None
+
+
+def _commit(
+    catalog: Catalog, added: CorpusAdded, scan: sources.Scan, intake: Intake, chunk: Chunk, new: _New, run: str
+) -> None:
+    """Commits one part and the samples that were dropped on the way to it in one entry."""
+    corpus = added.corpus
+    records: list[Action] = [write_dropped(catalog, corpus, chunk.dropped)] if chunk.dropped else []
+    if chunk.rows:
+        if new.types is None:
+            new.types = known_types(catalog, corpus)
+        part = write_part(catalog, corpus, scan, intake, chunk.rows, new.first_part + new.parts, new.types)
+        catalog.storage.put(sidecars.path_of(part), sidecars.of_part(part, added))
+        records.append(part)
+        new.parts += 1
+        new.rows += len(chunk.rows)
+    catalog.commit(records, run=run)
+    new.left_out.update(row["reason"] for row in chunk.dropped)
 
 
 def corpus_added(corpus: str, section: config.CorpusConfig) -> CorpusAdded:
@@ -188,73 +200,6 @@ def _check_unchanged(corpus: str, section: config.CorpusConfig, known: Mapping[s
             )
 
 
-def _write_part(
-    catalog: Catalog,
-    corpus: str,
-    scan: sources.Scan,
-    intake: Intake,
-    chunk: Sequence[Taken],
-    part: int,
-    types: dict[str, pa.DataType],
-) -> PartAdded:
-    columns = [scan.columns(taken.listed) for taken in chunk]
-    pack_path = pack_sha256 = None
-    offsets: Mapping[int, int | None] = {row: taken.listed.offset for row, taken in enumerate(chunk)}
-    if intake.packing is not None:
-        numbers = {row: taken.number for row, taken in enumerate(chunk) if taken.number is not None}
-        offsets = {}
-        if numbers:
-            pack_path, pack_sha256, offsets = intake.packing.write(catalog.storage, corpus, part, numbers)
-    rows: list[dict[str, Any]] = [
-        {
-            "corpus": corpus,
-            "part": part,
-            "row": row,
-            "key": taken.listed.key,
-            "source": taken.listed.source,
-            "size_bytes": taken.size_bytes,
-            "sha256": taken.sha256,
-            "source_offset": offsets.get(row),
-            "source_pack": pack_path if taken.number is not None else None,
-            "source_error": taken.error,
-        }
-        for row, taken in enumerate(chunk)
-    ]
-    places = [(name, kind) for name, kind in _PLACES.items() if any(row[name] is not None for row in rows)]
-    arrays = typed_columns(columns, types)
-    for name, array in arrays.items():
-        types.setdefault(name, array.type)
-        for row, value in zip(rows, array.to_pylist(), strict=True):
-            row[name] = value
-    data = write_samples(rows, pa.schema([*places, *((name, array.type) for name, array in arrays.items())]))
-    keys = [taken.listed.key for taken in chunk]
-    return replace(
-        put_part(catalog.storage, corpus, part, keys, data),
-        source_bytes=sum(taken.size_bytes for taken in chunk),
-        key_min=min(keys),
-        key_max=max(keys),
-        pack_path=pack_path,
-        pack_sha256=pack_sha256,
-    )
-
-
-def put_part(storage: Storage, corpus: str, part: int, keys: Sequence[str], data: bytes) -> PartAdded:
-    """Puts the samples file of a part with these keys into the workspace, and returns its record to be committed."""
-    sha256 = sha256_hex(data)
-    path = f"data/{corpus}/_samples/{file_stem(part, None, sha256)}.parquet"
-    put_same(storage, path, data, sha256)
-    return PartAdded(
-        corpus=corpus,
-        part=part,
-        rows=len(keys),
-        path=path,
-        sha256=sha256,
-        size_bytes=len(data),
-        keys_sha256=keys_digest(keys),
-        source_bytes=0,
-    )
-
-
 def _compare(
     scan: sources.Scan, before: Mapping[str, Mapping[str, Any]], stats: SourceStats, section: config.CorpusConfig
 ) -> tuple[list[str], list[str]]:
@@ -289,27 +234,3 @@ def _compare(
     # In the order of the corpus, whichever way they were found.
     found = set(changed)
     return vanished, [key for key in before if key in found]
-
-
-def _record_changes(catalog: Catalog, corpus: str, vanished: Sequence[str], changed: Sequence[str]) -> SourcesChanged:
-    table = pa.table(
-        {"key": [*vanished, *changed], "change": ["vanished"] * len(vanished) + ["changed"] * len(changed)}
-    )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
-    sha256 = sha256_hex(data)
-    path = f"data/{corpus}/_samples/changes-{sha256[:8]}.parquet"
-    put_same(catalog.storage, path, data, sha256)
-    return SourcesChanged(corpus=corpus, path=path, vanished=len(vanished), changed=len(changed))
-
-
-def _record_dropped(catalog: Catalog, corpus: str, rows: Sequence[Mapping[str, Any]]) -> SamplesDropped:
-    sink = pa.BufferOutputStream()
-    pq.write_table(dropped_table(corpus, rows), sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
-    sha256 = sha256_hex(data)
-    path = f"data/{corpus}/_samples/dropped-{sha256[:8]}.parquet"
-    put_same(catalog.storage, path, data, sha256)
-    counts = dict(sorted(Counter(row["reason"] for row in rows).items()))
-    return SamplesDropped(corpus=corpus, path=path, rows=len(rows), counts=counts)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.ingest import ingest
+from engine.ingest.part import put_part
 from engine.pipeline.config import PipelineConfig
 from engine.plan import costs
 from engine.plan import missing as plan
@@ -154,7 +155,7 @@ class Probe:
             for name, values in (("part", [number] * rows.num_rows), ("row", list(range(rows.num_rows)))):
                 rows = _with_column(rows, name, values)
             keys = rows["key"].to_pylist()
-            part = ingest.put_part(self.scratch.storage, corpus, number, keys, encode_samples(rows))
+            part = put_part(self.scratch.storage, corpus, number, keys, encode_samples(rows))
             self.scratch.commit([part], run=_RUN)
 
     def _picked(self, corpus: str) -> pa.Table:

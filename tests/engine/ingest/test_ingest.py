@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.ingest.types import typed_columns
+from engine.ingest.part import typed_columns
 from engine.pipeline import config as pipeline
 from engine.run import job
 from manifests.catalog.catalog import Catalog
