@@ -1,135 +1,142 @@
-"""An HTML page as it grows: elements, tables, charts, and the pictures beside it.
-
-The page is a tree of elements, so that every text that comes from data (captions, file names, messages) is escaped
-where the tree is written, and nowhere else.
-"""
+"""Writes a report: one HTML page from the template `report.html`, and the pictures beside it."""
 
 import os
 import unicodedata
 from collections.abc import Sequence
-from importlib import resources
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-Element = ElementTree.Element
-
 _PICTURES = "pictures"
 _LONGEST_CELL = 300
+# The frame of a chart in its own units: where the plot begins and how large it is. The template draws around it.
+_LEFT, _TOP, _WIDTH, _HEIGHT = 42, 6, 278, 104
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Holds a small chart with a heading and lines of text above it; all points are in the units of the drawing.
+
+    `area` and `line` are points that become a filled and an open line, `dots` stand apart, `even` is the y of a dashed
+    level. `most` and `last` are the ends of the axes in words; both axes begin at 0.
+    """
+
+    heading: str
+    words: Sequence[str]
+    most: str
+    last: str
+    area: Sequence[tuple[float, float]] = ()
+    line: Sequence[tuple[float, float]] = ()
+    dots: Sequence[tuple[float, float]] = ()
+    even: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Holds a piece of a section, shown in this order: a heading, a paragraph, a command, a picture, a table, charts."""
+
+    heading: str = ""
+    words: str = ""
+    command: str = ""
+    picture: str = ""
+    table: pa.Table | None = None
+    charts: Sequence[Chart] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Holds a section that can be linked to: its heading, the paragraph below it, and its blocks."""
+
+    anchor: str
+    heading: str
+    words: str
+    blocks: Sequence[Block] = ()
 
 
 class Page:
-    """One page, `out/report.html`, with its pictures in `out/pictures/`."""
+    """Writes one page, `out/report.html`, with its pictures in `out/pictures/`."""
 
-    def __init__(self, title: str, out: Path) -> None:
+    def __init__(self, out: Path) -> None:
         self._out = out
         (out / _PICTURES).mkdir(parents=True, exist_ok=True)
-        self._root = ElementTree.Element("html", lang="en")
-        head = self.add(self._root, "head")
-        self.add(head, "meta", charset="utf-8")
-        self.add(head, "meta", name="viewport", content="width=device-width, initial-scale=1")
-        self.add(head, "title", title)
-        self.add(head, "style", resources.files("engine.show").joinpath("report.css").read_text(encoding="utf-8"))
-        self.body = self.add(self._root, "body")
-        self.add(self.body, "h1", title)
-
-    def add(self, parent: Element, tag: str, text: str = "", **attributes: str) -> Element:
-        """A new element; `class_` stands for the attribute `class`, `text_anchor` for `text-anchor`."""
-        named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
-        element = ElementTree.SubElement(parent, tag, {name: _storable(value) for name, value in named.items()})
-        element.text = _storable(text)
-        return element
-
-    def section(self, anchor: str, heading: str, words: str) -> Element:
-        """A heading that can be linked to, and the paragraph below it."""
-        self.add(self.body, "h2", heading, id=anchor)
-        return self.add(self.body, "p", words, class_="faint")
 
     def picture(self, stem: str, pixels: np.ndarray) -> str:
-        """Writes uint8 (h, w, 3) as a PNG; its path as the page has it."""
+        """Writes uint8 (h, w, 3) as a PNG and returns its path as the page has it."""
         path = f"{_PICTURES}/{_plain(stem)}.png"
         Image.fromarray(pixels).save(self._out / path)
         return path
 
-    def table(self, table: pa.Table) -> None:
-        """An Arrow table; numbers stand right."""
-        if not table.num_rows:
-            self.add(self.body, "p", "No rows.", class_="faint")
-            return
-        element = self.add(self.add(self.body, "div", class_="scroll"), "table")
-        kinds = ["number" if _is_number(item.type) else "text" for item in table.schema]
-        head = self.add(element, "tr")
-        for name, kind in zip(table.column_names, kinds, strict=True):
-            self.add(head, "th", name, class_=kind)
-        for row in table.to_pylist():
-            line = self.add(element, "tr")
-            for value, kind in zip(row.values(), kinds, strict=True):
-                self.add(line, "td", cell(value), class_=kind)
-
-    def chart(self, parent: Element, counts: np.ndarray) -> None:
-        """Counts (n,) from the largest down as an area; the y axis is log(1 + count), the dashed line their mean."""
-        width, height, left, top, below = 320, 104, 42, 6, 16
-        ordered = np.sort(counts)[::-1]
-        places = np.unique(np.linspace(0, len(ordered) - 1, 300).round().astype(int))
-        most = np.log1p(max(1, int(ordered[0])))
-        xs = left + places / max(1, len(ordered) - 1) * (width - left)
-        ys, even = (top + height * (1 - np.log1p(values) / most) for values in (ordered[places], counts.mean()))
-        base = top + height
-        line = " ".join(f"L{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True))
-        svg = self.add(parent, "svg", viewBox=f"0 0 {width} {base + below}", role="img")
-        self.add(svg, "path", d=f"M{left} {base} {line} L{width} {base} Z", class_="area")
-        self.add(svg, "path", d=f"M{left} {base} H{width}", class_="axis")
-        self.add(svg, "path", d=f"M{left} {even:.1f} H{width}", class_="even")
-        self.add(svg, "text", f"{int(ordered[0]):,}", x=str(left - 4), y=str(top + 7), text_anchor="end")
-        self.add(svg, "text", "0", x=str(left - 4), y=str(base), text_anchor="end")
-        self.add(svg, "text", f"{len(ordered):,}", x=str(width), y=str(base + 12), text_anchor="end")
-
-    def curve(
-        self,
-        parent: Element,
-        line: Sequence[tuple[float, float]],
-        dots: Sequence[tuple[float, float]],
-        level: float | None,
-    ) -> None:
-        """Points (x, y) as a line and as dots, over a dashed level; x and y begin at 0."""
-        width, height, left, top, below = 320, 104, 42, 6, 16
-        points = [*line, *dots]
-        last = max((x for x, _ in points), default=1.0) or 1.0
-        most = max([y for _, y in points] + [level or 0.0]) or 1.0
-        base = top + height
-
-        def at(x: float, y: float) -> tuple[str, str]:
-            return f"{left + x / last * (width - left):.1f}", f"{base - y / most * height:.1f}"
-
-        svg = self.add(parent, "svg", viewBox=f"0 0 {width} {base + below}", role="img")
-        self.add(svg, "path", d=f"M{left} {base} H{width}", class_="axis")
-        if level is not None:
-            self.add(svg, "path", d=f"M{left} {at(0, level)[1]} H{width}", class_="even")
-        if line:
-            self.add(svg, "polyline", points=" ".join(",".join(at(x, y)) for x, y in line), class_="line")
-        for x, y in dots:
-            cx, cy = at(x, y)
-            self.add(svg, "circle", cx=cx, cy=cy, r="2.5", class_="dot")
-        self.add(svg, "text", f"{most:.1f}", x=str(left - 4), y=str(top + 7), text_anchor="end")
-        self.add(svg, "text", "0", x=str(left - 4), y=str(base), text_anchor="end")
-        self.add(svg, "text", f"{last:,.0f}", x=str(width), y=str(base + 12), text_anchor="end")
-
-    def write(self) -> Path:
-        """Writes the page whole, in place of the one before; its path."""
+    def write(self, **shown: Any) -> Path:
+        """Fills the template and writes the page whole, in place of the one before. Returns its path."""
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            finalize=_storable,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters["cell"] = cell
+        environment.globals["is_number"] = _is_number
         path = self._out / "report.html"
-        text = "<!doctype html>\n" + ElementTree.tostring(self._root, encoding="unicode", method="html") + "\n"
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(environment.get_template("report.html").render(**shown) + "\n", encoding="utf-8")
         os.replace(temporary, path)
         return path
 
 
+def use_chart(heading: str, words: Sequence[str], counts: np.ndarray) -> Chart:
+    """Draws counts (n,) from the largest down as an area; the y axis is log(1 + count), the dashed line their mean."""
+    ordered = np.sort(counts)[::-1]
+    places = np.unique(np.linspace(0, len(ordered) - 1, 300).round().astype(int))
+    most = np.log1p(max(1, int(ordered[0])))
+    points = [
+        _at(x, y) for x, y in zip(places / max(1, len(ordered) - 1), np.log1p(ordered[places]) / most, strict=True)
+    ]
+    return Chart(
+        heading=heading,
+        words=words,
+        most=f"{int(ordered[0]):,}",
+        last=f"{len(ordered):,}",
+        area=[_at(0, 0), *points, _at(1, 0)],
+        even=_at(0, np.log1p(counts.mean()) / most)[1],
+    )
+
+
+def curve_chart(
+    heading: str,
+    words: Sequence[str],
+    line: Sequence[tuple[float, float]],
+    dots: Sequence[tuple[float, float]],
+    level: float | None,
+) -> Chart:
+    """Draws points (x, y) as a line and as dots, over a dashed level."""
+    points = [*line, *dots]
+    last = max((x for x, _ in points), default=1.0) or 1.0
+    most = max([y for _, y in points] + [level or 0.0]) or 1.0
+    return Chart(
+        heading=heading,
+        words=words,
+        most=f"{most:.1f}",
+        last=f"{last:,.0f}",
+        line=[_at(x / last, y / most) for x, y in line],
+        dots=[_at(x / last, y / most) for x, y in dots],
+        even=None if level is None else _at(0, level / most)[1],
+    )
+
+
+def _at(x: float, y: float) -> tuple[float, float]:
+    """Returns the place of a point, both from 0 to 1, in the drawing."""
+    return round(float(_LEFT + x * _WIDTH), 1), round(float(_TOP + (1 - y) * _HEIGHT), 1)
+
+
 def cell(value: Any, longest: int = _LONGEST_CELL) -> str:
-    """A value as people read it."""
+    """Returns a value as people read it, cut to `longest` characters."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -142,7 +149,7 @@ def cell(value: Any, longest: int = _LONGEST_CELL) -> str:
 
 
 def many(count: int, one: str, more: str = "") -> str:
-    """A count with its noun: "1 shard", "1,200 shards"."""
+    """Returns a count with its noun: "1 shard", "1,200 shards"."""
     return f"{count:,} {one if count == 1 else more or one + 's'}"
 
 
@@ -151,13 +158,15 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A name as a part of a file name."""
+    """Returns a name as a part of a file name."""
     return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "@-_") else "-" for letter in name)
 
 
-def _storable(text: str) -> str:
-    """Text without what no HTML file can hold: lone surrogates and control characters."""
+def _storable(value: Any) -> Any:
+    """Drops from text what no HTML file can hold: lone surrogates and control characters."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
     kept = "".join(
-        "\ufffd" if unicodedata.category(letter) == "Cc" and letter not in "\n\t" else letter for letter in text
+        "\ufffd" if unicodedata.category(letter) == "Cc" and letter not in "\n\t" else letter for letter in value
     )
     return kept.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""The report of a workspace: one HTML page with its pictures beside it, made from what the manifest and shards say."""
+"""Makes the report of a workspace: one HTML page with its pictures beside it, from what the manifest and shards say."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -10,14 +10,14 @@ import pyarrow as pa
 
 from engine.show import contact
 from engine.show.codebooks import CodebookUse, codebook_use
-from engine.show.contact_sheet import add_contact_sheet
-from engine.show.page import Page, many
+from engine.show.contact_sheet import contact_sheet
+from engine.show.page import Block, Page, Section, many, use_chart
 from manifests.catalog.catalog import Catalog
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question in words, and the query over the views of `modmill sql` that answers it (without double quotes)."""
+    """Holds a question in words, and the query over the views of `modmill sql` that answers it (without double quotes)."""
 
     words: str
     query: str
@@ -55,39 +55,43 @@ def write_report(
     questions: Sequence[Question] = QUESTIONS,
     class_names: Sequence[str] = (),
     most_samples: int = 6,
-    more: Mapping[str, Callable[[Page], None]] | None = None,
+    more: Sequence[Callable[[Page], Section]] = (),
 ) -> Path:
-    """Writes `out/report.html` and `out/pictures/*.png`; the path of the page.
+    """Writes `out/report.html` and `out/pictures/*.png`, and returns the path of the page.
 
-    `class_names` are the names of segmentation's class numbers, for the legend; `more` adds sections, by their anchors,
-    after the contact sheets. Raises WorkspaceError where there is no
-    workspace, QueryError where a question cannot be asked.
+    `class_names` are the names of segmentation's class numbers, for the legend; `more` makes sections that stand after
+    the contact sheets. Raises WorkspaceError if there is no workspace, QueryError if a question cannot be asked.
     """
     with Catalog.open(workspace) as catalog:
-        page = Page(title or f"modmill: {workspace}", out)
+        page = Page(out)
         notes: list[str] = []
         corpora = sorted(catalog.corpora(), key=lambda row: (row["kind"] != "image", row["corpus"]))
-        more = more or {}
-        _lead(page, _figures(catalog), corpora, list(more))
+        sheets = []
         for corpus in corpora:
             shown = contact.samples(catalog, corpus["corpus"], most_samples, notes)
-            add_contact_sheet(page, corpus, shown, class_names)
-        for add in more.values():
-            add(page)
-        _tokenizers(page, codebook_use(catalog))
-        page.section("coverage", "Coverage", "Corpus by modality: what is done, and what is missing.")
-        page.table(catalog.status())
-        _failures(page, catalog, notes)
-        page.section("questions", "Questions in SQL", "Any view of the manifest can be asked from the command line.")
-        for question in questions:
-            page.add(page.body, "h3", question.words)
-            page.add(page.body, "pre", f'modmill sql {shlex.quote(str(workspace))} "{question.query}"')
-            page.table(catalog.sql(question.query))
-    return page.write()
+            sheets.append(contact_sheet(page, corpus, shown, class_names))
+        return page.write(
+            title=title or f"modmill: {workspace}",
+            lead=_lead(_figures(catalog), corpora),
+            corpora=sheets,
+            sections=[
+                *(make(page) for make in more),
+                _tokenizers(codebook_use(catalog)),
+                Section(
+                    anchor="coverage",
+                    heading="Coverage",
+                    words="Corpus by modality: what is done, and what is missing.",
+                    blocks=[Block(table=catalog.status())],
+                ),
+                *_failures(catalog),
+                _questions(catalog, workspace, questions),
+            ],
+            notes=notes,
+        )
 
 
 def _figures(catalog: Catalog) -> dict[str, Any]:
-    """What the manifest counts, for the first paragraph."""
+    """Counts what the manifest holds, for the first paragraph."""
     (figures,) = catalog.sql(
         "SELECT count(*) AS shards, coalesce(sum(tokens), 0)::BIGINT AS tokens, "
         "coalesce(sum(size_bytes), 0)::BIGINT AS size_bytes FROM shards WHERE is_current"
@@ -103,47 +107,35 @@ def _figures(catalog: Catalog) -> dict[str, Any]:
     return {**figures, **crops, **failed, **time}
 
 
-def _lead(page: Page, figures: Mapping[str, Any], corpora: Sequence[Mapping[str, Any]], more: Sequence[str]) -> None:
-    """One paragraph of what was done, and where to find it on the page."""
+def _lead(figures: Mapping[str, Any], corpora: Sequence[Mapping[str, Any]]) -> str:
+    """Returns one paragraph of what was done."""
     named = ", ".join(f"{row['samples']:,} {row['corpus']}" for row in corpora)
     crops = f", {figures['crops']:,} crops of images" if figures["crops"] else ""
     failed = "no row failed" if not figures["failed"] else f"{many(figures['failed'], 'sample')} failed in part"
-    page.add(
-        page.body,
-        "p",
+    return (
         f"{many(len(corpora), 'corpus', 'corpora')} ({named or 'nothing in them'}){crops}: {figures['tokens']:,} tokens "
         f"and the labels that are kept, in {many(figures['shards'], 'shard')} of {figures['size_bytes'] / 1e6:,.1f} MB; "
-        f"{failed}. {many(figures['runs'], 'run')} took {_duration(figures['time_s'])} in all.",
-        class_="lead",
+        f"{failed}. {many(figures['runs'], 'run')} took {_duration(figures['time_s'])} in all."
     )
-    navigation = page.add(page.body, "nav")
-    for corpus in corpora:
-        page.add(navigation, "a", corpus["corpus"], href=f"#corpus-{corpus['corpus']}")
-    for anchor in (*more, "tokenizers", "coverage", "questions"):
-        page.add(navigation, "a", anchor, href=f"#{anchor}")
 
 
-def _tokenizers(page: Page, uses: Sequence[CodebookUse]) -> None:
-    """What was measured on held-out labels, and how the vocabularies are used."""
-    page.section(
-        "tokenizers",
-        "Tokenizers and their codebooks",
-        "Judged by: so many labels of held-out samples; where there is none, a figure is of what was fitted on. Beside it "
-        "stands what the best picture of one color (value, class) for each label would reach. The charts show how often each "
-        "code occurs, commonest first, on a "
-        "logarithmic scale; the dashed line is even use.",
+def _tokenizers(uses: Sequence[CodebookUse]) -> Section:
+    """Returns what was measured on held-out labels, and how the vocabularies are used."""
+    return Section(
+        anchor="tokenizers",
+        heading="Tokenizers and their codebooks",
+        words="Judged by: so many labels of held-out samples; if there is none, a figure is of what was fitted on. Beside it "
+        "stands what the best picture of one color (value, class) for each label would reach. The charts show how often "
+        "each code occurs, commonest first, on a logarithmic scale; the dashed line is even use.",
+        blocks=[
+            Block(table=pa.Table.from_pylist([row for use in uses for row in _measures(use)])),
+            Block(charts=[use_chart(use.tokenizer.name, [_use_words(use)], use.counts) for use in uses]),
+        ],
     )
-    page.table(pa.Table.from_pylist([row for use in uses for row in _measures(use)]))
-    charts = page.add(page.body, "div", class_="charts")
-    for use in uses:
-        panel = page.add(charts, "div")
-        page.add(panel, "h3", use.tokenizer.name)
-        page.add(panel, "p", _use_words(use))
-        page.chart(panel, use.counts)
 
 
 def _measures(use: CodebookUse) -> list[dict[str, Any]]:
-    """A row for each figure of a tokenizer, beside that of the best picture of one color (or value, or class) a row."""
+    """Returns a row for each figure of a tokenizer, beside that of the best picture of one color (or value, or class) a row."""
     metrics = dict(use.tokenizer.metrics)
     held_out = metrics.pop("held_out_rows", None)
     # The charts show these of all tokens.
@@ -171,17 +163,32 @@ def _use_words(use: CodebookUse) -> str:
     )
 
 
-def _failures(page: Page, catalog: Catalog, notes: Sequence[str]) -> None:
-    """What failed, and what this report could not read."""
+def _failures(catalog: Catalog) -> list[Section]:
+    """Returns a section of what failed, or none."""
     failed = catalog.sql(
         "SELECT corpus, modality, stage, class, count(DISTINCT key) AS samples, any_value(message) AS example "
         "FROM failures GROUP BY corpus, modality, stage, class ORDER BY samples DESC, corpus, modality LIMIT 40"
     )
-    if failed.num_rows:
-        page.section("failures", "Failures", "Rows that could not be made; each is null in its shard.")
-        page.table(failed)
-    for note in notes:
-        page.add(page.body, "p", f"Not shown: {note}", class_="wrong")
+    if not failed.num_rows:
+        return []
+    words = "Rows that could not be made; each is null in its shard."
+    return [Section(anchor="failures", heading="Failures", words=words, blocks=[Block(table=failed)])]
+
+
+def _questions(catalog: Catalog, workspace: str | Path, questions: Sequence[Question]) -> Section:
+    return Section(
+        anchor="questions",
+        heading="Questions in SQL",
+        words="Any view of the manifest can be asked from the command line.",
+        blocks=[
+            Block(
+                heading=question.words,
+                command=f'modmill sql {shlex.quote(str(workspace))} "{question.query}"',
+                table=catalog.sql(question.query),
+            )
+            for question in questions
+        ],
+    )
 
 
 def _duration(seconds: float) -> str:

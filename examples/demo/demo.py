@@ -18,7 +18,7 @@ from engine.pipeline import config as pipeline
 from engine.progress.progress import Progress
 from engine.progress.record import Done
 from engine.run import job
-from engine.show.page import Page
+from engine.show.page import Page, Section
 from engine.show.report import Question, write_report
 from manifests.errors import ConfigError
 from manifests.snapshots.snapshot import open_snapshot
@@ -89,18 +89,18 @@ def run_demo(out: Path, *, workers: int | None = None, scenes: int = SCENES, set
 
 def _model_section(
     config: pipeline.PipelineConfig, done: Done, colors: Mapping[str, tuple[int, int, int]]
-) -> dict[str, Callable[[Page], None]]:
-    """The section of the report on the model that was trained, if one was."""
+) -> list[Callable[[Page], Section]]:
+    """Returns what makes the section of the report on the model that was trained, if one was."""
     folder = done.training_folder
     if folder is None:
-        return {}
+        return []
 
-    def add(page: Page) -> None:
-        from examples.demo.model import add_model_section
+    def section(page: Page) -> Section:
+        from examples.demo.model import model_section
 
-        add_model_section(page, Path(folder), open_snapshot(f"{config.workspace}#{SNAPSHOT}"), colors)
+        return model_section(page, Path(folder), open_snapshot(f"{config.workspace}#{SNAPSHOT}"), colors)
 
-    return {"model": add}
+    return [section]
 
 
 def _trainer_file() -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.inference.sheets import Row, sheet
-from engine.show.page import Page, many
+from engine.show.page import Block, Chart, Page, Section, curve_chart, many
 from examples.demo import scores as demo_scores
 from manifests.snapshots.snapshot import Snapshot
 from train.data.loader import Loader
@@ -118,36 +118,41 @@ def scores(generated: Generated, colors: Colors) -> list[dict[str, Any]]:
     ]
 
 
-def add_model_section(page: Page, run: Path, snapshot: Snapshot, colors: Colors) -> None:
-    """The section "A tiny model" of the demo's report, of the run in a folder."""
+def model_section(page: Page, run: Path, snapshot: Snapshot, colors: Colors) -> Section:
+    """Returns the section "A tiny model" of the demo's report, on the run in a folder."""
     checkpoint = open_checkpoint(run)
     tokenizers = Tokenizers(checkpoint.vocabulary, checkpoint.workspaces)
     generated = make(checkpoint, tokenizers, held_out(snapshot, checkpoint, tokenizers))
-    lines = read_lines(run / FILE)
     parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
-    page.section(
-        "model",
-        "A tiny model",
-        f"Trained here from nothing for {checkpoint.step:,} steps: {parameters / 1e6:.1f} million parameters, a "
+    drawn = {**sheets(generated), **_steering(checkpoint, tokenizers, generated.scenes)}
+    return Section(
+        anchor="model",
+        heading="A tiny model",
+        words=f"Trained here from nothing for {checkpoint.step:,} steps: {parameters / 1e6:.1f} million parameters, a "
         "thousandth of what such models have, on a few hundred scenes and a handful of photographs. It shows that the way "
         "from photographs to a model that draws is whole, and no more: so short a training teaches how scenes look on the "
         "whole and little of what was asked for; how little, the table says, against what needs no look at the input. All "
         f"pictures are of the first {SHOWN} held-out scenes, all figures of {many(len(generated.scenes), 'held-out scene')}; "
         "none was chosen.",
+        blocks=[
+            Block(
+                heading="Loss of each modality",
+                words="Nats a target over the steps: the line is training, the dots are held-out rows; the dashed line is what "
+                "guessing each token by its frequency costs on held-out rows.",
+                charts=_curves(read_lines(run / FILE), checkpoint),
+            ),
+            Block(
+                heading="How right it is",
+                words="Beside the model stand what needs no look at the input (pictures judged by another scene's caption, the "
+                "mean depth, another scene's boxes) and what the tokens of the true picture reach.",
+                table=pa.Table.from_pylist(scores(generated, colors)),
+            ),
+            *(
+                Block(heading=heading, picture=page.picture(heading.lower().replace(" ", "-"), picture))
+                for heading, picture in drawn.items()
+            ),
+        ],
     )
-    _curves(page, lines, checkpoint)
-    page.add(page.body, "h3", "How right it is")
-    page.add(
-        page.body,
-        "p",
-        "Beside the model stand what needs no look at the input (pictures judged by another scene's caption, the mean depth, "
-        "another scene's boxes) and what the tokens of the true picture reach.",
-        class_="faint",
-    )
-    page.table(pa.Table.from_pylist(scores(generated, colors)))
-    for heading, picture in sheets(generated).items():
-        _add_sheet(page, heading, picture)
-    _steering(page, checkpoint, tokenizers, generated.scenes)
 
 
 def _shared_words(found: Sequence[str], true: Sequence[str], words: set[str]) -> float:
@@ -184,8 +189,8 @@ def sheets(generated: Generated, most: int = SHOWN) -> dict[str, np.ndarray]:
     }
 
 
-def _steering(page: Page, checkpoint: Checkpoint, tokenizers: Tokenizers, scenes: Scenes) -> None:
-    """One caption under the palettes of five scenes."""
+def _steering(checkpoint: Checkpoint, tokenizers: Tokenizers, scenes: Scenes) -> dict[str, np.ndarray]:
+    """Returns a sheet of one caption under the palettes of five scenes, by its heading."""
     caption = scenes.labels["caption"][0]
     palettes = scenes.tokens["palette"][:PALETTES]
     given = {"caption": [scenes.tokens["caption"][0]] * len(palettes), "palette": palettes}
@@ -195,27 +200,13 @@ def _steering(page: Page, checkpoint: Checkpoint, tokenizers: Tokenizers, scenes
         for palette, picture in zip(scenes.labels["palette"], tokenizers.decode("rgb", made), strict=False)
     ]
     heading = "One caption under five palettes"
-    _add_sheet(page, heading, sheet(rows, title=heading, note="the palettes are those of held-out scenes"))
+    return {heading: sheet(rows, title=heading, note="the palettes are those of held-out scenes")}
 
 
-def _add_sheet(page: Page, heading: str, picture: np.ndarray) -> None:
-    page.add(page.body, "h3", heading)
-    path = page.picture(heading.lower().replace(" ", "-"), picture)
-    page.add(page.body, "img", src=path, alt=heading, class_="sheet")
-
-
-def _curves(page: Page, lines: Sequence[Mapping[str, Any]], checkpoint: Checkpoint) -> None:
-    """The loss of each modality over the steps, beside what guessing by frequency costs."""
+def _curves(lines: Sequence[Mapping[str, Any]], checkpoint: Checkpoint) -> list[Chart]:
+    """Returns the loss of each modality over the steps, beside what guessing by frequency costs."""
     guessing = next((line for line in lines if line["kind"] == "unigram"), {})
-    page.add(page.body, "h3", "Loss of each modality")
-    page.add(
-        page.body,
-        "p",
-        "Nats a target over the steps: the line is training, the dots are held-out rows; the dashed line is what guessing each "
-        "token by its frequency costs on held-out rows.",
-        class_="faint",
-    )
-    charts = page.add(page.body, "div", class_="charts")
+    charts = []
     for modality in checkpoint.vocabulary.modalities:
         points = {
             kind: [
@@ -226,9 +217,9 @@ def _curves(page: Page, lines: Sequence[Mapping[str, Any]], checkpoint: Checkpoi
             for kind in ("train", "validation")
         }
         level = guessing.get("held_out", {}).get(modality.name)
-        panel = page.add(charts, "div")
-        page.add(panel, "h3", modality.name)
+        words = []
         if points["validation"]:
-            words = f"held-out {points['validation'][-1][1]:.2f} nats a target"
-            page.add(panel, "p", words + ("" if level is None else f"; by frequency {level:.2f}"))
-        page.curve(panel, points["train"], points["validation"], level)
+            by_frequency = "" if level is None else f"; by frequency {level:.2f}"
+            words.append(f"held-out {points['validation'][-1][1]:.2f} nats a target{by_frequency}")
+        charts.append(curve_chart(modality.name, words, points["train"], points["validation"], level))
+    return charts
