@@ -204,7 +204,22 @@ def test_the_pipeline_file_of_the_first_screen_loads(tmp_path: Path) -> None:
     pipeline.check_labelers(config)
 
 
-@pytest.mark.parametrize("path", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=lambda path: path.name)
+DOCUMENTS = [
+    *sorted(ROOT.glob("docs/*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_and_pictures_are_there(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_a_document_names_are_there(path: Path) -> None:
+    named = re.findall(
+        r"`((?:engine|labelers|manifests|tokenize_jobs|train|examples|tests|docs)/[\w/.]+)`", path.read_text()
+    )
+    # The README's own labeler is a file to be written.
+    assert [name for name in named if not (ROOT / name).exists()] == ["labelers/luma.py"] * (path.name == "README.md")
