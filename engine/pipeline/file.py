@@ -64,18 +64,18 @@ class PipelineDocument:
         return str(self.path)
 
 
-class _Loader(yaml.SafeLoader):
+class _YamlLoader(yaml.SafeLoader):
     """The safe loader, which also takes 1e-3 for a number, as YAML 1.2 does."""
 
 
-_Loader.add_implicit_resolver(
+_YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
 def yaml_value(text: str) -> Any:
     """The value of YAML text. Raises yaml.YAMLError or ValueError."""
-    return yaml.load(text, _Loader)
+    return yaml.load(text, _YamlLoader)
 
 
 def read(path: Path, *, expected: str = "`workspace` and `corpora`") -> PipelineDocument:
@@ -95,7 +95,7 @@ def read(path: Path, *, expected: str = "`workspace` and `corpora`") -> Pipeline
     lines: dict[KeyPath, int] = {}
     problems: list[str] = []
     try:
-        loader = _Loader(text)
+        loader = _YamlLoader(text)
         root = loader.get_single_node()
         if root is not None:
             _walk(root, (), lines, problems, set())

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from engine.pipeline.config import CorpusConfig, ModalityConfig, PipelineConfig
+from engine.pipeline.config import TEXT_TOKENIZER, CorpusConfig, ModalityConfig, PipelineConfig
 from engine.plan import weights
 from labelers import protocol as labelers
 from manifests import modality as modalities
@@ -14,8 +14,6 @@ from manifests.modality import Form, Modality
 from manifests.pixels.crops import CropRule
 from manifests.pixels.images import DECODER_VERSION
 from manifests.recipe import Recipe, canonical_json
-
-TEXT_TOKENIZER = "text"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from engine.ingest import ingest
 from engine.pipeline import config as pipeline
 from engine.plan import missing, selection
-from engine.plan.corpus import TEXT_TOKENIZER, CorpusPlan, corpus_modalities, corpus_plan
+from engine.plan.corpus import CorpusPlan, corpus_modalities, corpus_plan
 from engine.plan.items import FitItem
 from engine.plan.missing import Request
 from engine.progress.record import Done, Execution, recorded
@@ -239,7 +239,7 @@ def request_of(
 
 def tokenizer_names(config: pipeline.PipelineConfig) -> set[str]:
     """The names of all tokenizers that a pipeline may need."""
-    names = {TEXT_TOKENIZER}
+    names = {pipeline.TEXT_TOKENIZER}
     for corpus in config.corpora:
         names |= set(corpus_modalities(config, corpus))
     return names

@@ -24,14 +24,14 @@ from engine.sources.listing import (
     row_of,
     suffix,
 )
-from engine.sources.values import decoded, parsed, plain
+from engine.sources.values import decoded, key_text, parsed, plain
 from manifests.errors import ConfigError, SourceError
 from manifests.store.uris import without_credentials
 
 LINES = (".jsonl", ".ndjson", ".json-lines")
 
 
-class Rows(Protocol):
+class DocumentRows(Protocol):
     """The rows of one open file."""
 
     def row(self, number: int) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Rows(Protocol):
     def close(self) -> None: ...
 
 
-def open_rows(root: str, path: str) -> Rows:
+def open_rows(root: str, path: str) -> DocumentRows:
     """The rows of a file below a source's root; to be closed. Raises SourceError where it cannot be opened."""
     stream = open_file(root, path)
     return _Lines(root, path, stream) if suffix(path) in LINES else _ParquetRows(path, stream)
@@ -252,7 +252,7 @@ class _OpenRows:
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._open: tuple[str, Rows] | None = None
+        self._open: tuple[str, DocumentRows] | None = None
 
     def row(self, path: str, number: int) -> dict[str, Any]:
         """Returns the fields of a row. Raises SourceError if it cannot be read."""
@@ -298,7 +298,11 @@ def _scan_lines(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[L
                 yield _document(file, source, None, len(line.rstrip(b"\r\n"))), ()
                 continue
             text = fields.get(config.text)
-            key = None if config.key is None else _key(fields.get(config.key), config.key, source)
+            key = (
+                None
+                if config.key is None
+                else key_text(fields.get(config.key), f"{source}: the key field {config.key!r}")
+            )
             size = len(text.encode()) if isinstance(text, str) else 0
             yield _document(file, source, key, size), tuple(fields)
 
@@ -321,7 +325,7 @@ def _scan_parquet(root: str, file: File, config: CorpusConfig) -> Iterator[tuple
                 keys = batch[config.key].to_pylist() if config.key else [None] * len(sizes)
                 for size, value in zip(sizes, keys, strict=True):
                     source = f"{file.path}#{number}"
-                    key = _key(value, config.key, source) if config.key else None
+                    key = key_text(value, f"{source}: the key field {config.key!r}") if config.key else None
                     yield _document(file, source, key, size or 0), names
                     number += 1
     except (pa.ArrowException, OSError) as error:
@@ -345,12 +349,3 @@ def _opened(root: str, path: str) -> IO[bytes]:
         return open_file(root, path)
     except SourceError as error:
         raise ConfigError(str(error)) from error
-
-
-def _key(value: Any, field: str, source: str) -> str:
-    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    if not plain(text).strip():
-        raise ConfigError(
-            f"{source}: the key field {field!r} is {value!r}, expected text or an integer that is not empty"
-        )
-    return plain(text)

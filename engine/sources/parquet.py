@@ -2,12 +2,12 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from engine.pipeline.sections import CorpusConfig
 from engine.sources.listing import File, Listed, Notes, Scanned, key_of, open_file
-from engine.sources.values import plain
+from engine.sources.values import key_text, plain
 from manifests.errors import ConfigError, SourceError, nearest
 
 SUFFIXES = (".parquet",)
@@ -206,42 +206,28 @@ def _batches(parquet: Any, names: Sequence[str], rows: int, groups: Sequence[int
         yield from parquet.iter_batches(rows, row_groups=[group], columns=list(names), use_threads=False)
 
 
-class _opened:
-    """A Parquet file below a source's root, closed after. Raises ConfigError where it is none."""
+@contextmanager
+def _opened(root: str, path: str) -> Iterator[Any]:
+    """Opens a Parquet file below a source's root, and closes it after. Raises ConfigError if it is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, root: str, path: str) -> None:
-        self._root = root
-        self._path = path
-
-    def __enter__(self) -> Any:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+    try:
+        stream = open_file(root, path)
+    except SourceError as error:
+        raise ConfigError(str(error)) from error
+    try:
         try:
-            self._stream = open_file(self._root, self._path)
-        except SourceError as error:
-            raise ConfigError(str(error)) from error
-        try:
-            return pq.ParquetFile(self._stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            parquet = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
-            self._stream.close()
-            raise ConfigError(
-                f"{self._path} cannot be read as Parquet: {error}; mend the file or move it away"
-            ) from error
-
-    def __exit__(self, *_: object) -> None:
+            raise ConfigError(f"{path} cannot be read as Parquet: {error}; mend the file or move it away") from error
+        yield parquet
+    finally:
         with suppress(OSError):
-            self._stream.close()
+            stream.close()
 
 
 def _keys(parquet: Any, key: str, path: str) -> Iterator[str]:
-    number = 0
-    for batch in _batches(parquet, [key], _COLUMN_ROWS):
-        for value in batch.column(0).to_pylist():
-            text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-            if not plain(text).strip():
-                raise ConfigError(
-                    f"{path}#{number}: the key column {key!r} is {value!r}, expected text or an integer that is not empty"
-                )
-            yield plain(text)
-            number += 1
+    values = (value for batch in _batches(parquet, [key], _COLUMN_ROWS) for value in batch.column(0).to_pylist())
+    for number, value in enumerate(values):
+        yield key_text(value, f"{path}#{number}: the key column {key!r}")

@@ -31,7 +31,7 @@ _ERRORS = {
 
 
 @dataclass(eq=False)
-class _Block:
+class _ByteRange:
     """A range of one file that is read at once; `rows` are those that wait for it."""
 
     path: str
@@ -95,9 +95,9 @@ class SourceBytes:
         self._rows = rows
         self._storage = storage
         self._beside = beside
-        self._blocks: dict[int, _Block] = {}
-        self._last: _Block | None = None
-        self._loaded: deque[_Block] = deque()
+        self._blocks: dict[int, _ByteRange] = {}
+        self._last: _ByteRange | None = None
+        self._loaded: deque[_ByteRange] = deque()
         self._lock = threading.Lock()
         self._ready: dict[int, bytes | None] = {}
         wanted: dict[ImageFormat, dict[str, set[int]]] = {}
@@ -187,9 +187,9 @@ class SourceBytes:
             last.rows += 1
             self._blocks[place] = last
         else:
-            self._last = self._blocks[place] = _Block(path=path, read=read, begin=begin, end=end)
+            self._last = self._blocks[place] = _ByteRange(path=path, read=read, begin=begin, end=end)
 
-    def _block(self, block: _Block, *, done: bool = True) -> bytes:
+    def _block(self, block: _ByteRange, *, done: bool = True) -> bytes:
         """A block's bytes. They are let go of when all its rows are done, or when others came to be read after it."""
         with block.lock:
             data = block.data

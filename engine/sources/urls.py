@@ -6,7 +6,7 @@ from typing import Any
 from engine.pipeline.sections import CorpusConfig
 from engine.sources.columns import TABLE_SUFFIXES, Table, read_table
 from engine.sources.listing import File, Listed, Notes, Scanned, key_of, read_file, suffix, uri
-from engine.sources.values import decoded
+from engine.sources.values import decoded, key_text
 from manifests.errors import ConfigError, SourceError, nearest
 
 SUFFIXES = (".txt", *TABLE_SUFFIXES)
@@ -35,7 +35,9 @@ def scan_urls(root: str, files: Sequence[File], config: CorpusConfig, notes: Not
             elif url in places:
                 notes.add("URL", "that stands twice, taken once", url)
             else:
-                key = key_of(url) if config.key is None else _key(table.columns[config.key][number], file.path, number)
+                key = key_of(url)
+                if config.key is not None:
+                    key = key_text(table.columns[config.key][number], f"{file.path}, row {number}: the key").strip()
                 places[url] = table, number
                 samples.append(Listed(key=key, source=url, size_bytes=None, mtime_ns=None))
     if not samples:
@@ -56,10 +58,3 @@ def _lines(root: str, file: File, column: str) -> Table:
     lines = [line.strip() for line in text.splitlines()]
     urls = [line for line in lines if line and not line.startswith("#")]
     return Table(name=file.path, rows=len(urls), columns={column: urls})
-
-
-def _key(value: Any, path: str, number: int) -> str:
-    text = "" if value is None or isinstance(value, bool | float) else str(value).strip()
-    if not text:
-        raise ConfigError(f"{path}, row {number}: the key is {value!r}, expected text or an integer that is not empty")
-    return text

@@ -7,6 +7,8 @@ import json
 import math
 from typing import Any
 
+from manifests.errors import ConfigError
+
 
 def decoded(data: bytes) -> tuple[str, bool]:
     """Text of bytes, and whether it is exact: UTF-8, or UTF-16 with its mark; else UTF-8 with replacement characters."""
@@ -52,6 +54,14 @@ def plain(value: Any) -> Any:
         case bytes():
             return decoded(value)[0]
     return str(value)
+
+
+def key_text(value: Any, where: str) -> str:
+    """Returns the value of a key field as text. Raises ConfigError, which begins with `where`, if it cannot be a key."""
+    text = plain(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not text.strip():
+        raise ConfigError(f"{where} is {value!r}, expected text or an integer that is not empty")
+    return text
 
 
 def _without_surrogates(text: str) -> str:
