@@ -1,11 +1,10 @@
 """Everything that has an optimizer, and all use of trained models. Runs where neither ray nor duckdb is installed.
 
-data         from a snapshot to masked batches
-model        the transformer and its loss
-settings     the trainer file, and DeepSpeed's keys in it
-optim        optimizers and schedules
-distributed  processes and sharded states
-run          a training run: its loop, its folder, its checkpoints and metrics
-generation   tokens out of a trained model
-fit          tokenizers, fitted on labels
+data        from a snapshot to masked batches
+model       the transformer and its loss
+settings    the trainer file, and DeepSpeed's keys in it
+optim       optimizers and schedules
+run         a training run: its loop, its folder, its checkpoints and metrics
+generation  tokens out of a trained model
+fit         tokenizers, fitted on labels
 """

@@ -26,7 +26,6 @@ from train.data.loader import Loader
 from train.data.mask import mask_batch
 from train.data.mixture import Entry
 from train.data.vocabulary import Vocabulary, of_snapshots
-from train.distributed import zero
 from train.model import loss
 from train.model.transformer import Model
 from train.optim.adam import adam
@@ -117,7 +116,7 @@ class _Run:
         model = Model(vocabulary, config.model)
         # Before it moves: every device begins with the same numbers.
         model.initialize(config.seed)
-        self.model = zero.shard(model.to(device), engine.stage)
+        self.model = model.to(device)
         self.optimizer = adam(self.model, engine.optimizer, device)
         self.weights = torch.tensor(
             [config.loss_weights.get(one.name, 1.0) for one in vocabulary.modalities], device=device

@@ -8,9 +8,6 @@ import pytest
 
 from manifests.errors import ConfigError
 from manifests.recipe import sha256_hex
-from train.data.vocabulary import TokenModality, Vocabulary
-from train.distributed import dist, zero
-from train.model.transformer import Model, ModelConfig
 from train.settings.trainer import TrainConfig, parse
 
 ENGINE = {"train_batch_size": 8}
@@ -179,14 +176,3 @@ def test_bf16_and_adam_are_read_as_deepspeed_reads_them() -> None:
     assert engine(bf16={"enabled": "auto"}).deepspeed.bf16 == "auto"
     assert engine(optimizer={"type": "adam"}).deepspeed.optimizer.decoupled
     assert not engine(optimizer={"type": "Adam", "params": {"adam_w_mode": False}}).deepspeed.optimizer.decoupled
-
-
-def test_one_process_is_a_world_of_one() -> None:
-    assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
-    one = TokenModality(
-        name="rgb", sequence=False, vocabulary=4, tokens=4, offset=0, tokenizer="rgb", digest="", path=""
-    )
-    model = Model(Vocabulary(modalities=(one,), size=4), ModelConfig(depth=1))
-    assert zero.shard(model, 0) is model
-    with pytest.raises(ConfigError, match="stage is 3; one process"):
-        zero.shard(model, 3)

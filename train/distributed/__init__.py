@@ -1,1 +1,0 @@
-"""Processes of a training and how its states are sharded over them."""
