@@ -153,11 +153,11 @@ class Workspace:
         """
         from manifests.snapshots import snapshot as snapshots
         from train.data.loader import Loader
-        from train.data.mixture import Entry
+        from train.data.mixture import MixtureEntry
         from train.data.vocabulary import of_snapshots
 
         found = snapshots.read(self._catalog.storage, snapshot)
-        entry = Entry(snapshot=found, corpora=None if corpora is None else tuple(corpora))
+        entry = MixtureEntry(snapshot=found, corpora=None if corpora is None else tuple(corpora))
         vocabulary = of_snapshots([found])
         return Loader(
             [entry],

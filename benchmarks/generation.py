@@ -60,7 +60,7 @@ def measure(folder: Path, *, count: int, steps: int | None) -> dict[str, Any]:
     from examples.demo import model
     from manifests.pixels import images
     from manifests.snapshots.snapshot import open_snapshot
-    from train.generation.generate import Tokenizers
+    from train.generation.generator import Tokenizers
     from train.run.checkpoint import open_checkpoint
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from manifests.formats.shards import keys_digest, write_tokens
 from manifests.recipe import sha256_hex
 from manifests.snapshots.snapshot import Snapshot, SnapshotPart, SnapshotShard
 from manifests.store.storage import open_storage
-from train.data.mixture import Entry
+from train.data.mixture import MixtureEntry
 from train.data.vocabulary import TokenModality, Vocabulary
 
 ROWS, PART_ROWS, TOKENS = 8192, 2048, 16_384
@@ -92,10 +92,10 @@ def measure(folder: Path, *, batch: int, seconds: float) -> dict[str, float]:
     snapshot, vocabulary = make(folder)
     options = {"vocabulary": vocabulary, "seed": 0, "batch": batch}
     start = time.perf_counter()
-    Loader([Entry(snapshot=snapshot)], **options).batch_at(0)
+    Loader([MixtureEntry(snapshot=snapshot)], **options).batch_at(0)
     fill_s = time.perf_counter() - start
     rows = tokens = 0
-    with Loader([Entry(snapshot=snapshot)], **options) as loader:
+    with Loader([MixtureEntry(snapshot=snapshot)], **options) as loader:
         start = time.perf_counter()
         for found in loader:
             rows += len(found)
@@ -105,7 +105,7 @@ def measure(folder: Path, *, batch: int, seconds: float) -> dict[str, float]:
         taken = time.perf_counter() - start
         state = {**loader.state(), "slot": 10**12}
     start = time.perf_counter()
-    with Loader([Entry(snapshot=snapshot)], **options) as loader:
+    with Loader([MixtureEntry(snapshot=snapshot)], **options) as loader:
         loader.load_state(state)
         next(iter(loader))
     resume_s = time.perf_counter() - start

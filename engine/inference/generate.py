@@ -16,7 +16,7 @@ from engine.show.contact import modality_of
 from manifests.errors import ConfigError
 from manifests.pixels import images
 from train.generation.decoding import OF_GRIDS, OF_SEQUENCES, GenerateOptions
-from train.generation.generate import Tokenizers, generate
+from train.generation.generator import Tokenizers, generate
 from train.run.checkpoint import Checkpoint, open_checkpoint
 
 # Samples that the model makes at a time.

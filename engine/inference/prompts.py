@@ -14,7 +14,7 @@ from manifests.modality import Modality, get
 from manifests.pixels import crops, images
 from manifests.pixels.raw_labels import fit_array
 from tokenize_jobs.sequences.words import PALETTE_MOST
-from train.generation.generate import Tokenizers
+from train.generation.generator import Tokenizers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from manifests.store.storage import open_storage
 if TYPE_CHECKING:
     # Torch takes seconds to load, and only some pipelines train.
     from engine.work.inputs import WorkerSettings
-    from train.run.run import Outcome
+    from train.run.run import TrainingResult
 
 Step = Literal["ingest", "fit", "label", "tokenize", "snapshot", "train"]
 STEPS: tuple[Step, ...] = ("ingest", "fit", "label", "tokenize", "snapshot", "train")
@@ -79,7 +79,7 @@ def check_cluster(engine: pipeline.EngineConfig, steps: Sequence[Step]) -> None:
         ray_address.check_listens(address)
 
 
-def trainer(file: str, *, quiet: bool) -> "Callable[[], Outcome]":
+def trainer(file: str, *, quiet: bool) -> "Callable[[], TrainingResult]":
     """What trains as a trainer file says, or goes on with it.
 
     Raises ConfigError where the file is not right.
@@ -88,7 +88,7 @@ def trainer(file: str, *, quiet: bool) -> "Callable[[], Outcome]":
 
     loaded = train_run.load(Path(file))
 
-    def train() -> "Outcome":
+    def train() -> "TrainingResult":
         outcome = train_run.run(loaded, resume="auto", quiet=quiet)
         if outcome.status == "interrupted":
             raise KeyboardInterrupt

@@ -13,7 +13,7 @@ from engine.progress.record import started_with
 from manifests.errors import ConfigError, ModmillError
 from manifests.log import entries as log
 from manifests.log.actions import Action, RunEnded
-from train.run.run import Outcome, train
+from train.run.run import TrainingResult, train
 from train.settings.trainer import TrainConfig, parse
 
 _STAGE = "train"
@@ -40,7 +40,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     return parse(tree, folder=path.absolute().parent, where=lambda place: document.where(place, parsed))
 
 
-def run(config: TrainConfig, *, resume: str | None = None, quiet: bool = False) -> Outcome:
+def run(config: TrainConfig, *, resume: str | None = None, quiet: bool = False) -> TrainingResult:
     """Trains, with progress on the terminal and a record in the first snapshot's workspace. Raises what `train` raises."""
     if resume not in (None, "auto"):
         resume = file.absolute(str(resume), Path.cwd())

@@ -217,7 +217,7 @@ def _fit_grid(
         modality,
         options,
         scratch / "tokenizer",
-        held_out=judged if len(judged) else fit_labels[: worker.settings.batch],
+        judged=judged if len(judged) else fit_labels[: worker.settings.batch],
         threads=worker.settings.threads,
         resume=_newest_checkpoint(worker, folder),
         save=save,

@@ -13,8 +13,8 @@ from engine.show.page import Block, Chart, Page, Section, curve_chart, many
 from examples.demo import scores as demo_scores
 from manifests.snapshots.snapshot import Snapshot
 from train.data.loader import Loader
-from train.data.mixture import Entry
-from train.generation.generate import Tokenizers, generate
+from train.data.mixture import MixtureEntry
+from train.generation.generator import Tokenizers, generate
 from train.run.checkpoint import Checkpoint, open_checkpoint
 from train.run.metrics import FILE, read_lines
 
@@ -49,7 +49,7 @@ class Generated:
 
 def held_out(snapshot: Snapshot, checkpoint: Checkpoint, tokenizers: Tokenizers, most: int = JUDGED) -> Scenes:
     """The first held-out scenes of a snapshot."""
-    entry = Entry(snapshot=snapshot, corpora=("scenes",), weight=1.0)
+    entry = MixtureEntry(snapshot=snapshot, corpora=("scenes",), weight=1.0)
     with Loader([entry], vocabulary=checkpoint.vocabulary, seed=0, batch=most) as loader:
         batch = next(iter(loader.held_out_batches(most)))
     tokens = {}

@@ -14,7 +14,7 @@ import numpy as np
 from manifests.errors import ConfigError, ModmillError
 from train.data.batch import Batch
 from train.data.gather import Reader, cut
-from train.data.mixture import Entry, Mixture, RowOrder, join
+from train.data.mixture import Mixture, MixtureEntry, RowOrder, join
 from train.data.vocabulary import Vocabulary
 
 # A block of some thousand rows visits each file once for many batches, which are cut from it.
@@ -36,7 +36,7 @@ class Loader:
 
     def __init__(
         self,
-        entries: Sequence[Entry],
+        entries: Sequence[MixtureEntry],
         *,
         vocabulary: Vocabulary,
         seed: int,

@@ -27,7 +27,7 @@ _CROP = hashing.name_hash("first crop")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class MixtureEntry:
     """A source of a mixture: the rows of a snapshot, of some of its corpora or of all (None), and its share of the slots."""
 
     snapshot: Snapshot
@@ -98,7 +98,7 @@ class RowOrder:
     """
 
     def __init__(
-        self, entry: Entry, source: int, *, seed: int | str, held_out: bool, without: Collection[int] = ()
+        self, entry: MixtureEntry, source: int, *, seed: int | str, held_out: bool, without: Collection[int] = ()
     ) -> None:
         """`source` is the place of the entry in its mixture; the parts at the places `without` are left out."""
         self._source, self._held_out = source, held_out
@@ -191,7 +191,7 @@ def _shares(weights: Sequence[float]) -> Int64[np.ndarray, "S"]:
     return shares
 
 
-def _corpora(entry: Entry) -> set[str]:
+def _corpora(entry: MixtureEntry) -> set[str]:
     known = {part.corpus for part in entry.snapshot.parts}
     for corpus in entry.corpora or ():
         if corpus not in known:

@@ -118,14 +118,14 @@ def fit_grid(
     options: GridOptions,
     out: Path,
     *,
-    held_out: np.ndarray,
+    judged: np.ndarray,
     threads: int,
     resume: tuple[int, bytes] | None = None,
     save: Callable[[int, bytes], None] | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     device: str = "cpu",
 ) -> dict[str, float]:
-    """Fit on labels (N, *modality.shape()), write config.json and model.safetensors into `out`, measure on `held_out`.
+    """Fit on labels (N, *modality.shape()), write config.json and model.safetensors into `out`, measure on `judged`.
 
     `labels` may be a memory map: only windows of it are read at a time. `save` is given the steps done and a checkpoint
     (safetensors) every `checkpoint_every` steps; `resume` takes such a pair, made with equal labels, options and threads,
@@ -156,7 +156,7 @@ def fit_grid(
     fit = {name: value for name, value in asdict(options).items() if name != "checkpoint_every"} | {"rows": len(labels)}
     write(out, state.network, coding, modality=modality, shape=shape, fit=fit)
     tokenizer = GridTokenizer(state.network, coding, modality=modality.name, size=labels.shape[1], device=device)
-    return measure(tokenizer, held_out)
+    return measure(tokenizer, judged)
 
 
 def _check(labels: np.ndarray, modality: Modality, options: GridOptions) -> None:

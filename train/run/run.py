@@ -24,7 +24,7 @@ from manifests.store.storage import Storage, cache_folder
 from train.data.batch import Batch, MaskedBatch
 from train.data.loader import Loader
 from train.data.mask import mask_batch
-from train.data.mixture import Entry
+from train.data.mixture import MixtureEntry
 from train.data.vocabulary import Vocabulary, of_snapshots
 from train.model import loss
 from train.model.transformer import Model
@@ -45,7 +45,7 @@ Report = Callable[[str, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrainingResult:
     """How a run ended. `step` are the updates in all, `steps_done` those of this sitting."""
 
     run: str
@@ -55,7 +55,9 @@ class Outcome:
     steps_done: int
 
 
-def train(config: TrainConfig, *, resume: str | None = None, report: Report = lambda kind, facts: None) -> Outcome:
+def train(
+    config: TrainConfig, *, resume: str | None = None, report: Report = lambda kind, facts: None
+) -> TrainingResult:
     """Trains as the file says; `resume` is None (a new run), `auto` (its newest run, if there is one) or a run's folder.
 
     The first Ctrl-C or SIGTERM ends the run after its step, with a checkpoint. Raises ConfigError for what cannot be trained
@@ -77,12 +79,12 @@ def train(config: TrainConfig, *, resume: str | None = None, report: Report = la
     saved = _checkpoint(resume, out, config, identity, say)
     storage = run_folder.new(out, config) if saved is None else saved.storage
     # All that may be wrong with the file is found before anything is written.
-    story = _Run(config, snapshots, vocabulary, storage, device, identity, report, say)
+    story = _Training(config, snapshots, vocabulary, storage, device, identity, report, say)
     with run_folder.only_writer(storage), process.torch_settings(device, config.threads):
         return story.tell(saved)
 
 
-class _Run:
+class _Training:
     """One sitting: what it was given, and what its steps change."""
 
     def __init__(
@@ -107,7 +109,7 @@ class _Run:
         self.say = say
         self.name = Path(storage.root).name
         self.entries = [
-            Entry(snapshot=snapshot, corpora=source.corpora, weight=source.weight)
+            MixtureEntry(snapshot=snapshot, corpora=source.corpora, weight=source.weight)
             for source, snapshot in zip(config.mixture, snapshots, strict=True)
         ]
         self.loader = Loader(
@@ -127,7 +129,7 @@ class _Run:
         self.window = Window.empty(len(vocabulary.modalities))
         self.losses: dict[str, Any] = {}
 
-    def tell(self, saved: Saved | None) -> Outcome:
+    def tell(self, saved: Saved | None) -> TrainingResult:
         if saved is not None:
             self._restore(saved)
         begun = self.step
@@ -146,7 +148,7 @@ class _Run:
             self.say(
                 f"{self.name} is at step {self.step} of {self.config.steps}: nothing to do; raise `steps` to go on"
             )
-            return self._outcome("done", begun)
+            return self._result("done", begun)
         self.storage.put("config.json", canonical_json(self._facts()))
         local = Path(self.storage.root) if self.storage.is_local else cache_folder() / "runs" / self.name
         metrics = Metrics(self.storage, local, step=self.step, say=self.say)
@@ -157,7 +159,7 @@ class _Run:
         finally:
             self.loader.close()
             metrics.close()
-        return self._outcome(status, begun)
+        return self._result(status, begun)
 
     def _steps(self, metrics: Metrics) -> Status:
         config, steps = self.config, self.config.steps
@@ -358,8 +360,8 @@ class _Run:
         generators.restore(document["generators"])
         self.say(f"goes on from {saved.location}")
 
-    def _outcome(self, status: Status, begun: int) -> Outcome:
-        return Outcome(
+    def _result(self, status: Status, begun: int) -> TrainingResult:
+        return TrainingResult(
             run=self.name, folder=self.storage.uri, status=status, step=self.step, steps_done=self.step - begun
         )
 

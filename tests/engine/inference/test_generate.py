@@ -22,7 +22,7 @@ from tokenize_jobs import protocol
 from tokenize_jobs.text import EOS, SENTINELS, TextOptions, fit_text
 from train.data.vocabulary import TokenModality, Vocabulary
 from train.fit.grid import GridOptions, fit_grid
-from train.generation.generate import Tokenizers
+from train.generation.generator import Tokenizers
 from train.model.transformer import Model, ModelConfig
 from train.run.checkpoint import open_checkpoint, save
 
@@ -66,7 +66,7 @@ def _fit(workspace: Path, name: str) -> tuple[str, str]:
             start_rounds=2,
         )
         labels = _labels(name)
-        fit_grid(labels, get(name), options, folder, held_out=labels[:2], threads=1)
+        fit_grid(labels, get(name), options, folder, judged=labels[:2], threads=1)
     digest = protocol.digest(folder)
     path = f"tokenizers/{name}-{digest[:12]}"
     folder.rename(workspace / path)

@@ -22,7 +22,7 @@ from manifests.snapshots.snapshot import Snapshot
 from train.data import loader as loader_module
 from train.data.batch import Batch
 from train.data.loader import Loader
-from train.data.mixture import WINDOW_SLOTS, Entry
+from train.data.mixture import WINDOW_SLOTS, MixtureEntry
 from train.data.vocabulary import Vocabulary, of_snapshots
 
 ROOT = Path(__file__).parents[3]
@@ -53,7 +53,7 @@ def scenes(workspace) -> Snapshot:
 
 
 def loader_of(*snapshots: Snapshot, **options: Any) -> Loader:
-    entries = options.pop("entries", [Entry(snapshot=snapshot) for snapshot in snapshots])
+    entries = options.pop("entries", [MixtureEntry(snapshot=snapshot) for snapshot in snapshots])
     vocabulary = options.pop("vocabulary", None) or of_snapshots([entry.snapshot for entry in entries])
     return Loader(entries, **{"vocabulary": vocabulary, "seed": 0, "batch": 16, **options})
 
@@ -143,9 +143,9 @@ def test_every_training_row_comes_once_an_epoch_and_held_out_ones_never(frozen: 
 
 def test_a_mixture_has_its_shares_exactly(frozen: Snapshot, scenes: Snapshot) -> None:
     entries = [
-        Entry(snapshot=frozen, corpora=("documents",), weight=1.0),
-        Entry(snapshot=frozen, corpora=("photos",), weight=2.0),
-        Entry(snapshot=scenes, weight=5.0),
+        MixtureEntry(snapshot=frozen, corpora=("documents",), weight=1.0),
+        MixtureEntry(snapshot=frozen, corpora=("photos",), weight=2.0),
+        MixtureEntry(snapshot=scenes, weight=5.0),
     ]
     loader = loader_of(entries=entries, batch=WINDOW_SLOTS, vocabulary=of_snapshots([frozen, scenes]))
     batch = loader.batch_at(1)
@@ -269,7 +269,7 @@ def test_an_iteration_that_begins_ends_the_one_before(frozen: Snapshot) -> None:
 
 
 def test_the_state_is_a_few_plain_values(frozen: Snapshot, scenes: Snapshot) -> None:
-    entries = [Entry(snapshot=frozen, corpora=("photos",), weight=2), Entry(snapshot=scenes)]
+    entries = [MixtureEntry(snapshot=frozen, corpora=("photos",), weight=2), MixtureEntry(snapshot=scenes)]
     loader = loader_of(entries=entries, seed=7)
     next(iter(loader))
     assert loader.state() == {
@@ -324,7 +324,7 @@ def test_held_out_rows_come_once_in_a_fixed_order(frozen: Snapshot) -> None:
 
 
 def test_held_out_rows_of_two_entries_of_a_snapshot_come_once(frozen: Snapshot) -> None:
-    entries = [Entry(snapshot=frozen, corpora=("scenes", "photos")), Entry(snapshot=frozen, weight=3.0)]
+    entries = [MixtureEntry(snapshot=frozen, corpora=("scenes", "photos")), MixtureEntry(snapshot=frozen, weight=3.0)]
     batches = list(loader_of(entries=entries).held_out_batches(10**9))
     found = Counter(row for batch in batches for row in rows_of(batch))
     assert set(found.values()) == {1}
@@ -346,7 +346,7 @@ def test_without_held_out_rows_there_is_nothing_to_validate_with(scenes: Snapsho
 def test_without_rows_to_train_on_there_is_no_loader(workspace, frozen: Snapshot) -> None:
     held = workspace.snapshot("nearly-all-held-out", where="corpus = 'scenes'", hold_out=1 - 1e-9)
     with pytest.raises(ConfigError, match=r"held-out has no rows to train on in scenes; .* smaller --hold-out"):
-        loader_of(entries=[Entry(snapshot=held, corpora=("scenes",))])
+        loader_of(entries=[MixtureEntry(snapshot=held, corpora=("scenes",))])
 
 
 # -- errors and threads -----------------------------------------------------------------------------------------------
@@ -464,10 +464,10 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 from manifests.snapshots.snapshot import open_snapshot
 from train.data.loader import Loader
-from train.data.mixture import Entry
+from train.data.mixture import MixtureEntry
 from train.data.vocabulary import of_snapshots
 snapshot = open_snapshot(sys.argv[1])
-with Loader([Entry(snapshot=snapshot)], vocabulary=of_snapshots([snapshot]), seed=0, batch=16, workers=1) as loader:
+with Loader([MixtureEntry(snapshot=snapshot)], vocabulary=of_snapshots([snapshot]), seed=0, batch=16, workers=1) as loader:
     batch = next(iter(loader))
 print(batch.keys.tolist(), int(batch.columns["rgb"].values.sum()), batch.columns["caption"].values.tolist())
 """

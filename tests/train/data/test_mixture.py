@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from manifests.errors import ConfigError
 from manifests.snapshots.snapshot import Snapshot, SnapshotPart, SnapshotShard
 from manifests.store.storage import open_storage
-from train.data.mixture import WINDOW_PARTS, WINDOW_SLOTS, Entry, Mixture, Picks, RowOrder, join
+from train.data.mixture import WINDOW_PARTS, WINDOW_SLOTS, Mixture, MixtureEntry, Picks, RowOrder, join
 
 
 def frozen(
@@ -56,7 +56,7 @@ def frozen(
 
 
 def order_of(snapshot: Snapshot, *, seed: int = 0, held_out: bool = False, corpora: tuple[str, ...] | None = None):
-    return RowOrder(Entry(snapshot=snapshot, corpora=corpora), 0, seed=seed, held_out=held_out)
+    return RowOrder(MixtureEntry(snapshot=snapshot, corpora=corpora), 0, seed=seed, held_out=held_out)
 
 
 def identities(picks: Picks) -> list[tuple[int, int]]:

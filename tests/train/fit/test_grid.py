@@ -58,8 +58,8 @@ def disks(name: str, rows: int = 12, seed: int = 0, size: int = 32) -> tuple[np.
 
 def fit(out: Path, name: str = "rgb", options: GridOptions = TINY, **arguments: object) -> dict[str, float]:
     labels, modality = disks(name)
-    held_out, _ = disks(name, rows=4, seed=1)
-    return fit_grid(labels, modality, options, out, held_out=held_out, threads=1, **arguments)  # type: ignore[arg-type]
+    judged, _ = disks(name, rows=4, seed=1)
+    return fit_grid(labels, modality, options, out, judged=judged, threads=1, **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_steps_improve_on_the_start(tmp_path: Path) -> None:
 
     def psnr_db(steps: int) -> float:
         options = replace(TINY, width=32, start_patches=512, window=40, steps=steps)
-        return fit_grid(labels[:40], modality, options, tmp_path, held_out=labels[40:], threads=1)["psnr_db"]
+        return fit_grid(labels[:40], modality, options, tmp_path, judged=labels[40:], threads=1)["psnr_db"]
 
     # What the neighbors of a patch say of it is known to the trunks alone, which start at zero.
     assert psnr_db(100) > psnr_db(1) + 1
@@ -154,14 +154,14 @@ def test_labels_may_be_a_memory_map(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", labels)
     mapped = np.load(tmp_path / "labels.npy", mmap_mode="r")
     options = replace(TINY, steps=3)
-    fit_grid(mapped, modality, options, tmp_path / "mapped", held_out=labels[:2], threads=1)
-    fit_grid(labels, modality, options, tmp_path / "whole", held_out=labels[:2], threads=1)
+    fit_grid(mapped, modality, options, tmp_path / "mapped", judged=labels[:2], threads=1)
+    fit_grid(labels, modality, options, tmp_path / "whole", judged=labels[:2], threads=1)
     assert protocol.digest(tmp_path / "mapped") == protocol.digest(tmp_path / "whole")
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     labels, modality = disks("rgb")
-    rest = {"out": tmp_path, "held_out": labels, "threads": 1}
+    rest = {"out": tmp_path, "judged": labels, "threads": 1}
     with pytest.raises(ConfigError, match=r"uint8 \(12, 32, 32, 3\), expected uint8 \(rows, 224, 224, 3\)"):
         fit_grid(labels, MODALITIES["rgb"], TINY, **rest)
     with pytest.raises(ConfigError, match="no multiple of the patch, 12 px"):
@@ -180,7 +180,7 @@ def test_feature_maps_are_fitted_cell_by_cell(tmp_path: Path) -> None:
     kinds = rng.normal(size=(2, 12)).astype(np.float32) * 4
     labels = kinds[rng.integers(2, size=(24, 8, 8))]
     options = replace(TINY, patch=1, codebook=4, window=8, mirror=False)
-    figures = fit_grid(labels, modality, options, tmp_path, held_out=labels[:4], threads=1)
+    figures = fit_grid(labels, modality, options, tmp_path, judged=labels[:4], threads=1)
     assert figures["cosine"] > 0.95
     assert figures["cosine"] > figures["flat_cosine"]
     fitted = GridTokenizer.load(tmp_path, "dinov2")

@@ -18,7 +18,7 @@ from manifests.store.storage import Storage, open_storage
 from train.model import loss
 from train.run import checkpoint
 from train.run.metrics import read_lines
-from train.run.run import Outcome, train
+from train.run.run import TrainingResult, train
 from train.settings.trainer import TrainConfig, parse
 
 ROOT = Path(__file__).parents[3]
@@ -64,24 +64,24 @@ def config(workspace: Any, out: Path, **changes: Any) -> TrainConfig:
     return parse(tree(workspace, out, **changes), folder=out)
 
 
-def lines(outcome: Outcome, kind: str = "train") -> dict[int, dict[str, Any]]:
+def lines(outcome: TrainingResult, kind: str = "train") -> dict[int, dict[str, Any]]:
     found = [line for line in read_lines(Path(outcome.folder) / "metrics.jsonl") if line["kind"] == kind]
     assert len({line.get("step") for line in found}) == len(found)
     return {line.get("step", 0): line for line in found}
 
 
-def losses(outcome: Outcome) -> dict[int, tuple[Any, ...]]:
+def losses(outcome: TrainingResult) -> dict[int, tuple[Any, ...]]:
     """What must be equal to the bit, by step."""
     return {at: (one["loss"], one["losses"], one["gradient_norm"], one["lr"]) for at, one in lines(outcome).items()}
 
 
 @pytest.fixture(scope="module")
-def whole(workspace: Any, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def whole(workspace: Any, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     """The run that nothing interrupts."""
     return train(config(workspace, tmp_path_factory.mktemp("whole")))
 
 
-def test_the_loss_falls_and_the_run_is_told_in_its_folder(workspace: Any, whole: Outcome) -> None:
+def test_the_loss_falls_and_the_run_is_told_in_its_folder(workspace: Any, whole: TrainingResult) -> None:
     assert (whole.status, whole.step, whole.steps_done) == ("done", STEPS, STEPS)
     told = lines(whole)
     assert list(told) == list(range(1, STEPS + 1))
@@ -110,7 +110,7 @@ def test_the_loss_falls_and_the_run_is_told_in_its_folder(workspace: Any, whole:
     assert not opened.model.training
 
 
-def test_a_second_run_has_the_same_losses(workspace: Any, whole: Outcome, tmp_path: Path) -> None:
+def test_a_second_run_has_the_same_losses(workspace: Any, whole: TrainingResult, tmp_path: Path) -> None:
     again = train(config(workspace, tmp_path, steps=4, workers=0))
     first = losses(whole)
     # The schedule ends with the run, so only the warm-up is the same.
@@ -147,7 +147,7 @@ train(parse(json.loads(sys.argv[1]), folder=Path(".")), report=report)
 
 @pytest.mark.slow
 def test_after_sigkill_the_next_losses_are_those_of_the_whole_run(
-    workspace: Any, whole: Outcome, tmp_path: Path
+    workspace: Any, whole: TrainingResult, tmp_path: Path
 ) -> None:
     options = tree(workspace, tmp_path)
     with subprocess.Popen(

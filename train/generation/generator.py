@@ -30,7 +30,7 @@ UNKNOWN = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Target:
+class _Goal:
     """One modality that is being made; `keys` (B,) are what its draws are keyed with."""
 
     model: Model
@@ -107,7 +107,7 @@ def generate(
     with torch.inference_mode():
         for name in wanted:
             conditions = {other: tokens for other, tokens in known.items() if other != name}
-            target = _Target(
+            goal = _Goal(
                 model=model,
                 index=vocabulary.index(name),
                 options=options.of(vocabulary[name], conditions),
@@ -115,26 +115,26 @@ def generate(
                 known=conditions,
             )
             own = known.get(name, [None] * len(keys))
-            made[name] = _sequences(target, own) if target.facts.sequence else _grids(target, own)
+            made[name] = _sequences(goal, own) if goal.facts.sequence else _grids(goal, own)
             known[name] = made[name]
     return made
 
 
-def _grids(target: _Target, own: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+def _grids(goal: _Goal, own: Sequence[np.ndarray | None]) -> list[np.ndarray]:
     """Grids, some of whose cells may be known."""
-    empty = np.full(target.facts.tokens, UNKNOWN)
+    empty = np.full(goal.facts.tokens, UNKNOWN)
     cells = np.stack([empty if row is None else row for row in own])
-    options = target.options
+    options = goal.options
     plans = [counts(int((row < 0).sum()), options.steps, options.schedule) for row in cells]
-    lottery = combine(combine(target.keys, name_hash("order"))[:, None], np.arange(target.facts.tokens))
+    lottery = combine(combine(goal.keys, name_hash("order"))[:, None], np.arange(goal.facts.tokens))
     for step in range(max(map(len, plans), default=0)):
         many = np.array([plan[step] if step < len(plan) else 0 for plan in plans])
         unknown = cells < 0
         by_confidence = options.order == "confidence"
         asked = unknown & (many > 0)[:, None] if by_confidence else _first(many, uniform(lottery), unknown)
         sample, place = np.nonzero(asked)
-        logits = target.logits(target.contexts(cells), place, sample)
-        tokens, confidence = target.draw(logits, sample, place, step, step / options.steps)
+        logits = goal.logits(goal.contexts(cells), place, sample)
+        tokens, confidence = goal.draw(logits, sample, place, step, step / options.steps)
         drawn = np.full_like(cells, UNKNOWN)
         drawn[sample, place] = tokens
         if by_confidence:
@@ -155,27 +155,27 @@ def _first(
     return found
 
 
-def _sequences(target: _Target, own: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+def _sequences(goal: _Goal, own: Sequence[np.ndarray | None]) -> list[np.ndarray]:
     """Sequences, left to right."""
-    facts = target.facts
+    facts = goal.facts
     opening, closing = facts.first_sentinel + 1, facts.first_sentinel + 2
     # One that was masked whole has no other sentinels in it.
     others = [id_ for id_ in range(facts.first_sentinel, facts.first_sentinel + facts.sentinels) if id_ != closing]
-    most = min(facts.tokens, target.options.tokens or facts.tokens)
+    most = min(facts.tokens, goal.options.tokens or facts.tokens)
     written = np.full((len(own), most + 1), opening)
     lengths = np.zeros(len(own), dtype=np.int64)
-    device = target.model.mask_token.device
+    device = goal.model.mask_token.device
     active = np.array([number for number, row in enumerate(own) if row is None], dtype=np.int64)
     rows = torch.from_numpy(active).to(device)
-    prefixes = [Prefix.start(target.model, context, target.index).only(rows) for context in target.contexts()]
+    prefixes = [Prefix.start(goal.model, context, goal.index).only(rows) for context in goal.contexts()]
     for step in range(most):
         if len(active) == 0:
             break
         previous = torch.from_numpy(written[active, step] + facts.offset).to(device)
-        hidden, prefixes = zip(*(prefix.extended(target.model, previous) for prefix in prefixes), strict=True)
-        logits = target.guided(hidden)
+        hidden, prefixes = zip(*(prefix.extended(goal.model, previous) for prefix in prefixes), strict=True)
+        logits = goal.guided(hidden)
         logits[:, others] = -torch.inf
-        tokens, _ = target.draw(logits, active, np.zeros_like(active), step, step / most)
+        tokens, _ = goal.draw(logits, active, np.zeros_like(active), step, step / most)
         written[active, step + 1] = tokens
         lengths[active] = np.where(tokens == closing, step, step + 1)
         going = np.flatnonzero((tokens != closing) & (tokens != facts.end))

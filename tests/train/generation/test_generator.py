@@ -15,7 +15,7 @@ from train.data.hashing import combine, name_hash
 from train.data.mask import Masking, Strategy, mask_batch
 from train.data.vocabulary import TokenModality, Vocabulary
 from train.generation.decoding import DecodeOptions, GenerateOptions, Order, Schedule, counts, draw, filtered
-from train.generation.generate import UNKNOWN, generate
+from train.generation.generator import UNKNOWN, generate
 from train.generation.left_to_right import Prefix
 from train.model import loss
 from train.model.transformer import Model, ModelConfig
