@@ -51,7 +51,7 @@ def snapshot(
 ) -> None:
     """Freeze a selection of rows and tokens for training as NAME, or list what is frozen."""
     from engine.run import freeze
-    from engine.show import snapshots
+    from engine.show import snapshot_tables
     from engine.show import tables as output
 
     if name is None:
@@ -59,7 +59,7 @@ def snapshot(
             raise ConfigError(
                 "--where, --modalities, --split and --attach make a snapshot: give its NAME after the workspace"
             )
-        output.write_rows(*snapshots.listing(workspace), form)
+        output.write_rows(*snapshot_tables.listing(workspace), form)
         return
     asked = None if modalities is None else modalities.split(",")
     made = freeze.make(
@@ -72,6 +72,6 @@ def snapshot(
         attach=tables,
         quiet=form != "table",
     )
-    output.write(snapshots.contents(made), form)
+    output.write(snapshot_tables.contents(made), form)
     for one in made:
         click.echo(freeze.summary(one), err=form != "table")

@@ -14,6 +14,10 @@ from manifests.queries.planning import Count
 Documents = Mapping[str, Mapping[str, Any]]
 
 
+# The columns of `table` that hold numbers.
+NUMBERS = (3, 4)
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewSamples:
     """Samples of a source that are not ingested yet, and the parts that they will be."""
@@ -75,28 +79,20 @@ def lines(
     return found
 
 
-def table(found: Sequence[Line]) -> str:
-    """The lines as text, columns aligned; forms of a modality with equal figures stand in one line."""
+def table(found: Sequence[Line]) -> list[Sequence[str]]:
+    """Returns the lines as rows of cells below a heading; forms of a modality with equal figures stand in one row.
+
+    Columns `NUMBERS` hold numbers.
+    """
     together: dict[tuple[str, str, int, int], list[Line]] = {}
     for line in found:
         together.setdefault((line.corpus, line.modality, line.parts, line.to_do), []).append(line)
-    rows = [("corpus", "modality", "form", "parts", "to do", "why")]
+    rows: list[Sequence[str]] = [("corpus", "modality", "form", "parts", "to do", "why")]
     for (corpus, modality, parts, to_do), forms in together.items():
         whys = dict.fromkeys(line.why for line in forms)
         why = next(iter(whys)) if len(whys) == 1 else "; ".join(f"{line.form}: {line.why}" for line in forms)
         rows.append((corpus, modality, "+".join(line.form for line in forms), f"{parts:,}", f"{to_do:,}", why))
-    return aligned(rows, right=(3, 4))
-
-
-def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows of cells as lines of text, each column as wide as its widest cell; columns of numbers to the right."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(widths[place]) if place in right else cell.ljust(widths[place]) for place, cell in enumerate(row)
-        ).rstrip()
-        for row in rows
-    )
+    return rows
 
 
 def _why(plan: CorpusPlan, count: Count, parts: int, request: Request, documents: Documents) -> tuple[int, list[str]]:

@@ -61,10 +61,12 @@ class EventSink(Protocol):
 
 def sink(storage: Storage, run: str) -> EventSink:
     """Where the events of a run that begins are written."""
-    return _File(Path(storage.full(f"runs/{run}/events.jsonl"))) if storage.is_local else _Segments(storage, run)
+    return (
+        _EventFile(Path(storage.full(f"runs/{run}/events.jsonl"))) if storage.is_local else _SegmentWriter(storage, run)
+    )
 
 
-class _File:
+class _EventFile:
     """Events of a local workspace; a disk that takes no more costs events, not the run."""
 
     def __init__(self, path: Path) -> None:
@@ -88,7 +90,7 @@ class _File:
         pass
 
 
-class _Segments:
+class _SegmentWriter:
     """Events on an object store: what a segment has so far is kept, and put again as it grows."""
 
     def __init__(self, storage: Storage, run: str) -> None:

@@ -29,6 +29,7 @@ from engine.run.job import (
 from engine.run.labeling import Job
 from engine.run.probe import SAMPLES, Probe, scratch
 from engine.show import contact_sheet
+from engine.show.tables import plain_lines
 from engine.sources import scan as sources
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
@@ -130,7 +131,7 @@ class _Dry:
             unfitted=unfitted,
             progress=self.progress,
         )
-        lines += ["", *reasons.table(told).splitlines(), "", *_probed(probe, jobs, path)]
+        lines += ["", *plain_lines(reasons.table(told), reasons.NUMBERS), "", *_probed(probe, jobs, path)]
         if where is not None:
             lines.append("what of it has the rows picked already is seen when the run looks at it")
         return lines
@@ -185,7 +186,7 @@ def _probed(probe: Probe, jobs: Sequence[Job], path: Path) -> Iterator[str]:
         f"by a probe of up to {SAMPLES} samples on this machine ({costs.machine_words()}); the rest is decoding, crops, "
         "tokens and files:"
     )
-    yield from reasons.aligned(rows, right=range(3, len(_COLUMNS))).splitlines()
+    yield from plain_lines(rows, range(3, len(_COLUMNS)))
     yield f"in all: {whole.words(price)}{'' if price is not None else ' (dollars: --set engine.gpu_hour_price=PRICE)'}"
     yield f"wall time: {', '.join(walls)}{more}"
     if probe.unfitted:

@@ -21,6 +21,7 @@ from engine.run.alarms import Alarms
 from engine.run.commit import _Labeled
 from engine.run.runners.protocol import Runner
 from engine.run.runners.queue import in_turn
+from engine.show.tables import plain_lines
 from manifests.catalog.catalog import Catalog
 from manifests.log.actions import TokenizerAdded
 from manifests.queries import planning
@@ -162,7 +163,7 @@ def label(
         return
     lines = [line for planned in plans.values() for line in reasons.lines(catalog, planned, request)]
     lines = [line for line in lines if line.to_do]
-    for text in (*reasons.table(lines).splitlines(), *_head(found, engine, request, workers)):
+    for text in (*plain_lines(reasons.table(lines), reasons.NUMBERS), *_head(found, engine, request, workers)):
         progress.say(text)
     parts: dict[str, int] = {}
     for corpus in plans:

@@ -85,7 +85,7 @@ class Page:
         environment.globals["is_number"] = _is_number
         path = self._out / "report.html"
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(environment.get_template("report.html").render(**shown) + "\n", encoding="utf-8")
+        temporary.write_text(environment.get_template("report.html").render(**shown).lstrip() + "\n", encoding="utf-8")
         os.replace(temporary, path)
         return path
 

@@ -7,7 +7,7 @@ import decimal
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -62,6 +62,20 @@ def rows_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> "pa.Ta
     return pa.table({name: [row[name] for row in rows] for name in columns})
 
 
+def plain_lines(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> Iterator[str]:
+    """Yields rows of cells as lines of text, each column as wide as its widest cell; the columns `right` stand right.
+
+    Unlike rich's tables these take no width into account, and cost nothing to import: pipes and logs get them.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        padded = [
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(padded).rstrip()
+
+
 @contextlib.contextmanager
 def _stream(out: Path | None) -> Iterator[TextIO]:
     if out is None:
@@ -78,13 +92,10 @@ def _write_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], stream: 
         _write_fitting(columns, cells, numbers, stream)
     else:
         # Off a terminal there is no width to fit: lines stay whole, so that they can be searched.
-        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-        for line in (columns, ["─" * width for width in widths], *cells):
-            padded = [
-                text.rjust(width) if right else text.ljust(width)
-                for text, width, right in zip(line, widths, numbers, strict=True)
-            ]
-            stream.write("  ".join(padded).rstrip() + "\n")
+        right = [place for place, is_number in enumerate(numbers) if is_number]
+        head, *lines = plain_lines([columns, *cells], right)
+        rule = plain_lines([["─" * max(map(len, column)) for column in zip(columns, *cells, strict=True)]])
+        stream.writelines(f"{line}\n" for line in (head, *rule, *lines))
     stream.write(f"{len(rows):,} row{'s' * (len(rows) != 1)}\n")
 
 

@@ -296,7 +296,7 @@ def test_threads_may_report_at_once(storage: Storage) -> None:
 
 
 def test_a_full_disk_costs_the_events_and_not_the_run(caplog: pytest.LogCaptureFixture) -> None:
-    told = Progress(events._File(Path("/dev/full")), quiet=True)
+    told = Progress(events._EventFile(Path("/dev/full")), quiet=True)
     for _ in range(3):
         told.event("item", item="photos/0", modalities={}, rows=1, seconds=1.0, pool="")
         time.sleep(0.05)
@@ -335,7 +335,7 @@ def test_a_store_gets_segments_of_which_the_newest_tells_all(s3_bucket: str, mon
 
 def test_a_store_that_is_away_costs_no_event_once_it_is_back(tmp_path: Path) -> None:
     storage = open_storage(tmp_path / "work")
-    segments = events._Segments(storage, "run-a")
+    segments = events._SegmentWriter(storage, "run-a")
     (tmp_path / "work").write_text("a file where the folder should be")
     segments.write(b'{"t": 0, "event": "message"}\n')
     segments.flush(now=True)
