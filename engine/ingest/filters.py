@@ -1,4 +1,4 @@
-"""Which new samples a corpus's filter leaves out, before anything is made of them: small, narrow, or seen before."""
+"""Decides which new samples a corpus's filter leaves out: small, narrow, or seen before."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _NO_BYTES = bytes.fromhex(NO_BYTES)
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Why a sample is left out: a word to group by, and a sentence."""
+    """Says why a sample is left out: a word to group by, and a sentence."""
 
     reason: str
     message: str
@@ -42,7 +42,7 @@ class Filter:
             self._known = np.unique(found["start"].to_numpy())
 
     def size_of(self, data: bytes) -> tuple[int, int] | None:
-        """Width and height of an upright photograph, None where no filter asks or its header cannot be read."""
+        """Returns width and height of an upright photograph, None if no filter asks or its header cannot be read."""
         from manifests.pixels import images
 
         if not self._config.needs_size:
@@ -54,7 +54,7 @@ class Filter:
             return None
 
     def judge(self, sha256: bytes, size: tuple[int, int] | None) -> Reason | None:
-        """Why a sample is left out, None where it is not."""
+        """Returns why a sample is left out, None if it is not."""
         if size is not None and (found := self._judge_size(*size)) is not None:
             return found
         if self._config.duplicates == "none" or sha256 == _NO_BYTES:
@@ -86,7 +86,7 @@ class Filter:
 
 
 def dropped_table(corpus: str, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """The rows of the view `dropped`, as an Arrow table."""
+    """Returns the rows of the view `dropped` as an Arrow table."""
     import pyarrow as pa
 
     schema = pa.schema(

@@ -1,4 +1,4 @@
-"""A corpus's source becomes samples: new keys are appended as new parts, in the source's order; no part ever changes."""
+"""Turns a corpus's source into samples: appends new keys as new parts, in the source's order; no part ever changes."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ from manifests.recipe import sha256_hex
 
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
-    """What an ingest found: where the corpus is, what is new, what is gone or altered, and what to tell the user."""
+    """Holds what an ingest found: where the corpus is, what is new, gone or altered, and what to tell the user."""
 
     corpus: str
     root: str
@@ -50,8 +50,8 @@ def ingest(
 ) -> Ingested:
     """Appends the corpus's new samples as parts; `on_new` is told how many there are, `on_rows` how many are read.
 
-    `scan` is the source as it was listed before, None: it is listed now.
-    Raises ConfigError where the source holds nothing, or where seed or part_rows are not those of the corpus.
+    `scan` is the source as it was listed before; if it is None, it is listed now.
+    Raises ConfigError if the source holds nothing, or if seed or part_rows are not those of the corpus.
     """
     known = {row["corpus"]: row for row in catalog.corpora()}.get(corpus)
     if known is not None:
@@ -66,7 +66,7 @@ def ingest(
                 corpus=corpus, root="", samples=sum(part.rows for part in parts), new=0, new_parts=0, notes=[note]
             )
         raise
-    # Not where the corpus is known: a log that was made anew from files without sidecars has parts alone.
+    # Not `if known`: a log that was rebuilt from files without sidecars has parts alone.
     before = _rows_before(catalog, corpus, with_offsets=not section.pack) if parts else {}
     dropped = set(catalog.sql("SELECT key FROM dropped WHERE corpus = ?", [corpus])["key"].to_pylist())
     fresh = [listed for listed in scan.samples if listed.key not in before and listed.key not in dropped]
@@ -137,7 +137,7 @@ def _commit(
 
 
 def corpus_added(corpus: str, section: config.CorpusConfig) -> CorpusAdded:
-    """The record of a corpus, as its section of the pipeline file has it, without credentials."""
+    """Returns the record of a corpus, as its section of the pipeline file has it, without credentials."""
     document = config.document(section)
     return CorpusAdded(
         corpus=corpus,
@@ -150,7 +150,7 @@ def corpus_added(corpus: str, section: config.CorpusConfig) -> CorpusAdded:
 
 
 def _left_out_notes(left_out: Counter[str], refused: int) -> list[str]:
-    """What to tell of the samples that the filter dropped, by reason, and of those that were forgotten before."""
+    """Tells of the samples that the filter dropped, by reason, and of those that were forgotten before."""
     notes = []
     if left_out:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
@@ -166,7 +166,7 @@ def _left_out_notes(left_out: Counter[str], refused: int) -> list[str]:
 
 
 def root_of(catalog: Catalog, corpus: str, section: config.CorpusConfig) -> str:
-    """Where the source of a corpus that was ingested before is. Raises ConfigError where it never was."""
+    """Returns where the source of a corpus that was ingested before is. Raises ConfigError if it never was."""
     if not catalog.parts(corpus):
         raise ConfigError(f"corpora.{corpus} was never ingested; run without --only, or with --only ingest first")
     try:
@@ -183,7 +183,7 @@ def _is_packed(section: config.CorpusConfig) -> bool:
 
 
 def _rows_before(catalog: Catalog, corpus: str, *, with_offsets: bool) -> dict[str, dict[str, Any]]:
-    """What is known of each sample of the corpus, by key."""
+    """Returns what is known of each sample of the corpus, by key."""
     columns = "key, source, size_bytes, sha256"
     if with_offsets and "source_offset" in catalog.sql("SELECT * FROM samples LIMIT 0").column_names:
         columns += ", source_offset"
@@ -203,12 +203,12 @@ def _check_unchanged(corpus: str, section: config.CorpusConfig, known: Mapping[s
 def _compare(
     scan: sources.Scan, before: Mapping[str, Mapping[str, Any]], stats: SourceStats, section: config.CorpusConfig
 ) -> tuple[list[str], list[str]]:
-    """The keys of samples whose source is gone, and of those whose source is not the one that was ingested.
+    """Returns the keys of samples whose source is gone, and of those whose source is not the one that was ingested.
 
-    Files are hashed again only where size or modification time say so; workers check the hash of all that they read.
+    Files are hashed again only if their size or modification time changed; workers check the hash of all that they read.
     """
     now = {listed.key: listed for listed in scan.samples}
-    # A row without a hash is forgotten: nothing that becomes of its source is of interest.
+    # A row without a hash is forgotten: what becomes of its source does not matter.
     vanished = [key for key, row in before.items() if key not in now and row["sha256"] is not None]
     changed, touched = [], []
     for key, row in before.items():

@@ -1,4 +1,4 @@
-"""The new samples of a source are read once: hashed, judged by the corpus's filter, and packed where that is asked for."""
+"""Reads the new samples of a source once: hashes them, has the filter judge them, and packs them if that is asked for."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +22,9 @@ _MESSAGE_CHARACTERS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """A sample that was read. `number` is that of its bytes where they wait to be packed, `error` why there are none.
+    """Holds a sample that was read. `number` is that of its bytes if they wait to be packed, `error` why there are none.
 
-    `sha256` is that of no bytes where they cannot be read: the row fails when it is worked on.
+    `sha256` is that of no bytes if they cannot be read: the row fails when it is worked on.
     """
 
     listed: Listed
@@ -37,8 +37,10 @@ class Taken:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """The samples of a new part (none at the end of a source whose last ones are left out), and those that were dropped
-    on the way to it: rows of the view `dropped`."""
+    """Holds the samples of a new part, and those that were dropped on the way to it: rows of the view `dropped`.
+
+    A source whose last samples are left out ends with a chunk without samples.
+    """
 
     rows: list[Taken]
     dropped: list[dict[str, Any]] = field(default_factory=list)
@@ -66,7 +68,7 @@ class Intake:
             self.packing.close()
 
     def chunks(self, fresh: Sequence[Listed]) -> Iterator[Chunk]:
-        """The samples of one new part after the other; none whose bytes were forgotten, or that the filter leaves out."""
+        """Yields the samples of one new part after the other, without those that were forgotten or that are filtered out."""
         part_rows = self._config.part_rows
         stream = iter(fresh)
         waiting: list[Taken] = []
@@ -143,7 +145,7 @@ def reader(root: str, config: CorpusConfig, samples: Sequence[Listed]) -> Source
 
 
 def _image(data: bytes) -> bytes:
-    """The bytes that a server sent, whatever it said they were. Raises FetchError where they are no image."""
+    """Returns the bytes that a server sent, whatever it said they were. Raises FetchError if they are not an image."""
     if image_suffix(data) is None:
         begin = repr(data[:40])[2:-1]
         raise FetchError(

@@ -1,4 +1,4 @@
-"""Source bytes copied into the workspace: a tar beside each part's samples, from which they are read in place later."""
+"""Packs source bytes into the workspace: a tar beside each part's samples, from which they are read in place later."""
 
 import io
 import tarfile
@@ -15,14 +15,14 @@ _STARTS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bm
 
 
 def image_suffix(data: bytes) -> str | None:
-    """What kind of image bytes are by how they begin, whatever their name or server says; None where they are none."""
+    """Returns the suffix of an image by how its bytes begin, whatever its name or server says; None if it is not one."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     return next((suffix for start, suffix in _STARTS.items() if data.startswith(start)), None)
 
 
 class Packing:
-    """Bytes that wait on this machine's disk, by number, until their part is known; closing it lets them go."""
+    """Holds bytes on this machine's disk, by number, until their part is known; closing it drops them."""
 
     def __init__(self) -> None:
         self._file = _scratch()
@@ -39,17 +39,17 @@ class Packing:
             self._end += len(data)
 
     def drop(self, number: int) -> None:
-        """Lets the bytes of a number go."""
+        """Drops the bytes of a number."""
         del self._places[number]
 
     def close(self) -> None:
-        """Lets all go."""
+        """Drops all bytes."""
         self._file.close()
 
     def write(
         self, storage: Storage, corpus: str, part: int, rows: Mapping[int, int]
     ) -> tuple[str, str, dict[int, int]]:
-        """Writes the tar of a part and lets its bytes go: its path, sha256, and where the bytes of each row begin.
+        """Writes the tar of a part and drops its bytes. Returns its path, sha256, and where the bytes of each row begin.
 
         `rows` has the number of each row that has bytes. Members are named by row; equal bytes give an equal tar.
         """
@@ -77,7 +77,7 @@ class Packing:
         return self._file.read(size)
 
     def _compact(self) -> None:
-        """Gives the disk back that is not needed any more: what waits for the next part goes into a new file."""
+        """Frees disk that is not needed any more: what waits for the next part goes into a new file."""
         before, places = self._file, self._places
         self._file, self._end, self._places = _scratch(), 0, {}
         with before:

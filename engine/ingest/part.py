@@ -120,7 +120,7 @@ def _write_table(catalog: Catalog, corpus: str, name: str, table: pa.Table) -> s
 
 
 def typed_columns(rows: Sequence[Mapping[str, Any]], known: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
-    """The source columns of a part as Arrow arrays: of the type that earlier parts have, where the values fit it.
+    """Returns the source columns of a part as Arrow arrays, of the type that earlier parts have if the values fit it.
 
     A column whose values share no type becomes JSON text. A column named as one of the fixed columns of `samples` becomes
     `source_<name>`.
@@ -155,14 +155,14 @@ def _typed(values: list[Any], known: pa.DataType | None) -> pa.Array:
 
 
 def _holds_empty_struct(kind: pa.DataType) -> bool:
-    """Parquet cannot hold a struct without fields."""
+    # Parquet cannot hold a struct without fields.
     if pa.types.is_struct(kind):
         return kind.num_fields == 0 or any(_holds_empty_struct(kind.field(i).type) for i in range(kind.num_fields))
     return pa.types.is_list(kind) and (pa.types.is_null(kind.value_type) or _holds_empty_struct(kind.value_type))
 
 
 def known_types(catalog: Catalog, corpus: str) -> dict[str, pa.DataType]:
-    """The types that source columns have in the corpus's parts so far."""
+    """Returns the types that source columns have in the corpus's parts so far."""
     types: dict[str, pa.DataType] = {}
     for part in catalog.parts(corpus):
         with catalog.storage.open(part.path) as file:

@@ -1,4 +1,4 @@
-"""What size and time of change each local source had when it was last hashed."""
+"""Remembers which size and time of change each local source had when it was last hashed."""
 
 import contextlib
 import json
@@ -12,8 +12,7 @@ from manifests.store.storage import cache_folder
 
 
 class SourceStats:
-    """What size and modification time each local source had when it was last hashed; in the user's cache, so never in
-    the workspace, whose files hold no times."""
+    """Holds them in the user's cache: files of the workspace hold no times."""
 
     def __init__(self, workspace_id: str, corpus: str) -> None:
         self._path = _path_of(workspace_id, corpus)
@@ -22,12 +21,12 @@ class SourceStats:
             self._known = json.loads(self._path.read_text())
 
     def get(self, listed: Listed) -> str | None:
-        """The hash that was last seen, as hex."""
+        """Returns the hash that was last seen, as hex."""
         entry = self._known.get(listed.source)
         return entry[2] if entry else None
 
     def is_touched(self, listed: Listed) -> bool:
-        """Whether a file that was hashed before has another size or modification time now."""
+        """Tells whether a file that was hashed before has another size or modification time now."""
         entry = self._known.get(listed.source)
         return entry is not None and entry[:2] != [listed.size_bytes, listed.mtime_ns]
 

@@ -1,1 +1,1 @@
-"""The pipeline file: what it may say (`sections`), how it is read (`file`) and checked (`config`)."""
+"""Defines the pipeline file: what it may say (`sections`), how it is read (`file`) and checked (`config`)."""

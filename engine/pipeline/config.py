@@ -1,4 +1,4 @@
-"""The pipeline file: what may stand in it, and how it is read.
+"""Defines the pipeline file, and reads it.
 
     workspace: ../photos-workspace
     corpora:
@@ -58,7 +58,7 @@ TEXT_TOKENIZER = "text"
 
 
 class PipelineConfig(Section):
-    """A whole pipeline file."""
+    """Holds a whole pipeline file."""
 
     workspace: str = Field(min_length=1, description="where everything is written: a folder or an fsspec URI")
     corpora: dict[CorpusName, CorpusConfig] = Field(
@@ -159,9 +159,9 @@ class PipelineConfig(Section):
         ]
 
     def modality_options(self, corpus: str) -> dict[str, ModalityConfig]:
-        """The options of each modality of a corpus: its own over those for every corpus.
+        """Returns the options of each modality of a corpus: its own over those for every corpus.
 
-        Parameters are merged one by one, unless the corpus names another labeler, whose they would not be.
+        Parameters are merged one by one, unless the corpus names another labeler, which has others.
         """
         resolved = {}
         for name, own in self.corpora[corpus].modalities.items():
@@ -173,7 +173,7 @@ class PipelineConfig(Section):
         return resolved
 
     def fit_options(self, tokenizer: str, kind: str = "image") -> dict[str, Any]:
-        """How a tokenizer (`text`, or a modality's own name) is fitted; what is left to its defaults is left out.
+        """Returns how a tokenizer (`text`, or a modality's own name) is fitted; what is left to its defaults is left out.
 
         `kind` is the modality's: a token of a feature map is a cell, and no labeler makes a mirrored map.
         """
@@ -203,7 +203,7 @@ _SECTIONS: dict[KeyPath, type[BaseModel]] = {
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """The pipeline in a file, with `--set` overrides ("corpora.photos.crops=4") applied in their order.
+    """Reads the pipeline in a file, with `--set` overrides ("corpora.photos.crops=4") applied in their order.
 
     Relative paths in the file start at the file's folder, those in overrides at the current one; the value of an
     override is YAML, but for paths, which are taken as typed. Raises ConfigError that names every mistake, a line each.
@@ -222,7 +222,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
 
 
 def _spelled_out(tree: dict[str, Any], path: KeyPath) -> dict[str, Any]:
-    """The tree with a corpus's default modalities written out where an override sets an option of one of them."""
+    """Returns the tree with a corpus's default modalities written out if an override sets an option of one of them."""
     corpora = tree.get("corpora")
     if path[:1] != ("corpora",) or path[2:3] != ("modalities",) or len(path) == 3 or not isinstance(corpora, dict):
         return tree
@@ -281,12 +281,12 @@ def _check_labeler(corpus: CorpusConfig, name: str, options: ModalityConfig) -> 
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a pipeline file, for editors."""
+    """Returns the JSON schema of a pipeline file, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **PipelineConfig.model_json_schema()}
 
 
 def document(config: PipelineConfig | CorpusConfig) -> dict[str, Any]:
-    """A pipeline, or one corpus of it, as plain JSON values: defaults spelled out, no credentials in URIs."""
+    """Returns a pipeline, or one corpus of it, as plain JSON values: defaults spelled out, no credentials in URIs."""
     return _scrubbed(config.model_dump(mode="json"))
 
 

@@ -1,4 +1,4 @@
-"""Reading a pipeline file: YAML with the line of every key, `--set` overrides, and paths made absolute.
+"""Reads a pipeline file: YAML with the line of every key, `--set` overrides, and paths made absolute.
 
 What the keys mean is not known here; `engine/pipeline/config.py` checks the tree that comes out.
 """
@@ -34,7 +34,7 @@ _SEGMENT = re.compile(r'"([^"]+)"|([^."=]+)')
 
 @dataclass(frozen=True, kw_only=True)
 class Override:
-    """One `--set NAME=VALUE`: the key path, and the value as it was typed."""
+    """Holds one `--set NAME=VALUE`: the key path, and the value as it was typed."""
 
     path: KeyPath
     text: str
@@ -45,14 +45,14 @@ class Override:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineDocument:
-    """The tree of a pipeline file. `lines` holds the 1-based line of each key path."""
+    """Holds the tree of a pipeline file. `lines` has the 1-based line of each key path."""
 
     path: Path
     tree: dict[str, Any]
     lines: Mapping[KeyPath, int]
 
     def where(self, location: KeyPath, overrides: Sequence[Override] = ()) -> str:
-        """Where a value came from: `--set ...`, or the file with the nearest line that is known."""
+        """Returns where a value came from: `--set ...`, or the file with the nearest line that is known."""
         for length in range(len(location), 0, -1):
             begin = location[:length]
             for override in reversed(overrides):
@@ -65,7 +65,7 @@ class PipelineDocument:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """The safe loader, which also takes 1e-3 for a number, as YAML 1.2 does."""
+    """Loads as the safe loader, and takes 1e-3 for a number, as YAML 1.2 does."""
 
 
 _YamlLoader.add_implicit_resolver(
@@ -74,14 +74,14 @@ _YamlLoader.add_implicit_resolver(
 
 
 def yaml_value(text: str) -> Any:
-    """The value of YAML text. Raises yaml.YAMLError or ValueError."""
+    """Returns the value of YAML text. Raises yaml.YAMLError or ValueError."""
     return yaml.load(text, _YamlLoader)
 
 
 def read(path: Path, *, expected: str = "`workspace` and `corpora`") -> PipelineDocument:
-    """The tree in a pipeline file, its relative paths resolved against the file's folder.
+    """Reads the tree in a pipeline file, its relative paths resolved against the file's folder.
 
-    `expected` are keys of such a file, for the message. Raises ConfigError with file and line where it is no YAML mapping
+    `expected` are keys of such a file, for the message. Raises ConfigError with file and line if it is not a YAML mapping
     or a key stands twice.
     """
     try:
@@ -129,7 +129,7 @@ def _walk(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], problems: l
 
 
 def parse_override(text: str) -> Override:
-    """One `--set` argument. Raises ConfigError where it is not NAME=VALUE."""
+    """Parses one `--set` argument. Raises ConfigError if it is not NAME=VALUE."""
     path: list[str] = []
     position = 0
     while match := _SEGMENT.match(text, position):
@@ -144,7 +144,7 @@ def parse_override(text: str) -> Override:
 
 
 def override_value(override: Override, folder: Path) -> Any:
-    """The value of an override: YAML, but for paths, which are taken as typed and resolved against `folder`."""
+    """Returns the value of an override: YAML, but for paths, which are taken as typed and resolved against `folder`."""
     if _is_path(override.path):
         value = None if override.text in ("", "null") else override.text
     else:
@@ -157,10 +157,10 @@ def override_value(override: Override, folder: Path) -> Any:
 
 
 def with_override(tree: Mapping[str, Any], override: Override, value: Any) -> dict[str, Any]:
-    """The tree with one value set; sections that lack are made.
+    """Returns the tree with one value set; missing sections are made.
 
-    A list of modalities is the same as a mapping of them, and becomes one where an override goes through it.
-    Raises ConfigError where the path goes through a value that has nothing below it.
+    A list of modalities is the same as a mapping of them, and becomes one if an override goes through it.
+    Raises ConfigError if the path goes through a value that has nothing below it.
     """
     changed = dict(tree)
     here = changed
@@ -181,7 +181,7 @@ def with_override(tree: Mapping[str, Any], override: Override, value: Any) -> di
 
 
 def absolute(text: str, folder: Path) -> str:
-    """A path made absolute against `folder`, `~` expanded; URIs as they are."""
+    """Makes a path absolute against `folder` and expands `~`; leaves URIs as they are."""
     return text if is_uri(text) else os.path.abspath(os.path.join(folder, os.path.expanduser(text)))
 
 
@@ -193,7 +193,7 @@ def _is_path(path: KeyPath, patterns: Sequence[KeyPath] = _PATHS) -> bool:
 
 
 def _checkpoint(text: str, folder: Path) -> str:
-    """A checkpoint's name: a hub id looks like a path, and is one only where something lies there."""
+    """Returns a checkpoint's name: a hub id looks like a path, and is one only if something lies there."""
     path = absolute(text, folder)
     return path if text.startswith((".", "~")) or os.path.exists(path) else text
 

@@ -1,4 +1,4 @@
-"""The sections of a pipeline file: a corpus, its crops and modalities, fits of tokenizers, snapshots, the engine.
+"""Defines the sections of a pipeline file: a corpus, its crops and modalities, fits of tokenizers, snapshots, the engine.
 
 Descriptions are shown in messages and by editors. `engine/pipeline/config.py` puts the sections together.
 """
@@ -23,7 +23,7 @@ from manifests.recipe import canonical_json
 
 
 class Kind(NamedTuple):
-    """Holds what a pipeline file may leave out or say of a kind of corpus; engine/sources/kinds.py reads its samples."""
+    """Holds what a kind of corpus has by default, and whether of pixels; engine/sources/kinds.py reads its samples."""
 
     modalities: tuple[str, ...]
     has_pixels: bool
@@ -58,7 +58,7 @@ def _increasing(value: tuple[float, float]) -> tuple[float, float]:
 
 
 def _as_mapping(value: Any) -> Any:
-    """A list of modalities is the same as a mapping of them without options."""
+    """Turns a list of modalities into a mapping of them without options."""
     if isinstance(value, list | tuple):
         twice = next((name for name in value if value.count(name) > 1), None)
         if twice is not None:
@@ -80,13 +80,13 @@ Range = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_incr
 
 
 class Section(BaseModel):
-    """Strict types, so that `crops: "3"` and `keep: 1` are mistakes and not guesses."""
+    """Takes strict types, so that `crops: "3"` and `keep: 1` are mistakes and not guesses."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModalityConfig(Section):
-    """How one modality is made and kept."""
+    """Says how one modality is made and kept."""
 
     labeler: str | None = Field(
         default=None,
@@ -103,7 +103,7 @@ class ModalityConfig(Section):
         default=None, description="the file format of tokens: parquet (default) or webdataset"
     )
     tokens: bool | None = Field(
-        default=None, description="whether tokens are made; default: where the modality has a tokenizer"
+        default=None, description="whether tokens are made; default: if the modality has a tokenizer"
     )
 
 
@@ -114,7 +114,7 @@ Modalities = Annotated[
 
 
 class CropConfig(Section):
-    """How crops after the first are drawn; the first is the centre."""
+    """Says how crops after the first are drawn; the first is the center."""
 
     scale: Range = Field(default=(0.8, 1.0), description="share of the photograph's area: [least, most], up to 1")
     ratio: Range = Field(default=(0.75, 1.3333333333333333), description="width / height of the crop: [least, most]")
@@ -129,7 +129,7 @@ class CropConfig(Section):
 
 
 class FetchConfig(Section):
-    """How images of a list of URLs are fetched. Their servers are other people's: the defaults ask little of each."""
+    """Says how images of a list of URLs are fetched. Their servers are other people's: the defaults ask little of each."""
 
     parallel: int = Field(default=32, ge=1, le=1024, description="URLs fetched at once")
     per_host: int = Field(default=4, ge=1, le=256, description="URLs fetched at once from one host")
@@ -151,7 +151,7 @@ class FetchConfig(Section):
 
 
 class FilterConfig(Section):
-    """Which new samples are left out before anything is made of them; each is recorded in the view `dropped`."""
+    """Says which new samples are left out before anything is made of them; each is recorded in the view `dropped`."""
 
     min_width: int | None = Field(default=None, ge=1, description="px, of the upright photograph")
     min_height: int | None = Field(default=None, ge=1, description="px, of the upright photograph")
@@ -164,12 +164,12 @@ class FilterConfig(Section):
 
     @property
     def needs_size(self) -> bool:
-        """Whether it looks at the size of photographs."""
+        """Tells whether it looks at the size of photographs."""
         return any(value is not None for value in (self.min_width, self.min_height, self.min_side, self.aspect))
 
 
 class CorpusConfig(Section):
-    """A named set of samples and what is made of them."""
+    """Names a set of samples and what is made of them."""
 
     source: str = Field(
         min_length=1,
@@ -260,12 +260,12 @@ class CorpusConfig(Section):
 
     @property
     def has_pixels(self) -> bool:
-        """Tells whether samples are decoded to pixels, of which there are crops."""
+        """Tells whether samples are decoded to pixels, and cropped."""
         return KINDS[self.kind].has_pixels
 
 
 class GridFit(Section):
-    """How the tokenizer of an image-like modality is fitted. What is left out is the tokenizer's own default."""
+    """Says how the tokenizer of an image-like modality is fitted. What is left out is the tokenizer's own default."""
 
     patch: int | None = Field(
         default=None,
@@ -286,7 +286,7 @@ class GridFit(Section):
 
 
 class TextFit(Section):
-    """How the one tokenizer of all sequences is fitted, or the file that holds one."""
+    """Says how the one tokenizer of all sequences is fitted, or names the file that holds one."""
 
     vocabulary: int = Field(default=30_000, ge=4397, le=1_048_576, description="tokens at most")
     min_frequency: int = Field(default=2, ge=1, description="how often a pair of tokens must occur to become one")
@@ -296,7 +296,7 @@ class TextFit(Section):
 
 
 class SnapshotConfig(Section):
-    """A selection of rows and modalities that is frozen for training."""
+    """Selects rows and modalities that are frozen for training."""
 
     where: str | None = Field(
         default=None,
@@ -314,7 +314,7 @@ class SnapshotConfig(Section):
 
 
 class PoolConfig(Section):
-    """Workers of their own for some labelers: where dependencies conflict, or nodes differ."""
+    """Gives some labelers workers of their own, if dependencies conflict or nodes differ."""
 
     labelers: list[str] = Field(min_length=1, description="the labelers that these workers serve, and no others")
     workers: int | None = Field(default=None, ge=1, le=65_536, description="workers; default: as many as fit")
@@ -329,7 +329,7 @@ class PoolConfig(Section):
 
 
 class EngineConfig(Section):
-    """How the work is run."""
+    """Says how the work is run."""
 
     runner: Literal["ray", "local"] = Field(
         default="ray", description="ray: processes on all machines; local: in this process"
@@ -356,7 +356,7 @@ class EngineConfig(Section):
     )
     device: str = Field(default="auto", pattern=DEVICE, description="auto, cpu, cuda, cuda:N or mps")
     gpus: float = Field(
-        default=1, ge=0, le=64, description="GPUs of a worker where it works on one; 0.5 puts two workers on each"
+        default=1, ge=0, le=64, description="GPUs of a worker if it works on one; 0.5 puts two workers on each"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="what models compute in; auto: bfloat16 on CUDA, else float32"

@@ -1,4 +1,4 @@
-"""A table of source columns (CSV, TSV, Parquet or JSONL), and which of its rows belongs to which image."""
+"""Reads the source columns of images: files beside them, and tables (CSV, TSV, Parquet or JSONL) joined by their names."""
 
 import csv
 import io
@@ -20,9 +20,9 @@ from manifests.store.uris import without_credentials
 def image_columns(
     root: str, files: Sequence[File], images: Sequence[File], table: str | None, key: str | None, notes: Notes
 ) -> Callable[[str], dict[str, Any]]:
-    """A function that reads the source columns of the image at a path.
+    """Returns a function that reads the source columns of the image at a path.
 
-    `photo.txt` is the column `caption`, the keys of `photo.json` are columns, and the table's go over both. What cannot be
+    `photo.txt` is the column `caption`, the keys of `photo.json` are columns, and the table's replace both. What cannot be
     read becomes a note. Raises ConfigError for a table that does not fit.
     """
     beside = {
@@ -49,7 +49,7 @@ def image_columns(
 
 
 def caption_of(read: Callable[[], bytes], path: str, notes: Notes) -> dict[str, Any]:
-    """The column that the text file `path` beside an image is; nothing and a note where it cannot be read."""
+    """Reads the text file `path` beside an image as the column `caption`; adds a note if it cannot be read."""
     try:
         text, exact = decoded(read())
     except SourceError as error:
@@ -61,7 +61,7 @@ def caption_of(read: Callable[[], bytes], path: str, notes: Notes) -> dict[str, 
 
 
 def object_of(read: Callable[[], bytes], path: str, notes: Notes) -> dict[str, Any]:
-    """The columns that the JSON file `path` beside an image holds; nothing and a note where it cannot be read."""
+    """Reads the columns in the JSON file `path` beside an image; adds a note if it cannot be read."""
     try:
         value = parsed(decoded(read())[0])
     except SourceError as error:
@@ -86,21 +86,21 @@ _CSV_FIELD_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table in memory, by column; all columns have `rows` values."""
+    """Holds a table in memory, by column; all columns have `rows` values."""
 
     name: str
     rows: int
     columns: Mapping[str, Sequence[Any]]
 
     def row(self, number: int, without: str) -> dict[str, Any]:
-        """One row as a dict, without the column that it was joined by."""
+        """Returns one row as a dict, without the column that it was joined by."""
         return {name: values[number] for name, values in self.columns.items() if name != without}
 
 
 def read_table(location: str, key: str | None, notes: Notes) -> Table:
-    """A CSV, TSV, Parquet or JSONL file, in memory. Numbers are numbers where all of their column are.
+    """Reads a CSV, TSV, Parquet or JSONL file into memory. Cells are numbers if all of their column are.
 
-    The column named `key` and those of `JOIN_COLUMNS` are kept as text. Raises ConfigError where it cannot be read.
+    The column named `key` and those of `JOIN_COLUMNS` are kept as text. Raises ConfigError if it cannot be read.
     """
     root, _, name = absolute(location, Path.cwd()).rpartition("/")
     root = root or "/"
@@ -124,7 +124,7 @@ def read_table(location: str, key: str | None, notes: Notes) -> Table:
 
 
 def join_column(table: Table, key: str | None) -> str:
-    """The column that names the image: `key`, else the first of `JOIN_COLUMNS`. Raises ConfigError where it lacks."""
+    """Returns the column that names the image: `key`, else the first of `JOIN_COLUMNS`. Raises ConfigError if it is missing."""
     if key is not None:
         if key not in table.columns:
             raise ConfigError(f"table {table.name} has no column {key!r} (`key`); {nearest(key, table.columns)}")
@@ -139,7 +139,7 @@ def join_column(table: Table, key: str | None) -> str:
 
 
 def join(table: Table, column: str, paths: Sequence[str], root: str, notes: Notes) -> dict[str, int]:
-    """The row of each image's path that has one. A row names a path below the source, else a file's bare name."""
+    """Returns the row of each image's path that has one. A row names a path below the source, else a file's bare name."""
     by_path = {_normal(path): path for path in paths}
     by_name: dict[str, list[str]] = {}
     for path in paths:
@@ -181,7 +181,7 @@ def _match(
 
 
 def _normal(path: str) -> str:
-    """macOS writes é in file names as two characters, tables as one."""
+    # macOS writes é in file names as two characters, tables as one.
     return unicodedata.normalize("NFC", path)
 
 
@@ -214,13 +214,13 @@ def _csv_rows(name: str, text: str, delimiter: str) -> Iterator[list[str]]:
 
 
 def _delimiter(text: str) -> str:
-    """Spreadsheets of half the world write semicolons."""
+    # Spreadsheets of half the world write semicolons.
     header = text.partition("\n")[0]
     return max(",;\t", key=header.count)
 
 
 def _numbers(cells: Sequence[str], as_text: bool) -> list[Any]:
-    """Cells as integers or floats where all of them are; an empty cell is null. 007 is no number."""
+    """Returns the cells as integers or floats if all of them are; an empty cell is null. 007 is not a number."""
     filled = [cell for cell in cells if cell != ""]
     convert: Callable[[str], Any] = str
     if filled and not as_text:

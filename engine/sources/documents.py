@@ -1,4 +1,4 @@
-"""Documents of a text corpus: a `.txt` file is one, and so is each row of a JSONL or Parquet file.
+"""Lists and reads the documents of a text corpus: a `.txt` file is one, and so is each row of a JSONL or Parquet file.
 
 A row is named `docs.jsonl#17`, counted from 0; in JSONL a row is a line, so that a broken one keeps its number.
 """
@@ -32,23 +32,23 @@ LINES = (".jsonl", ".ndjson", ".json-lines")
 
 
 class DocumentRows(Protocol):
-    """The rows of one open file."""
+    """Reads the rows of one open file."""
 
     def row(self, number: int) -> dict[str, Any]:
-        """The fields of a row. Raises SourceError where it is no row of fields."""
+        """Returns the fields of a row. Raises SourceError if it has no fields."""
         ...
 
     def close(self) -> None: ...
 
 
 def open_rows(root: str, path: str) -> DocumentRows:
-    """The rows of a file below a source's root; to be closed. Raises SourceError where it cannot be opened."""
+    """Opens the rows of a file below a source's root; to be closed. Raises SourceError if it cannot be opened."""
     stream = open_file(root, path)
     return _Lines(root, path, stream) if suffix(path) in LINES else _ParquetRows(path, stream)
 
 
 def fields_of(line: bytes, source: str) -> dict[str, Any]:
-    """The fields of a line of JSONL, called `source` in messages. Raises SourceError where it is no JSON object."""
+    """Returns the fields of a line of JSONL, called `source` in messages. Raises SourceError if it is not a JSON object."""
     try:
         fields = parsed(line)
     except ValueError as error:
@@ -59,7 +59,7 @@ def fields_of(line: bytes, source: str) -> dict[str, Any]:
 
 
 class _Lines:
-    """Rows of a JSONL file, found by the offsets of its lines."""
+    """Reads rows of a JSONL file, found by the offsets of its lines."""
 
     def __init__(self, root: str, path: str, stream: IO[bytes]) -> None:
         self._path = path
@@ -80,7 +80,7 @@ class _Lines:
 # A worker reads a few thousand lines of the file at a time, for every part again.
 @lru_cache(maxsize=16)
 def _line_offsets(root: str, path: str, identity: tuple[int, int]) -> array:
-    """Where each line of a file begins, and where the last one ends; `identity` changes where the file does."""
+    """Returns where each line of a file begins, and where the last one ends; `identity` changes if the file does."""
     offsets = array("Q", [0])
     with open_file(root, path) as stream:
         for line in stream:
@@ -89,7 +89,7 @@ def _line_offsets(root: str, path: str, identity: tuple[int, int]) -> array:
 
 
 def _identity(stream: IO[bytes]) -> tuple[int, int]:
-    """Size and time of change (ns; 0 where the store is not local) of an open file."""
+    """Returns the size and time of change (ns; 0 if the store is not local) of an open file."""
     try:
         status = os.fstat(stream.fileno())
     except (AttributeError, OSError):
@@ -98,7 +98,7 @@ def _identity(stream: IO[bytes]) -> tuple[int, int]:
 
 
 class _ParquetRows:
-    """Rows of a Parquet file; the row group in use stays in memory."""
+    """Reads rows of a Parquet file; the row group in use stays in memory."""
 
     def __init__(self, path: str, stream: IO[bytes]) -> None:
         import pyarrow as pa
@@ -268,7 +268,7 @@ class _OpenRows:
 
 
 def _text_file_sizes(root: str, files: Sequence[File], notes: Notes) -> dict[str, int]:
-    """The bytes of each document in UTF-8, by path; a note for those that are in another encoding."""
+    """Returns the bytes of each document in UTF-8, by path; adds a note of those that are in another encoding."""
 
     def measure(file: File) -> tuple[int, bool]:
         try:

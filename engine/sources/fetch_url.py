@@ -1,8 +1,8 @@
-"""The one place where URLs that come from data are fetched.
+"""Fetches URLs that come from data; nothing else does.
 
 A URL may name anything, a server in this network or this machine among it. So only http and https are spoken, a name is
 resolved once, every address it has is checked, and the connection goes to the address that was checked; each redirect is
-a URL like the first. Sizes and times are bounded, hosts are asked politely, and what their headers forbid is left alone.
+checked like the first URL. Sizes and times are bounded, hosts are asked politely, and what their headers forbid is left alone.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
 class _Again(Exception):
-    """A try failed in a way that another may not; `wait_s` is what the server asks for, None where it says nothing."""
+    """Tells that a try failed in a way that another may not; `wait_s` is what the server asks for, None if it says nothing."""
 
     def __init__(self, message: str, wait_s: float | None = None) -> None:
         super().__init__(message)
@@ -48,12 +48,12 @@ class _Again(Exception):
 
 
 class _Redirect(Exception):
-    """The server names another URL."""
+    """Tells that the server names another URL."""
 
 
 @dataclass
 class _Host:
-    """How a host is treated: so many requests at once, and none before a time (monotonic seconds)."""
+    """Holds how a host is treated: how many requests at once, and none before a time (monotonic seconds)."""
 
     slots: threading.Semaphore
     not_before: float = 0.0
@@ -92,7 +92,7 @@ class _Connection(HTTPConnection):
 
 
 class _TlsConnection(_Connection, HTTPSConnection):
-    """Does so with TLS."""
+    """Connects so with TLS."""
 
 
 class Fetcher:
@@ -107,7 +107,7 @@ class Fetcher:
         self._tls = ssl.create_default_context()
 
     def fetch(self, url: str) -> bytes:
-        """The bytes that a URL gives. Raises FetchRefused where it must not be asked, FetchError where it gives none."""
+        """Returns the bytes of a URL. Raises FetchRefused if it must not be asked, FetchError if it gives none."""
         wait_s = 1.0
         for left in range(self._config.tries - 1, -1, -1):
             try:
@@ -185,7 +185,7 @@ class Fetcher:
         return _Connection(address, port, timeout=timeout_s)
 
     def _address(self, name: str, port: int) -> str:
-        """An address of a host, every one of which may be asked. Raises FetchRefused, FetchError."""
+        """Returns an address of a host, all of whose addresses may be asked. Raises FetchRefused if one may not."""
         try:
             found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
@@ -195,8 +195,8 @@ class Fetcher:
             for address in addresses:
                 if not is_public(address):
                     raise FetchRefused(
-                        f"{name} is {address}, an address of this machine or of a private network; fetch.allow_private lets "
-                        "such be asked"
+                        f"{name} is {address}, an address of this machine or of a private network; set fetch.allow_private "
+                        "to fetch from it"
                     )
         return addresses[0]
 
@@ -256,7 +256,7 @@ class Fetcher:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, and so is the IPv4 address that it may carry within."""
+    """Tells whether an IP address is of the public internet, and so is the IPv4 address that it may carry within."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -270,7 +270,7 @@ def is_public(address: str) -> bool:
 
 
 def forbidding_tag(values: list[str]) -> str | None:
-    """The `X-Robots-Tag` that forbids the use of an image for this; tags that name another robot do not count."""
+    """Returns the `X-Robots-Tag` that forbids this use of an image, if any; tags that name another robot do not count."""
     for value in values:
         robot = ""
         for rule in value.split(","):
@@ -284,7 +284,7 @@ def forbidding_tag(values: list[str]) -> str | None:
 
 
 def _checked(url: str) -> SplitResult:
-    """The parts of a URL that may be asked. Raises FetchRefused."""
+    """Splits a URL that may be asked. Raises FetchRefused if it may not."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -310,7 +310,7 @@ def _through(message: str, seen: list[str]) -> str:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds that a server asks to be left alone; None where it does not say."""
+    """Returns the seconds that a server asks to be left alone, None if it does not say."""
     if value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Lists images: files of a folder, or what lies in tars, in Parquet files or at URLs.
+"""Lists the images of a source: files of a folder, or what lies in tars, in Parquet files or at URLs.
 
 A format that holds images within its files is a row of `FORMATS`, which listing and reading both go by.
 """
@@ -37,7 +37,7 @@ class ImageFormat:
     open_rows: Callable[[str, CorpusConfig, Mapping[str, set[int]]], RowImages] | None = None
 
 
-# A source is of the first format that it has files of: a table beside tars is none of its samples.
+# A source is of the first format that it has files of: a Parquet file beside images or tars is a table.
 FORMATS = (
     ImageFormat(suffixes=tars.SUFFIXES, scan=tars.scan_tars),
     ImageFormat(suffixes=parquet.SUFFIXES, scan=parquet.scan_parquet, open_rows=parquet.ParquetImages),
@@ -45,7 +45,7 @@ FORMATS = (
 
 
 def scan_images(config: CorpusConfig, listed: Listing, notes: Notes) -> Scanned:
-    """Lists the images of a source, loose ones by key. Raises ConfigError if there is none or a table does not fit."""
+    """Lists the images of a source, loose ones by key. Raises ConfigError if there are none, or a table does not fit."""
     if config.url is not None:
         lists = listed.with_suffix(config.source, urls.SUFFIXES, "lists of URLs")
         return urls.scan_urls(listed.root, lists, config, notes)
@@ -63,8 +63,8 @@ def scan_images(config: CorpusConfig, listed: Listing, notes: Notes) -> Scanned:
         return found.scan(listed.root, files, config, notes)
     if compressed:
         raise ConfigError(
-            f"{compressed[0]} is a compressed tar, and a member of such cannot be read without all before it; unpack it "
-            "(images gain nothing from compression): gunzip, unxz or zstd -d give a .tar, which is read in place"
+            f"{compressed[0]} is a compressed tar, whose members cannot be read in place; unpack it "
+            "(images gain nothing from compression): gunzip, unxz or zstd -d give a .tar"
         )
     return _scan_files(config, listed, notes)
 

@@ -1,4 +1,4 @@
-"""The files of a source, on this machine or on any fsspec store: listed once, read in place, never copied."""
+"""Lists the files of a source, on this machine or on any fsspec store, and reads them in place."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".g
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """One file below a root: its path with '/' separators, bytes, and time of change (ns; None where not local)."""
+    """Holds one file below a root: its path with '/' separators, bytes, and time of change (ns; None if not local)."""
 
     path: str
     size_bytes: int
@@ -28,11 +28,11 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """One sample of a source.
+    """Holds one sample of a source.
 
     `source` is its path below the root, `docs.jsonl#17` for a row of a file, `a.tar#sub/b.jpg` for a member of a tar, or
-    a URL. `size_bytes` counts the image's file, or the document's text in UTF-8; None where only reading tells. `mtime_ns` is
-    the file's time of change, None where it is not local. `offset` is where the bytes begin in a tar, `beside` the suffix,
+    a URL. `size_bytes` counts the image's file, or the document's text in UTF-8; None if only reading tells. `mtime_ns` is
+    the file's time of change, None if it is not local. `offset` is where the bytes begin in a tar, `beside` the suffix,
     offset and size of the members beside it that hold its source columns.
     """
 
@@ -46,16 +46,16 @@ class Listed:
 
 @dataclass(frozen=True)
 class Notes:
-    """What the user should know of a source: counts by kind, with the first names of each."""
+    """Holds what the user should know of a source: names by kind, of which the first are shown."""
 
     counts: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def add(self, noun: str, what: str, name: str) -> None:
-        """One more of a kind: `add("row", "of captions.csv without an image", "a.jpg")`."""
+        """Adds one of a kind: `add("row", "of captions.csv without an image", "a.jpg")`."""
         self.counts.setdefault((noun, what), []).append(name)
 
     def lines(self) -> list[str]:
-        """A line a kind: "2 rows of captions.csv without an image: a.jpg, b.jpg"."""
+        """Returns a line a kind: "2 rows of captions.csv without an image: a.jpg, b.jpg"."""
         lines = []
         for (noun, what), names in self.counts.items():
             more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
@@ -66,14 +66,14 @@ class Notes:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The files of a source, by path. `files` are all that lie around it, `chosen` those that it names."""
+    """Holds the files of a source, by path. `files` are all that lie around it, `chosen` those that it names."""
 
     root: str
     files: Sequence[File]
     chosen: Sequence[File]
 
     def with_suffix(self, source: str, suffixes: Sequence[str], noun: str) -> list[File]:
-        """The chosen files of these suffixes, in any case. Raises ConfigError where there is none."""
+        """Returns the chosen files of these suffixes, in any case. Raises ConfigError if there are none."""
         found = [file for file in self.chosen if suffix(file.path) in suffixes]
         if found:
             return found
@@ -90,10 +90,10 @@ Scanned = tuple[list[Listed], Callable[[str], dict[str, Any]]]
 
 
 def list_source(source: str, notes: Notes) -> Listing:
-    """The files of a folder (with all below it), a glob, or a single file.
+    """Lists the files of a folder (with all below it), a glob, or a single file.
 
-    Hidden files and folders, and names that are no UTF-8, are left out. A linked folder is followed unless it lies in the
-    source already, so that loops end. Raises ConfigError where there is nothing of that name.
+    Hidden files and folders, and names that are not UTF-8, are left out. A linked folder is followed unless it lies in the
+    source already, so that loops end. Raises ConfigError if nothing has that name.
     """
     is_remote = is_uri(source) and not source.startswith("file://")
     text = source if is_remote else os.path.abspath(os.path.expanduser(source.removeprefix("file://")))
@@ -123,12 +123,12 @@ def list_source(source: str, notes: Notes) -> Listing:
 
 
 def suffix(path: str) -> str:
-    """The suffix of a path, in lower case, with its dot."""
+    """Returns the suffix of a path, in lower case, with its dot."""
     return os.path.splitext(path)[1].lower()
 
 
 def stem(path: str) -> str:
-    """The path without its suffix."""
+    """Returns the path without its suffix."""
     return os.path.splitext(path)[0]
 
 
@@ -141,17 +141,17 @@ def row_of(source: str, suffixes: Sequence[str]) -> tuple[str, int] | None:
 
 
 def key_of(source: str) -> str:
-    """The key of a sample that has none of its own: 16 hex digits of the sha256 of its source's name."""
+    """Returns the key of a sample that has none of its own: 16 hex digits of the sha256 of its source's name."""
     return hashlib.sha256(source.encode()).hexdigest()[:_KEY_DIGITS]
 
 
 def uri(root: str, path: str) -> str:
-    """What opens a file of a source: a path of this machine, or an fsspec URI. Of URLs the root is empty."""
+    """Returns what opens a file of a source: a path of this machine, or an fsspec URI. Of URLs the root is empty."""
     return path if not root else f"{root.rstrip('/')}/{path}"
 
 
 def open_file(root: str, path: str) -> IO[bytes]:
-    """A seekable stream over a file of a source. Raises SourceError where it cannot be opened."""
+    """Opens a file of a source as a seekable stream. Raises SourceError if it cannot be opened."""
     try:
         if not is_uri(root):
             return open(uri(root, path), "rb")
@@ -163,7 +163,7 @@ def open_file(root: str, path: str) -> IO[bytes]:
 
 
 def read_file(root: str, path: str) -> bytes:
-    """All bytes of a file of a source. Raises SourceError where it cannot be read."""
+    """Reads all bytes of a file of a source. Raises SourceError if it cannot be read."""
     try:
         if not is_uri(root):
             with open(uri(root, path), "rb") as file:
@@ -175,7 +175,7 @@ def read_file(root: str, path: str) -> bytes:
 
 
 def read_range(root: str, path: str, begin: int, size: int) -> bytes:
-    """`size` bytes of a file of a source from `begin` on; fewer where it ends before. Raises SourceError as `read_file`."""
+    """Reads `size` bytes of a file of a source from `begin` on, fewer if it ends before. Raises SourceError as `read_file`."""
     try:
         if not is_uri(root):
             with open(uri(root, path), "rb", buffering=0) as file:
@@ -234,7 +234,7 @@ def _unlistable(text: str, error: Exception) -> ConfigError:
 
 
 def _split_glob(text: str) -> tuple[str, str]:
-    """The folder before the first name with a wildcard, and the pattern below it."""
+    """Returns the folder before the first name with a wildcard, and the pattern below it."""
     begin = text.index("://") + 3 if "://" in text else 0
     match = _MAGIC.search(text, begin)
     cut = text.rindex("/", 0, match.start()) if match else len(text)
@@ -248,7 +248,7 @@ def _glob_matcher(pattern: str) -> Callable[[str], Any]:
 
 
 def _files_beside(root: str, name: str, notes: Notes) -> list[File]:
-    """A file of a store and those beside it; web servers may serve a file and list no folder."""
+    """Lists a file of a store and those beside it; web servers may serve a file and list no folder."""
     try:
         files = _list_remote(root, 1, True, notes)
     except ConfigError:
@@ -275,7 +275,7 @@ def _list_remote(root: str, depth: int | None, hidden: bool, notes: Notes) -> li
 
 
 def _list_local(root: str, depth: int | None, hidden: bool, notes: Notes) -> list[File]:
-    """Real folders first, then linked ones in the order of their paths: each folder once, whatever links to it."""
+    """Walks real folders first, then linked ones in the order of their paths: each folder once, whatever links to it."""
     files: list[File] = []
     folders, links = [""], list[str]()
     seen: set[tuple[int, int]] = set()

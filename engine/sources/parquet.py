@@ -1,4 +1,7 @@
-"""Images in Parquet files: in a column of bytes, or of Hugging Face's struct {bytes, path}; read row group by row group."""
+"""Lists and reads images in Parquet files: a column of bytes, or of Hugging Face's struct {bytes, path}.
+
+Files are read row group by row group.
+"""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +54,7 @@ def scan_parquet(root: str, files: Sequence[File], config: CorpusConfig, notes: 
 
 
 def image_column(path: str, schema: Any, wanted: str | None) -> str:
-    """The column that holds images. Raises ConfigError where there is none, or which one is not plain."""
+    """Returns the name of the image column. Raises ConfigError if there is none, or if several could be it."""
     of_bytes = [name for name in schema.names if is_bytes(schema.field(name).type)]
     if wanted is not None:
         if wanted in of_bytes:
@@ -67,13 +70,13 @@ def image_column(path: str, schema: Any, wanted: str | None) -> str:
     if of_bytes:
         raise ConfigError(f"{path} has several columns of bytes: {', '.join(of_bytes)}; say which with `image:`")
     raise ConfigError(
-        f"{path} has no column of image bytes, its columns are {', '.join(schema.names)}; where one of them holds URLs, "
+        f"{path} has no column of image bytes, its columns are {', '.join(schema.names)}; if one of them holds URLs, "
         "name it with `url:`"
     )
 
 
 def is_bytes(kind: Any) -> bool:
-    """Whether a type of Arrow is bytes, or a struct with bytes in the field `bytes`."""
+    """Tells whether a type of Arrow is bytes, or a struct with bytes in the field `bytes`."""
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
@@ -83,7 +86,7 @@ def is_bytes(kind: Any) -> bool:
 
 
 class ParquetColumns:
-    """The other columns of rows; quick where they are asked for in their order, as the last batch stays in memory."""
+    """Reads the other columns of rows; quick in their order, as the last batch stays in memory."""
 
     def __init__(self, root: str, key: str | None, image: str | None) -> None:
         self._root = root
@@ -125,13 +128,13 @@ class ParquetColumns:
 
 
 class ParquetImages:
-    """Images of some rows of some files, from any thread; of a row group only so much is held as was asked for."""
+    """Reads images of some rows of some files, from any thread; of a row group it holds only what is asked for."""
 
     def __init__(self, root: str, config: CorpusConfig, rows: Mapping[str, set[int]]) -> None:
         self._files = {path: _FileImages(root, path, config.image, numbers) for path, numbers in rows.items()}
 
     def read(self, path: str, number: int) -> bytes | None:
-        """The bytes in a row, None where it has none. Raises SourceError where the row is gone or cannot be read."""
+        """Returns the bytes in a row, None if it has none. Raises SourceError if the row is gone or cannot be read."""
         return self._files[path].read(number)
 
     def close(self) -> None:
@@ -141,7 +144,7 @@ class ParquetImages:
 
 
 class _FileImages:
-    """One file: a reader that goes forward, and the rows that it passed and that are wanted still."""
+    """Reads one file forward, and holds the rows that it passed and that are still wanted."""
 
     def __init__(self, root: str, path: str, image: str | None, wanted: set[int]) -> None:
         self._root = root
@@ -208,7 +211,7 @@ def _batches(parquet: Any, names: Sequence[str], rows: int, groups: Sequence[int
 
 @contextmanager
 def _opened(root: str, path: str) -> Iterator[Any]:
-    """Opens a Parquet file below a source's root, and closes it after. Raises ConfigError if it is none."""
+    """Opens a Parquet file below a source's root, and closes it after. Raises ConfigError if it is not one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

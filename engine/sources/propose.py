@@ -1,4 +1,4 @@
-"""`modmill init FOLDER`: a pipeline file for a folder, written from what is in it."""
+"""Writes a pipeline file for a folder from what is in it, for `modmill init FOLDER`."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def write_pipeline(folder: str, out: Path) -> str:
     """Writes a commented pipeline file for a folder (or glob, file, URI) of images or documents.
 
     Images may lie in tars or Parquet files. Returns what was found and, as its last line, the next command. Raises
-    ConfigError where the file exists already or the folder holds neither images nor documents.
+    ConfigError if the file exists already or the folder holds neither images nor documents.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already; name another file with --out, or remove it")
@@ -49,7 +49,7 @@ def write_schema(path: Path) -> None:
 
 
 def _look(source: str) -> tuple[CorpusConfig, list[str], list[str]]:
-    """The corpus that the source is, what was found in words, and notes for the user."""
+    """Returns the corpus that the source is, what was found in words, and notes for the user."""
     notes = Notes()
     listed = listing.list_source(source, notes)
     images = [file for file in listed.chosen if listing.suffix(file.path) in listing.IMAGE_SUFFIXES]
@@ -76,7 +76,7 @@ def _look(source: str) -> tuple[CorpusConfig, list[str], list[str]]:
 
 
 def _look_inside(source: str, paths: Sequence[str]) -> tuple[CorpusConfig, list[str], list[str]]:
-    """As `_look`, of a source without image files: images in tars or Parquet files, else documents."""
+    """Looks, as `_look`, into a source without image files: for images in tars or Parquet files, else for documents."""
     tars = [path for path in paths if path.lower().endswith((*source_tars.SUFFIXES, *source_tars.COMPRESSED))]
     tables = [path for path in paths if path.lower().endswith(parquet.SUFFIXES)]
     count = len(tars or tables)
@@ -106,7 +106,7 @@ def _suffix_counts(images: Sequence[listing.File]) -> str:
 
 
 def _corpus_name(source: str) -> str:
-    """A name from the last folder of the source; a glob's is the folder before its wildcards."""
+    """Makes a name of the last folder of the source; a glob's is the folder before its wildcards."""
     fixed = re.split(r"[*?\[]", source, maxsplit=1)[0] if not os.path.exists(source) else source
     last = fixed.rstrip("/").rpartition("/")[2].partition(".")[0]
     name = re.sub(r"[^a-z0-9_]+", "_", last.lower()).strip("_")[:64]
@@ -152,7 +152,7 @@ def _pipeline(name: str, section: CorpusConfig, found: Sequence[str], out: Path)
 
 
 def _shortest(path: str, base: Path) -> str:
-    """Relative to the pipeline file where they lie side by side, so that both can be moved; else as it is."""
+    """Makes a path relative to the pipeline file if they lie side by side, so that both can be moved."""
     if is_uri(path):
         return path
     relative = os.path.relpath(path, base)
@@ -163,6 +163,6 @@ def _shortest(path: str, base: Path) -> str:
 
 
 def _scalar(text: str) -> str:
-    """The text as a YAML value, in quotes where it would be read as something else."""
+    """Returns the text as a YAML value, in quotes if it would be read as something else."""
     is_plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", text) and yaml_value(text) == text
     return text if is_plain else json.dumps(text, ensure_ascii=False)

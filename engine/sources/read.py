@@ -1,4 +1,4 @@
-"""The source bytes of some samples, read where they lie: files, members of tars, cells of Parquet files, the workspace.
+"""Reads the source bytes of some samples where they lie: files, members of tars, cells of Parquet files, the workspace.
 
 Members that lie close together in a tar of an object store are read at once; Parquet is read row group by row group.
 """
@@ -32,7 +32,7 @@ _ERRORS = {
 
 @dataclass(eq=False)
 class _ByteRange:
-    """A range of one file that is read at once; `rows` are those that wait for it."""
+    """Holds a range of one file that is read at once; `rows` counts those that wait for it."""
 
     path: str
     read: Callable[[str, int, int], bytes]
@@ -48,11 +48,11 @@ class SourceReader(Protocol):
 
     @property
     def threads(self) -> int:
-        """How many threads may read at once with profit."""
+        """Returns how many threads may read at once with profit."""
         ...
 
     def read(self, place: int) -> bytes | None:
-        """Returns what a sample is hashed by, None if its source has none. Raises SourceError if it cannot be read."""
+        """Returns the bytes a sample is hashed by, None if its source has none. Raises SourceError if it cannot be read."""
         ...
 
     def fields(self, place: int) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class SourceReader(Protocol):
         ...
 
     def prefetch(self, limit_bytes: int) -> None:
-        """Reads the first samples into memory, up to so many bytes; what cannot be read is left for `read` to tell."""
+        """Reads the first samples into memory, up to `limit_bytes`; what cannot be read is left for `read` to raise."""
         ...
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class SourceBytes:
         *,
         beside: Sequence[Sequence[tuple[str, int, int]]] = (),
     ) -> None:
-        """`rows` are those of a samples file: `source`, `size_bytes`, and the columns that say where the bytes lie.
+        """Takes rows of a samples file: `source`, `size_bytes`, and the columns that say where the bytes lie.
 
         `storage` is the workspace, for rows that were packed into it. `beside` are the suffix, offset and size of members
         beside each row, which are read with it.
@@ -149,7 +149,7 @@ class SourceBytes:
         return {suffix: found[suffix] for suffix, _, size in self._beside[place] if len(found[suffix]) == size}
 
     def prefetch(self, limit_bytes: int) -> None:
-        """Reads the first samples into memory, up to so many bytes; what cannot be read is left for `read` to tell."""
+        """Reads the first samples into memory, up to `limit_bytes`; what cannot be read is left for `read` to raise."""
         held = 0
         for place in range(len(self._rows)):
             if held >= limit_bytes:
@@ -190,7 +190,7 @@ class SourceBytes:
             self._last = self._blocks[place] = _ByteRange(path=path, read=read, begin=begin, end=end)
 
     def _block(self, block: _ByteRange, *, done: bool = True) -> bytes:
-        """A block's bytes. They are let go of when all its rows are done, or when others came to be read after it."""
+        """Returns a range's bytes. They are dropped when all its rows are done, or when others were read after it."""
         with block.lock:
             data = block.data
             if data is None:

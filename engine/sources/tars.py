@@ -1,4 +1,4 @@
-"""Images in WebDataset tars, listed by their headers and read in place; nothing is ever extracted to a disk.
+"""Finds images in WebDataset tars by their headers; they are read in place, and nothing is extracted to a disk.
 
 Members that follow each other and share a name up to the first dot (`sub/0001.jpg`, `sub/0001.txt`, `sub/0001.json`) are
 one sample, and that name its `__key__`. What a header says is trusted no further than its checksum.
@@ -28,7 +28,7 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Member:
-    """A plain file in a tar: its name, where its bytes begin, and how many they are."""
+    """Holds a plain file in a tar: its name, where its bytes begin, and how many there are."""
 
     name: str
     offset: int
@@ -37,7 +37,7 @@ class Member:
 
 @dataclass
 class Directory:
-    """What the headers of a tar say: its plain files, and what is wrong with it, each as a kind and a name."""
+    """Holds what the headers of a tar say: its plain files, those passed over as a kind and a name, and what is wrong."""
 
     members: list[Member] = field(default_factory=list)
     passed_over: list[tuple[str, str]] = field(default_factory=list)
@@ -47,13 +47,13 @@ class Directory:
 
 
 # Not tarfile: tars come from strangers. tarfile takes a damaged header for the end, reads an extended header of any size,
-# takes minutes over one of 100 kB without "=", and before Python 3.11.14 goes round for ever at a negative size; it is
+# takes minutes over one of 100 kB without "=", and before Python 3.11.14 loops for ever at a negative size; it is
 # also half as fast.
 def read_directory(stream: IO[bytes], size: int) -> Directory:
-    """The plain files of a tar of `size` bytes, by its headers alone: their bytes are sought over.
+    """Lists the plain files of a tar of `size` bytes by its headers alone: it seeks past their bytes.
 
-    Where a header is damaged the list ends, and `broken` says where: what follows cannot be found. Where the file ends too
-    early `cut` says so; the member that it cuts short is listed.
+    If a header is damaged the list ends, and `broken` says where: what follows cannot be found. If the file ends too early
+    `cut` says so; the member that it cuts short is listed.
     """
     found = Directory()
     at, name, length = 0, None, None
@@ -114,7 +114,7 @@ def _add(found: Directory, kind: bytes, raw: bytes, begin: int, size: int) -> No
 
 
 def _fields(header: bytes) -> tuple[bytes, int, bytes]:
-    """Kind, size and name of a header. Raises ValueError where its checksum or a number is wrong."""
+    """Returns kind, size and name of a header. Raises ValueError if its checksum or a number is wrong."""
     said = _number(header[148:156])
     if said != sum(header) - sum(header[148:156]) + 256 and said != _signed_sum(header):
         raise ValueError("the checksum of a header is wrong")
@@ -125,7 +125,7 @@ def _fields(header: bytes) -> tuple[bytes, int, bytes]:
         raise ValueError("a sparse file, which is read by no plain reader")
     name = header[:100].partition(b"\0")[0]
     prefix = header[345:500].partition(b"\0")[0]
-    # The GNU format has other things where USTAR has a prefix.
+    # The GNU format has other fields in the place of USTAR's prefix.
     is_ustar = header[257:263] == b"ustar\0"
     return header[156:157], size, prefix + b"/" + name if is_ustar and prefix else name
 
@@ -135,7 +135,7 @@ def _signed_sum(header: bytes) -> int:
 
 
 def _number(text: bytes) -> int:
-    """Octal digits, or GNU's base 256."""
+    """Reads octal digits, or GNU's base 256."""
     if text[0] in (0x80, 0xFF):
         return int.from_bytes(text[1:], "big", signed=text[0] == 0xFF)
     digits = text.partition(b"\0")[0].strip()
@@ -146,7 +146,7 @@ def _number(text: bytes) -> int:
 
 
 def _pax(data: bytes) -> dict[bytes, bytes]:
-    """The records of an extended header; what is no record ends it."""
+    """Returns the records of an extended header; what is not a record ends it."""
     records = {}
     while data:
         length, _, _ = data.partition(b" ")
@@ -239,19 +239,19 @@ def _samples(file: File, found: Directory, config: CorpusConfig, notes: Notes) -
 
 
 def _split(name: str) -> tuple[str, str]:
-    """`__key__` and field, in lower case: `a.b/c.seg.PNG` is `a.b/c` and `seg.png`."""
+    """Splits a name into `__key__` and field, in lower case: `a.b/c.seg.PNG` is `a.b/c` and `seg.png`."""
     folder, slash, base = name.rpartition("/")
     stem, _, kind = base.partition(".")
     return f"{folder}{slash}{stem}", kind.lower()
 
 
 def tar_of(source: str) -> str:
-    """The path of the tar that holds a sample, from `a.tar#sub/b.jpg`."""
+    """Returns the path of the tar that holds a sample, from `a.tar#sub/b.jpg`."""
     return source[: source.lower().index(".tar#") + len(".tar")]
 
 
 class TarColumns:
-    """The source columns of samples: `.txt` is the caption, the keys of `.json` are columns.
+    """Reads the source columns of samples: `.txt` is the caption, the keys of `.json` are columns.
 
     What was read beside an image is handed in by `keep`, so that it is not read again.
     """
@@ -263,7 +263,7 @@ class TarColumns:
         self._kept: dict[str, dict[str, bytes]] = {}
 
     def keep(self, source: str, members: dict[str, bytes]) -> None:
-        """What stands beside an image, until its columns are asked for."""
+        """Keeps what stands beside an image until its columns are asked for."""
         self._kept[source] = members
 
     def __call__(self, source: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Lists of URLs: a text file with one a line, or a table (CSV, TSV, Parquet, JSONL) with a column of them."""
+"""Reads lists of URLs: a text file with one a line, or a table (CSV, TSV, Parquet, JSONL) with a column of them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +13,9 @@ SUFFIXES = (".txt", *TABLE_SUFFIXES)
 
 
 def scan_urls(root: str, files: Sequence[File], config: CorpusConfig, notes: Notes) -> Scanned:
-    """A sample a URL, in the order of the files and rows, and what reads its source columns: the row's other fields.
+    """Lists a sample a URL, in the order of the files and rows; its source columns are the row's other fields.
 
-    A URL that stands twice is one sample. Raises ConfigError where a table lacks the column of URLs or of keys.
+    A URL that stands twice is one sample. Raises ConfigError if a table has no column of URLs or of keys.
     """
     column = config.url or ""
     samples: list[Listed] = []

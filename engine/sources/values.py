@@ -1,4 +1,4 @@
-"""Text of bytes in any encoding, and values as JSON can hold them."""
+"""Turns bytes in any encoding into text, and values into what JSON can hold."""
 
 import codecs
 import datetime
@@ -11,7 +11,7 @@ from manifests.errors import ConfigError
 
 
 def decoded(data: bytes) -> tuple[str, bool]:
-    """Text of bytes, and whether it is exact: UTF-8, or UTF-16 with its mark; else UTF-8 with replacement characters."""
+    """Returns text, and whether it is exact: UTF-8, or UTF-16 with its mark; else UTF-8 with replacement characters."""
     try:
         return data.decode("utf-8-sig"), True
     except UnicodeDecodeError:
@@ -25,7 +25,7 @@ def decoded(data: bytes) -> tuple[str, bool]:
 
 
 def parsed(data: bytes | str) -> Any:
-    """The value of JSON text as plain values. Raises ValueError where it is no JSON."""
+    """Parses JSON text as plain values. Raises ValueError if it is not JSON."""
     try:
         return plain(json.loads(data))
     except RecursionError as error:
@@ -33,7 +33,7 @@ def parsed(data: bytes | str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: times as ISO 8601, decimals as floats, NaN and infinity as None."""
+    """Turns a value into what JSON can hold: times as ISO 8601, decimals as floats, NaN and infinity as None."""
     match value:
         case None | bool() | int():
             return value
@@ -65,7 +65,7 @@ def key_text(value: Any, where: str) -> str:
 
 
 def _without_surrogates(text: str) -> str:
-    """JSON may spell half a character (\\ud83d), which no file can hold."""
+    # JSON may spell half a character (\ud83d), which no file can hold.
     try:
         text.encode()
     except UnicodeEncodeError:
