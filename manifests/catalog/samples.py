@@ -1,21 +1,21 @@
-"""The view `samples`: the rows of the samples files of all parts, and the few files that one query needs of very many.
+"""Makes the view `samples` over the samples files of all parts, or over the few files that one query needs of very many.
 
-The view reads through a table macro, `sample_rows()`. Where there are many files, DuckDB is asked first what it would push
-down to the samples of a query; where that bounds their corpora, parts or keys, the macro is set to the files that can
-hold such rows, by what the log says of each part. The answer is the same, without a look at every file.
+The view reads through a table macro, `sample_rows()`. If there are many files, DuckDB is asked first what it would push
+down to the samples of a query; if that bounds their corpora, parts or keys, the macro is set to the files that can hold
+such rows, by what the log says of each part. The answer is the same, without a look at every file: a look at each of 2,000
+takes a hundred times as long as one, and neither Parquet's statistics nor the names of the files can spare it.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import duckdb
 
 from manifests.store.storage import Storage
 
-# Below so many files a look at each of them is quicker than a plan; and no more of them may be left than a fraction.
+# With fewer files a look at each is quicker than a plan; and a plan must leave no more of them than a fraction.
 _MANY = 64
 _FEW_OF = 8
 NUMBERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "FLOAT", "DOUBLE"}
@@ -24,57 +24,44 @@ _EMPTY = (
     "SELECT NULL::VARCHAR AS corpus, NULL::INTEGER AS part, NULL::INTEGER AS row, NULL::VARCHAR AS key, "
     "NULL::VARCHAR AS source, NULL::BIGINT AS size_bytes, NULL::VARCHAR AS sha256 WHERE false"
 )
-# What a plan says of a scan's filters, where it is simple enough to trust: literals without quotes or escapes.
+# What a plan says of a scan's filters, as DuckDB 1.4 to 2.0 write it, if it is simple enough to trust: literals without
+# quotes or escapes. Any other text bounds nothing: of a version that writes plans otherwise, all files are read.
 _LITERAL = r"'[^'\\\n\r]*'"
-_COMPARED = rf"\((corpus|key|part) (=|<|<=|>|>=) ({_LITERAL}|-?\d+)\)"
+_COMPARED = rf"\((?:(corpus|key) (=|<|<=|>|>=) ({_LITERAL})|(part) (=|<|<=|>|>=) (-?\d+))\)"
 _ALL_OF = re.compile(rf"{_COMPARED}|\({_COMPARED}(?: AND {_COMPARED})+\)")
-_ONE_OF = re.compile(rf"\((corpus|key) IN \(({_LITERAL}(?:, {_LITERAL})*)\)\)")
-# What looks at the rows that are there, which are none when it is asked, or reads them twice.
+_ONE_OF = re.compile(rf"\((corpus|key) IN (\({_LITERAL}(?:, {_LITERAL})*\))\)")
+# Optimizers that look at the rows that are there, which are none when it is asked, or that read them twice.
 _NOT_FOR_PLANS = "statistics_propagation,late_materialization"
 
 
 def parquet(files: Iterable[str], options: str = "") -> str:
-    """The table function over these very files."""
+    """Returns the table function over these very files."""
     return f"read_parquet([{', '.join(map(literal, files))}]{options})"
 
 
 def literal(file: str) -> str:
-    """A file's name as DuckDB's table functions take it, where a `[` is no pattern."""
+    """Returns a file's name as DuckDB's table functions take it: there a `[` is no pattern."""
     return "'" + re.sub(r"([\[*?])", r"[\1]", file).replace("'", "''") + "'"
 
 
 def quoted(name: str) -> str:
-    """A column's name as it is written in SQL."""
+    """Returns a column's name as SQL writes it."""
     return '"' + name.replace('"', '""') + '"'
 
 
-@dataclass(frozen=True)
-class _File:
-    """The samples of a part, and the least and greatest key there where the log says so."""
-
-    path: str
-    corpus: str
-    part: int
-    key_min: str | None
-    key_max: str | None
-
-
 class Samples:
-    """The macro `sample_rows()` of a connection, over the parts that are live when it is made."""
+    """Holds the macro `sample_rows()` of a connection, over the parts that are live when it is made."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, storage: Storage) -> None:
         self._connection = connection
-        found = connection.execute(
-            "SELECT path, corpus, part, key_min, key_max FROM state.part ORDER BY corpus, part"
-        ).fetchall()
-        self._files = [_File(storage.location(path), *facts) for path, *facts in found]
+        self._storage = storage
+        everything = self._files("true")
+        self._count = sum(map(len, everything.values()))
         if self._is_large:
             # The files never change; without it each query reads the footers of all again.
             connection.execute("SET parquet_metadata_cache = true")
-        sources = {
-            corpus: parquet(_paths(files), ", union_by_name = true") for corpus, files in self._by_corpus(self._files)
-        }
-        # By corpus: the columns of its files and their types, where it matters.
+        sources = {corpus: parquet(files, ", union_by_name = true") for corpus, files in everything.items()}
+        # By corpus: the columns of its files and their types, if they matter.
         self._columns = {
             corpus: dict(column[:2] for column in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall())
             for corpus, source in (sources.items() if len(sources) > 1 or self._is_large else ())
@@ -89,7 +76,7 @@ class Samples:
 
     @property
     def _is_large(self) -> bool:
-        return len(self._files) >= _MANY
+        return self._count >= _MANY
 
     def widen(self) -> None:
         """Lets `sample_rows()` be all rows."""
@@ -103,24 +90,34 @@ class Samples:
             return self.widen()
         self._is_narrow = True
         self._read("FROM no_sample_rows")
-        wanted = _wanted(_filters_on(self._connection, query, parameters, "no_sample_rows"))
-        files = None if wanted is None else [file for file in self._files if wanted(file)]
-        if files is None or len(files) * _FEW_OF > len(self._files):
+        scans = _filters_on(self._connection, query, parameters, "no_sample_rows")
+        bounds = [[bound for text in filters if (bound := _bound(text))] for filters in scans]
+        if not bounds or not all(bounds):
+            return self.widen()
+        files = self._files(" OR ".join(f"({' AND '.join(each)})" for each in bounds))
+        if sum(map(len, files.values())) * _FEW_OF > self._count:
             return self.widen()
         self._read(self._narrowed(files))
+
+    def _files(self, condition: str) -> dict[str, list[str]]:
+        """Returns the samples files of the parts that a condition picks, in the order of the parts, by corpus."""
+        query = (
+            f"SELECT corpus, list(path ORDER BY part) FROM state.part WHERE {condition} GROUP BY corpus ORDER BY corpus"
+        )
+        found = self._connection.execute(query).fetchall()
+        return {corpus: [self._storage.location(path) for path in paths] for corpus, paths in found}
 
     def _read(self, selected: str) -> None:
         self._connection.execute(f"CREATE OR REPLACE TEMP MACRO sample_rows() AS TABLE {selected}")
 
-    def _narrowed(self, files: Sequence[_File]) -> str:
-        """The rows of some files, with the columns and types of all."""
-        there = dict(self._by_corpus(files))
+    def _narrowed(self, files: Mapping[str, Sequence[str]]) -> str:
+        """Returns a query for the rows of some files, with the columns and types of all."""
         selected = []
         for corpus, columns in self._columns.items():
             typed = ", ".join(f"NULL::{kind} AS {quoted(column)}" for column, kind in columns.items())
             source = f"SELECT {typed} WHERE false"
-            if corpus in there:
-                source += f" UNION ALL BY NAME SELECT * FROM {parquet(_paths(there[corpus]), ', union_by_name = true')}"
+            if corpus in files:
+                source += f" UNION ALL BY NAME SELECT * FROM {parquet(files[corpus], ', union_by_name = true')}"
             selected.append(self._selected(corpus, f"({source})"))
         return " UNION ALL BY NAME ".join(selected)
 
@@ -132,20 +129,9 @@ class Samples:
             f"* EXCLUDE ({_FIXED}){replaced} FROM {source}"
         )
 
-    @staticmethod
-    def _by_corpus(files: Iterable[_File]) -> Iterable[tuple[str, list[_File]]]:
-        grouped: dict[str, list[_File]] = {}
-        for file in files:
-            grouped.setdefault(file.corpus, []).append(file)
-        return grouped.items()
-
-
-def _paths(files: Iterable[_File]) -> list[str]:
-    return [file.path for file in files]
-
 
 def _mixed_columns(columns: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
-    """By corpus: what makes text of the columns that corpora type differently, unless all have them as numbers."""
+    """Returns, by corpus, what makes text of the columns that corpora type differently, unless all have them as numbers."""
     # By the name that DuckDB compares (ASCII without case) and the corpus: the name as it stands there, and its type.
     found: dict[bytes, dict[str, tuple[str, str]]] = {}
     for corpus, kinds in columns.items():
@@ -163,7 +149,7 @@ def _mixed_columns(columns: Mapping[str, Mapping[str, str]]) -> dict[str, list[s
 def _filters_on(
     connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any], table: str
 ) -> list[list[str]]:
-    """What a query's plan pushes down to each of its scans of a table; nothing where there is no such plan."""
+    """Returns what a query's plan pushes down to each of its scans of a table; nothing if there is no such plan."""
     connection.execute(f"SET disabled_optimizers = '{_NOT_FOR_PLANS}'")
     try:
         plan = connection.execute(f"EXPLAIN (FORMAT json) {query}", list(parameters)).fetchall()[0][1]
@@ -183,45 +169,23 @@ def _filters_on(
     return scans
 
 
-def _wanted(scans: Sequence[Sequence[str]]) -> Callable[[_File], bool] | None:
-    """Whether a file can hold rows that any of the scans lets through; None where all can, for what is known."""
-    bounds = [[test for text in filters for test in _tests(text)] for filters in scans]
-    if not bounds or not all(bounds):
-        return None
-    return lambda file: any(all(test(file) for test in tests) for tests in bounds)
+def _bound(text: str) -> str | None:
+    """Returns a condition for the parts that can hold rows which a filter lets through, None if it bounds none.
 
-
-def _tests(text: str) -> list[Callable[[_File], bool]]:
-    """What a filter says of a file that holds rows it lets through; nothing where it is not understood."""
+    Text compares there as in the filter. The log does not know the keys of old parts.
+    """
     text = text.removeprefix("optional: ")
     if listed := _ONE_OF.fullmatch(text):
-        column, values = listed[1], re.findall(_LITERAL, listed[2])
-        return [lambda file: any(_can_hold(file, column, "=", value) for value in values)]
+        column, values = listed.groups()
+        within = f"len(list_filter([{values[1:-1]}], lambda v: v BETWEEN key_min AND key_max)) > 0"
+        return text if column == "corpus" else f"(key_min IS NULL OR {within})"
     if not _ALL_OF.fullmatch(text):
-        return []
-    return [
-        lambda file, column=column, sign=sign, value=value: _can_hold(file, column, sign, value)
-        for column, sign, value in re.findall(_COMPARED, text)
-    ]
-
-
-def _can_hold(file: _File, column: str, sign: str, value: str) -> bool:
-    """Whether a file may have a row where `column sign value`; text compares as DuckDB compares it, by code points."""
-    if (column == "part") == value.startswith("'"):
-        return True
-    if column == "part":
-        return _is_within(file.part, file.part, sign, int(value))
-    if column == "corpus":
-        return _is_within(file.corpus, file.corpus, sign, value[1:-1])
-    if file.key_min is None or file.key_max is None:
-        return True
-    return _is_within(file.key_min, file.key_max, sign, value[1:-1])
-
-
-def _is_within(low: Any, high: Any, sign: str, value: Any) -> bool:
-    """Whether something from `low` to `high` may be `sign value`."""
-    if sign == "=":
-        return low <= value <= high
-    if sign in ("<", "<="):
-        return low < value or (sign == "<=" and low == value)
-    return high > value or (sign == ">=" and high == value)
+        return None
+    bounds = []
+    for compared in re.finditer(_COMPARED, text):
+        column, sign, value = (group for group in compared.groups() if group is not None)
+        within = f"{'key_min' if '<' in sign else 'key_max'} {sign} {value}"
+        if sign == "=":
+            within = f"{value} BETWEEN key_min AND key_max"
+        bounds.append(f"(key_min IS NULL OR {within})" if column == "key" else compared[0])
+    return " AND ".join(bounds)
