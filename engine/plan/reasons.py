@@ -55,7 +55,7 @@ def lines(
     known = next((row for row in catalog.corpora() if row["corpus"] == plan.corpus), None)
     parts = len(among) if among is not None else known["parts"] if known else 0
     counts = planning.counts(catalog, plan.corpus, places, classes=request.retry or (), among=among)
-    documents = planning.recipe_documents(catalog)
+    documents = catalog.recipes()
     forms: dict[tuple[str, Form], None] = dict.fromkeys((place[0], place[1]) for place in places)
     coming = new.parts if new is not None else 0
     found = []

@@ -11,7 +11,7 @@ from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, ShardError
 from manifests.formats import shards
 from manifests.log.actions import ShardAdded
-from manifests.queries import planning
+from manifests.queries import retention
 from manifests.store import parquet
 from manifests.store.storage import Storage
 
@@ -54,9 +54,9 @@ def pick(catalog: Catalog, where: str, corpora: Collection[str]) -> Selection:
         chosen[chunk.to_numpy()] = True
     place = {(corpus, part): index for index, (corpus, part) in enumerate(zip(names, numbers, strict=True))}
     there = np.ones(total, bool)
-    for corpus, part, row in planning.forgotten_rows(catalog):
-        if (corpus, part) in place:
-            there[firsts[place[corpus, part]] + row] = False
+    for of_part, gone in retention.forgotten_rows(catalog).items():
+        if of_part in place:
+            there[firsts[place[of_part]] + list(gone)] = False
     chosen &= there
     rows: dict[str, dict[int, bytes | None]] = {}
     picked: Counter[str] = Counter()

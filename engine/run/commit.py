@@ -19,7 +19,7 @@ JUDGED_FROM_ROWS = 100
 
 def commit_recipes(catalog: Catalog, plans: Mapping[str, CorpusPlan], *, run: str) -> None:
     """Adds recipes that the log does not know yet, and says which are current from here on."""
-    known = catalog.known_recipes()
+    known = set(catalog.recipes())
     actions: list[Action] = []
     for corpus, planned in plans.items():
         current = catalog.current_recipes(corpus)

@@ -173,7 +173,7 @@ def _forget_of_part(execution: Execution, rows: Sequence[Row], earlier: Sequence
     samples = shards.read_samples(read_same(storage, part.path, part.sha256))
     _redact_events(catalog, execution.done.run, [samples[number]["source"] for number in numbers])
     new_part = rewrite.rewrite_part(storage, part, corpus, forgotten, earlier)
-    documents = retention.recipe_documents(catalog, {shard.fingerprint for shard in live})
+    documents = catalog.recipes()
     with ThreadPoolExecutor(_THREADS) as pool:
         new_shards = list(
             pool.map(lambda shard: rewrite.rewrite_shard(storage, shard, documents[shard.fingerprint], numbers), live)

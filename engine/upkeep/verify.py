@@ -19,7 +19,7 @@ from manifests.formats import sidecars
 from manifests.formats import snapshots as snapshot_files
 from manifests.log import entries as log
 from manifests.log.actions import PartAdded, ShardAdded
-from manifests.queries import audit
+from manifests.queries import audit, retention
 from manifests.snapshots import snapshot as snapshots
 from manifests.store.storage import Storage
 
@@ -80,7 +80,7 @@ class _Verifier:
         self._deep: DeepCheck | None = None
         self._done = Verified(versions=catalog.version)
         self._frozen: set[str] = set()
-        self._forgotten = audit.forgotten_rows(catalog)
+        self._forgotten = retention.forgotten_rows(catalog)
 
     def all(self) -> Verified:
         done = self._done
@@ -115,7 +115,7 @@ class _Verifier:
         from engine.upkeep.verify_values import DeepCheck, tokenizers_by_recipe
 
         known = {tokenizer.digest: tokenizer for tokenizer in audit.tokenizers(self._catalog)}
-        self._deep = DeepCheck(self._storage, tokenizers_by_recipe(audit.recipes(self._catalog), known))
+        self._deep = DeepCheck(self._storage, tokenizers_by_recipe(self._catalog.recipes(), known))
 
     # -- tokenizers, parts and their shards ---------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ class _Verifier:
                     rows[part.part] = found
                 else:
                     self._wrong(part.path, found)
-            self._check_shards(pool, audit.shards_of(self._catalog, corpus, some[0].part, some[-1].part), rows, shards)
+            self._check_shards(pool, self._catalog.live_shards(corpus, some[0].part, some[-1].part), rows, shards)
 
     def _part(self, part: PartAdded, forgotten: set[int]) -> PartRows | str:
         try:

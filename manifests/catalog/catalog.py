@@ -320,13 +320,15 @@ class Catalog:
         rows = self._rows("SELECT * FROM state.part WHERE corpus = ? ORDER BY part", [corpus])
         return [as_action(actions.PartAdded, row) for row in rows]
 
-    def live_shards(self, corpus: str | None = None) -> list[actions.ShardAdded]:
-        """Every live shard, of one corpus or of all, in a fixed order."""
+    def live_shards(
+        self, corpus: str | None = None, first_part: int = 0, last_part: int = 2**31 - 1
+    ) -> list[actions.ShardAdded]:
+        """Returns the live shards in a fixed order: of one corpus or of all, of parts from `first_part` to `last_part`."""
         # JSON text is read twice as fast as a map.
         rows = self._rows(
-            "SELECT * REPLACE (to_json(metrics)::VARCHAR AS metrics) FROM state.shard WHERE (? IS NULL OR corpus = ?) "
-            "ORDER BY corpus, part, modality, form, fingerprint, crop",
-            [corpus, corpus],
+            "SELECT * REPLACE (to_json(metrics)::VARCHAR AS metrics) FROM state.shard WHERE ($1 IS NULL OR corpus = $1) "
+            "AND part BETWEEN $2 AND $3 ORDER BY corpus, part, modality, form, fingerprint, crop",
+            [corpus, first_part, last_part],
         )
         return [as_action(actions.ShardAdded, row) for row in rows]
 
@@ -335,9 +337,10 @@ class Catalog:
         rows = self._rows("SELECT * FROM state.current WHERE corpus = ?", [corpus])
         return {(row["modality"], row["form"]): as_action(actions.RecipeCurrent, row) for row in rows}
 
-    def known_recipes(self) -> set[str]:
-        """The fingerprints in the log."""
-        return {row["fingerprint"] for row in self._rows("SELECT fingerprint FROM state.recipe")}
+    def recipes(self) -> dict[str, Mapping[str, Any]]:
+        """Returns what each fingerprint in the log is the hash of."""
+        rows = self._rows("SELECT fingerprint, document::VARCHAR AS document FROM state.recipe")
+        return {row["fingerprint"]: json.loads(row["document"]) for row in rows}
 
     def tokenizer(self, name: str) -> actions.TokenizerAdded | None:
         """The tokenizer of that name that is in use, None where none was fitted yet."""

@@ -7,7 +7,7 @@ fields it does not know, and fills fields that an older writer did not know with
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from manifests.errors import LogError
 from manifests.modality import Form
@@ -241,24 +241,7 @@ Action = (
     | RunEnded
 )
 
-KINDS: dict[str, type[Action]] = {
-    kind.action: kind
-    for kind in (
-        CorpusAdded,
-        PartAdded,
-        SourcesChanged,
-        SamplesDropped,
-        RecipeAdded,
-        RecipeCurrent,
-        TokenizerAdded,
-        ShardAdded,
-        ShardsRetired,
-        Forgotten,
-        SnapshotAdded,
-        RunStarted,
-        RunEnded,
-    )
-}
+KINDS: dict[str, type[Action]] = {kind.action: kind for kind in get_args(Action)}
 AnyAction = TypeVar("AnyAction", bound=Action)
 
 

@@ -4,10 +4,9 @@ the checkpoints are what a replay of the log alone gives.
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
@@ -16,8 +15,7 @@ from manifests.catalog.catalog import Catalog, as_action
 from manifests.catalog.index import Index, made_by
 from manifests.log import actions
 from manifests.log import entries as log
-from manifests.log.actions import CorpusAdded, ShardAdded, TokenizerAdded
-from manifests.queries import retention
+from manifests.log.actions import CorpusAdded, TokenizerAdded
 from manifests.store.storage import Storage
 
 _TABLES = ("applied", *actions.KINDS)
@@ -42,16 +40,6 @@ class Named:
     is_forgotten: bool = False
 
 
-def shards_of(catalog: Catalog, corpus: str, first_part: int, last_part: int) -> list[ShardAdded]:
-    """The live shards of some parts of a corpus, part by part: all of a big workspace are too many to hold."""
-    rows = catalog.sql(
-        "SELECT * FROM state.shard WHERE corpus = ? AND part BETWEEN ? AND ? "
-        "ORDER BY part, modality, form, fingerprint, crop",
-        [corpus, first_part, last_part],
-    )
-    return [as_action(ShardAdded, row) for row in rows.to_pylist()]
-
-
 def counts(catalog: Catalog) -> dict[str, int]:
     """How many live shards there are, and how many of them are of parts that the log does not know."""
     return catalog.sql(
@@ -65,14 +53,6 @@ def corpora_with_parts(catalog: Catalog) -> list[str]:
     return [row["corpus"] for row in catalog.sql("SELECT DISTINCT corpus FROM state.part ORDER BY corpus").to_pylist()]
 
 
-def forgotten_rows(catalog: Catalog) -> dict[tuple[str, int], set[int]]:
-    """The rows of parts that were forgotten, by corpus and part."""
-    found: dict[tuple[str, int], set[int]] = {}
-    for action in retention.forgotten(catalog):
-        found.setdefault((action.corpus, action.part), set()).update(action.rows)
-    return found
-
-
 def corpora(catalog: Catalog) -> dict[str, CorpusAdded]:
     """The record of each corpus."""
     rows = catalog.sql("SELECT * FROM state.corpus").to_pylist()
@@ -83,12 +63,6 @@ def tokenizers(catalog: Catalog) -> list[TokenizerAdded]:
     """Every tokenizer that the log knows, in use or not, each once."""
     rows = catalog.sql("SELECT * FROM log.tokenizer WHERE version <= getvariable('as_of') ORDER BY version").to_pylist()
     return list({row["path"]: as_action(TokenizerAdded, row) for row in rows}.values())
-
-
-def recipes(catalog: Catalog) -> dict[str, Mapping[str, Any]]:
-    """The document of each recipe, by fingerprint."""
-    rows = catalog.sql("SELECT fingerprint, document::VARCHAR AS document FROM state.recipe").to_pylist()
-    return {row["fingerprint"]: as_action(actions.RecipeAdded, row).document for row in rows}
 
 
 def named_files(catalog: Catalog, folder: str) -> dict[str, Named]:

@@ -4,8 +4,7 @@ a time, so that a workspace of any size is never held at once.
 A shard is whole where no row of it was left out by a selection (status 3).
 """
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,18 +184,6 @@ def failing(catalog: Catalog, corpus: str, classes: Collection[str]) -> set[tupl
 def failure_classes(catalog: Catalog) -> list[str]:
     """The classes of all failed rows."""
     return [row["class"] for row in catalog.sql("SELECT DISTINCT class FROM failures ORDER BY 1").to_pylist()]
-
-
-def forgotten_rows(catalog: Catalog) -> list[tuple[str, int, int]]:
-    """The rows that were forgotten: corpus, part, row."""
-    rows = catalog.sql("SELECT corpus, part, row FROM forgotten").to_pylist()
-    return [(row["corpus"], row["part"], row["row"]) for row in rows]
-
-
-def recipe_documents(catalog: Catalog) -> dict[str, Mapping[str, Any]]:
-    """Every recipe that the log knows, by its fingerprint."""
-    rows = catalog.sql("SELECT fingerprint, document::VARCHAR AS document FROM state.recipe").to_pylist()
-    return {row["fingerprint"]: json.loads(row["document"]) for row in rows}
 
 
 def _columns(places: Sequence[Place]) -> dict[str, list[Any]]:

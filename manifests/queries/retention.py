@@ -1,7 +1,6 @@
 """What the log says, over all its versions, of rows that are to go and of the files that hold them."""
 
 import datetime
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +94,14 @@ def forgotten(catalog: Catalog) -> list[Forgotten]:
     return [Forgotten(**row) for row in catalog.sql(query).to_pylist()]
 
 
+def forgotten_rows(catalog: Catalog) -> dict[tuple[str, int], set[int]]:
+    """Returns the rows that were forgotten, by corpus and part."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for action in forgotten(catalog):
+        found.setdefault((action.corpus, action.part), set()).update(action.rows)
+    return found
+
+
 def part_records(catalog: Catalog, corpus: str, part: int) -> tuple[CorpusAdded, PartAdded, list[ShardAdded]]:
     """The records of a part as it is now: of its corpus, of itself, and of its live shards."""
     place = [corpus, part]
@@ -185,13 +192,6 @@ def recipe_shards(catalog: Catalog) -> list[RecipeShards]:
         "USING (corpus, modality, form, fingerprint) GROUP BY ALL ORDER BY ALL"
     )
     return [RecipeShards(**row) for row in rows.to_pylist()]
-
-
-def recipe_documents(catalog: Catalog, fingerprints: Collection[str]) -> dict[str, dict[str, Any]]:
-    """What these fingerprints are the hash of."""
-    query = "SELECT fingerprint, document FROM state.recipe WHERE fingerprint IN (SELECT unnest(?::VARCHAR[]))"
-    rows = catalog.sql(query, [list(fingerprints)]).to_pylist()
-    return {row["fingerprint"]: json.loads(row["document"]) for row in rows}
 
 
 # -- who saw them -----------------------------------------------------------------------------------------------------

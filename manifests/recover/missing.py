@@ -1,5 +1,6 @@
 """Writes again the sidecars that are missing or damaged, from the log."""
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from manifests.errors import ShardError
@@ -19,7 +20,7 @@ def write_missing(catalog: "Catalog") -> int:
     from manifests.queries import audit, retention
 
     storage = catalog.storage
-    recipes, corpora = audit.recipes(catalog), audit.corpora(catalog)
+    recipes, corpora = catalog.recipes(), audit.corpora(catalog)
     written = 0
     for tokenizer in catalog.tokenizers():
         written += _write(storage, tokenizer, of_tokenizer(tokenizer))
@@ -32,7 +33,7 @@ def write_missing(catalog: "Catalog") -> int:
             written += _write(storage, part, of_part(part, corpus, forgotten.get((name, part.part), ())))
         for first in range(0, len(parts), _BATCH):
             some = parts[first : first + _BATCH]
-            for shard in audit.shards_of(catalog, name, some[0].part, some[-1].part):
+            for shard in catalog.live_shards(name, some[0].part, some[-1].part):
                 if (recipe := recipes.get(shard.fingerprint)) is not None:
                     written += _write(storage, shard, of_shard(shard, recipe))
     return written
@@ -40,13 +41,8 @@ def write_missing(catalog: "Catalog") -> int:
 
 def _write(storage: Storage, described: Described, data: bytes) -> bool:
     path = path_of(described)
-    try:
+    with contextlib.suppress(FileNotFoundError, ShardError):
         if not differences(read(storage, path).of, described):
             return False
-    except FileNotFoundError:
-        pass
-    except ShardError:
-        storage.remove(path)
-    else:
-        storage.remove(path)
+    storage.remove(path)
     return storage.put(path, data)

@@ -59,11 +59,8 @@ def renew(catalog: Catalog, *, run: str) -> list[Renewed]:
 
     Raises ShardError where a snapshot or a shard of one is not as it was made.
     """
-    everything = retention.forgotten(catalog)
-    held = {path for action in everything for path in action.files}
-    rows: dict[tuple[str, int], set[int]] = {}
-    for action in everything:
-        rows.setdefault((action.corpus, action.part), set()).update(action.rows)
+    held = {path for action in retention.forgotten(catalog) for path in action.files}
+    rows = retention.forgotten_rows(catalog)
     found = retention.rewritten(catalog)
     made = []
     for snapshot in standing(catalog):

@@ -71,7 +71,7 @@ def test_recipes_and_what_they_are_made_from(catalog: Catalog, make) -> None:
     catalog.commit([*added, *added], run="r")
     catalog.commit([make.current(modality="rgb", fingerprint=label.fingerprint, crops=1)], run="r")
     catalog.commit([make.current("texts", modality="rgb", fingerprint=label.fingerprint, crops=1)], run="r")
-    assert catalog.known_recipes() == {label.fingerprint, token.fingerprint}
+    assert catalog.recipes().keys() == {label.fingerprint, token.fingerprint}
     query = "SELECT recipe, modality, form, producer, producer_version, weights, current_in, fingerprint FROM recipes"
     assert ask(catalog, query) == [
         (label.fingerprint[:12], "rgb", "label", "rgb", 2, None, ["photos", "texts"], label.fingerprint),

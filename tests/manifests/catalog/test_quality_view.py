@@ -59,7 +59,7 @@ def test_figures_of_counts_and_of_values_stand_side_by_side(workspace: Storage, 
 def test_records_keep_their_figures(workspace: Storage, measured: list[ShardAdded]) -> None:
     with Catalog(workspace) as catalog:
         assert catalog.live_shards() == measured
-        assert audit.shards_of(catalog, "photos", 0, 1) == measured
+        assert catalog.live_shards("photos", 0, 1) == measured
 
 
 @pytest.mark.parametrize("way", ["few rows", "many rows", "checkpoint"])
