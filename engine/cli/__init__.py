@@ -1,4 +1,4 @@
-"""The command `modmill`: a verb a file. `entry` is the program, `options` is what verbs share."""
+"""Holds the command `modmill`: a verb a file. `entry` is the program, `options` is what verbs share."""
 
 from engine.cli.entry import command, main
 

@@ -1,4 +1,4 @@
-"""The verb `modmill doctor`: says what is installed and what is missing, here or on a Ray cluster."""
+"""Defines `modmill doctor`, which says what is installed and what is missing, here or on a Ray cluster."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from engine.cli.options import FOUND_WRONG
 @click.argument("path", required=False)
 @click.option("--ray", "address", metavar="ADDRESS", help="Look at every node of a Ray cluster instead.")
 def doctor(path: str | None, address: str | None) -> None:
-    """Say what is installed and what is missing: libraries, GPUs, Ray, the disk of PATH, labelers.
+    """Tells what is installed and what is missing: libraries, GPUs, Ray, the disk of PATH, labelers.
 
     With --ray, PATH is a pipeline file or a workspace, which every node must reach.
     """

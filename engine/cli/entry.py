@@ -1,4 +1,4 @@
-"""The command `modmill`. Each verb imports what it needs when it runs: `modmill sql` loads neither torch nor ray.
+"""Runs the command `modmill`. Each verb imports what it needs when it runs: `modmill sql` loads neither torch nor ray.
 
 Click, not typer: typer validates arguments with pydantic, whose import takes longer than the answer of `modmill sql`.
 """
@@ -37,7 +37,7 @@ _PATHS_AND_STORES = (
     *(ConnectionError, TimeoutError, socket.gaierror),
 )
 
-# Threads of torch that wait by spinning make a step ten times slower where another process has a core.
+# Threads of torch that wait by spinning make a step ten times slower when another process has a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
@@ -144,7 +144,7 @@ def _end(error: Exception, code: int) -> Any:
 
 
 def _one_line(message: str) -> str:
-    """DuckDB's message without its drawing of the query, but with the line that it points at."""
+    """Returns DuckDB's message without its drawing of the query, but with the line that it points at."""
     said, _, drawing = message.partition("\n\nLINE ")
     number = drawing.partition(":")[0]
     return " ".join(said.split()) + (f" (in line {number})" if number not in ("", "1") else "")

@@ -1,4 +1,4 @@
-"""The verb `modmill export`: writes a workspace, or a part of it, for others."""
+"""Defines `modmill export`, which writes a workspace, or a part of it, for others."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from engine.cli.options import names_of, workspace_argument
 @click.option(
     "--layout", type=click.Choice(["4m", "webdataset"]), help="As tars.  [default: a copy, a workspace itself]"
 )
-@click.option("--corpora", metavar="A,B", help="Which corpora.  [default: all]")
-@click.option("--modalities", metavar="A,B", help="Which modalities.  [default: all]")
+@click.option("--corpora", metavar="A,B", help="Only these corpora.  [default: all]")
+@click.option("--modalities", metavar="A,B", help="Only these modalities.  [default: all]")
 @click.option("--form", "kind", type=click.Choice(["label", "token"]), help="Only labels, or only tokens.")
 @click.option("--snapshot", metavar="NAME", help="Only what a snapshot holds; in tars, the rows that it trains on.")
 @click.option("--held-out", is_flag=True, help="In tars, the rows that the snapshot holds out.")
-@click.option("--where", metavar="CONDITION", help="In tars: SQL over `samples`, which rows.")
+@click.option("--where", metavar="CONDITION", help="In tars: only rows that match this SQL condition over `samples`.")
 @click.option(
     "--nulls",
     type=click.Choice(["drop", "keep"]),
@@ -38,9 +38,9 @@ def export(
     nulls: Any,
     rows_per_shard: int | None,
 ) -> None:
-    """Copy a workspace, whole or in part, to another store, or write its rows as tars for 4M's or any WebDataset loader.
+    """Copies a workspace, whole or in part, to another store, or writes its rows as tars for 4M's or any WebDataset loader.
 
-    The same command goes on where it was interrupted.
+    The same command continues an export that was interrupted.
     """
     from engine.export import request as exporting
 

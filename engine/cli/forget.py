@@ -1,4 +1,4 @@
-"""The verb `modmill forget`: samples that go for good, recipes that are superseded, files that nothing needs."""
+"""Defines `modmill forget`, which takes out samples, superseded recipes, and files that nothing needs."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def forget(
     yes: bool,
     form: str,
 ) -> None:
-    """Take samples out for good, retire superseded recipes, or delete the files that nothing needs.
+    """Takes samples out for good, retires superseded recipes, or deletes the files that nothing needs.
 
     FILE has a sample a line: corpus/key, the sha256 of its source bytes, or its source or url. All samples of the same bytes
     go, and are never ingested again. Their bytes are on the disk until --collect --yes, which deletes them whatever the

@@ -1,4 +1,4 @@
-"""The verb `modmill generate`: makes modalities from others with a trained model."""
+"""Defines `modmill generate`, which makes modalities from others with a trained model."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ import click
     multiple=True,
     metavar="MODALITY=VALUE",
     help="What is given: rgb=photo.jpg, caption='a red cube', palette='#ff0000,#00cc88', boxes=boxes.json, "
-    "metadata='brightness=120', depth=depth.npy. Several times for several.",
+    "metadata='brightness=120', depth=depth.npy. Repeat for more.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="A new folder.  [default: generated-1, -2, ...]")
 @click.option("--samples", type=click.IntRange(min=1), default=1, help="Variations.")
-@click.option("--seed", type=int, default=0, help="Another seed draws others.")
+@click.option("--seed", type=int, default=0, help="Another seed draws other results.")
 @click.option(
     "--set",
     "settings",
@@ -36,7 +36,7 @@ def generate(
     seed: int,
     settings: tuple[str, ...],
 ) -> None:
-    """Make modalities from others with a trained model, and a contact sheet of it."""
+    """Makes modalities from others with a trained model, and draws a contact sheet of them."""
     from engine.inference import generate as generating
 
     folder = generating.run(

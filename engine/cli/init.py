@@ -1,4 +1,4 @@
-"""The verb `modmill init`: writes a pipeline file for a source."""
+"""Defines `modmill init`, which writes a pipeline file for a source."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from manifests.errors import ConfigError
 )
 @click.option("--schema", type=click.Path(path_type=Path), help="Write the JSON schema for editors to this file.")
 def init(folder: str | None, out: Path, schema: Path | None) -> None:
-    """Write a pipeline file for a FOLDER of images or documents."""
+    """Writes a pipeline file for a FOLDER of images or documents."""
     from engine.sources.propose import write_pipeline, write_schema
 
     if schema is not None:

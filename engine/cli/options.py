@@ -1,4 +1,4 @@
-"""What verbs share: their exit codes, their common options, and how a value of an option is read."""
+"""Holds what verbs share: their exit codes, their common options, and how a value of an option is read."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ Verb = Callable[..., Any]
 
 
 def form_option(*forms: str) -> Callable[[Verb], Verb]:
-    """The option `--format`."""
+    """Returns the option `--format`."""
     return click.option(
         "--format", "form", type=click.Choice(forms), default="table", help="How the answer is written."
     )
@@ -22,14 +22,14 @@ workspace_argument = click.argument("workspace")
 
 
 settings_option = click.option(
-    "--set", "settings", multiple=True, metavar="A.B=C", help="Override one value of the file."
+    "--set", "settings", multiple=True, metavar="A.B=C", help="Override one value of the file. Repeat for more."
 )
 
 
 as_of_option = click.option(
     "--as-of",
     metavar="VERSION|TIME",
-    help="As it was at a version of the log, or at a time (2026-11-24T09:30:00, UTC).",
+    help="Answer as of a version of the log, or a time (2026-11-24T09:30:00, UTC).",
 )
 
 
@@ -38,7 +38,7 @@ attach_option = click.option(
     "tables",
     multiple=True,
     metavar="FILE[:COLUMN,...]",
-    help="A table of yours beside the views: `samples` gets its columns, by corpus,key or the columns named.",
+    help="Join a table of yours to the view `samples`, by corpus,key or by the columns named.",
 )
 
 

@@ -1,4 +1,4 @@
-"""`modmill run`: the verb that does whatever a pipeline file asks for, and tells beforehand what that is."""
+"""Defines `modmill run`, which does whatever a pipeline file asks for, and tells beforehand what that is."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +18,8 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be done, why, and at what cost, by a probe; change nothing."
 )
-@click.option("--where", metavar="SQL", help="Label only the rows that a condition over `samples` picks.")
-@click.option("--refit", is_flag=True, help="Fit the tokenizers anew; new shards beside the old.")
+@click.option("--where", metavar="SQL", help="Label only rows that match this SQL condition over `samples`.")
+@click.option("--refit", is_flag=True, help="Fit the tokenizers again; new shards stand beside the old.")
 @click.option("--failed", is_flag=True, help="Make failed rows again.")
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="With --failed: only failures of this class.")
 @click.option("--runner", type=click.Choice(["ray", "local"]), help="On Ray, or in this process.")
@@ -38,7 +38,7 @@ def run(
     address: str | None,
     workers: int | None,
 ) -> None:
-    """Do whatever a pipeline FILE asks for and is missing: ingest, fit tokenizers, label, tokenize, freeze, train."""
+    """Does whatever a pipeline FILE asks for and is missing: ingest, fit tokenizers, label, tokenize, freeze, train."""
     from engine.pipeline import config as pipeline
     from engine.run import job
 

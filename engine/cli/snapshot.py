@@ -1,4 +1,4 @@
-"""The verb `modmill snapshot`: freezes, shows, lists and compares selections of a workspace."""
+"""Defines `modmill snapshot`, which freezes, shows, lists and compares selections of a workspace."""
 
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
@@ -10,7 +10,7 @@ from manifests.errors import ConfigError
 
 
 def parse_shares(given: Sequence[str]) -> dict[str, Decimal]:
-    """The shares of `--split` options, such as train=0.9, in their order. Raises ConfigError."""
+    """Returns the shares of `--split` options, such as train=0.9, in their order. Raises ConfigError."""
     shares: dict[str, Decimal] = {}
     for text in given:
         split, _, share = text.partition("=")
@@ -27,15 +27,17 @@ def parse_shares(given: Sequence[str]) -> dict[str, Decimal]:
 @click.command()
 @workspace_argument
 @click.argument("name", required=False)
-@click.option("--where", metavar="CONDITION", help="SQL over `samples`: which rows.  [default: all]")
-@click.option("--modalities", metavar="A,B,C", help="Which modalities.  [default: all with tokens in Parquet]")
+@click.option(
+    "--where", metavar="CONDITION", help="Only rows that match this SQL condition over `samples`.  [default: all]"
+)
+@click.option("--modalities", metavar="A,B,C", help="Only these modalities.  [default: all with tokens in Parquet]")
 @click.option("--hold-out", type=float, default=0.02, help="Share of the keys never trained on.")
 @click.option(
     "--split",
     "splits",
     multiple=True,
     metavar="SPLIT=SHARE",
-    help="Make NAME-SPLIT of a share of the keys; again for the next, as --split train=0.9 --split val=0.1.",
+    help="Make NAME-SPLIT of a share of the keys. Repeat for more: --split train=0.9 --split val=0.1.",
 )
 @attach_option
 @form_option("table", "csv", "json")
@@ -49,7 +51,7 @@ def snapshot(
     tables: tuple[str, ...],
     form: str,
 ) -> None:
-    """Freeze a selection of rows and tokens for training as NAME, or list what is frozen."""
+    """Freezes a selection of rows and tokens for training as NAME, or lists what is frozen."""
     from engine.run import freeze
     from engine.show import snapshot_tables
     from engine.show import tables as output

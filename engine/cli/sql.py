@@ -1,4 +1,4 @@
-"""The verb `modmill sql`: answers a query over the views of a workspace."""
+"""Defines `modmill sql`, which answers a query over the views of a workspace."""
 
 import sys
 from pathlib import Path
@@ -25,13 +25,13 @@ _FORMS = ("table", "csv", "json", "parquet")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the answer to this file.")
 @as_of_option
 @attach_option
-@click.option("--locked", is_flag=True, help="For SQL from strangers: it reaches nothing but the views.")
+@click.option("--locked", is_flag=True, help="For SQL from strangers: the query reaches nothing but the views.")
 @click.option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0, min_open=True),
     default=10,
-    help="Seconds that --locked gives.",
+    help="With --locked: the time limit in seconds.",
 )
 def sql(
     workspace: str,
@@ -43,7 +43,7 @@ def sql(
     locked: bool,
     timeout_s: float,
 ) -> None:
-    """Ask the manifest.
+    """Answers a query over the manifest.
 
     QUERY is SQL over the views: corpora parts samples shards recipes lineage coverage complete_parts failures quality runs
     timeline; boxes instances persons captions palettes metadata; and, which may change, missing stale alarms tokenizers
@@ -85,7 +85,7 @@ def _query(query: str | None) -> str:
 
 
 def _form_of(out: Path) -> str:
-    """The format that a file's name asks for."""
+    """Returns the format that a file's name asks for."""
     ending = out.suffix.removeprefix(".").lower()
     if ending in _FORMS:
         return ending

@@ -1,4 +1,4 @@
-"""The verb `modmill status`: says how far each corpus is."""
+"""Defines `modmill status`, which says how far each corpus is."""
 
 import click
 
@@ -12,7 +12,7 @@ from manifests.errors import ConfigError
 @click.option("--watch", "watched", is_flag=True, help="Follow the newest run until it ends, or Ctrl-C.")
 @form_option("table", "csv", "json")
 def status(workspace: str, as_of: str | None, watched: bool, form: str) -> None:
-    """Corpus by modality: parts done, failed, missing; before it one line on a run that is at work, or was killed."""
+    """Shows corpus by modality how many parts are done, failed or missing, after a line on a run at work or killed."""
     from engine.progress import watch
     from engine.show import tables
     from manifests.catalog.catalog import STATUS, Catalog

@@ -1,4 +1,4 @@
-"""The verb `modmill train`: trains a model on snapshots."""
+"""Defines `modmill train`, which trains a model on snapshots."""
 
 import sys
 from pathlib import Path
@@ -11,9 +11,11 @@ from engine.cli.options import INTERRUPTED, settings_option
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @settings_option
-@click.option("--resume", metavar="auto|PATH", help="Go on in the newest run of this file, or in a run's folder.")
+@click.option(
+    "--resume", metavar="auto|PATH", help="Resume the newest run of this file (auto), or the run in a folder."
+)
 def train(file: Path, settings: tuple[str, ...], resume: str | None) -> None:
-    """Train an any-to-any model on snapshots, as a trainer FILE says."""
+    """Trains an any-to-any model on snapshots, as a trainer FILE says."""
     from engine.run import train as train_run
 
     outcome = train_run.run(train_run.load(file, list(settings)), resume=resume)

@@ -1,4 +1,4 @@
-"""The events of a run, one JSON document a line: written by the driver, read by who watches.
+"""Writes and reads the events of a run, one JSON document a line: the driver writes, whoever watches reads.
 
 In a local workspace they are appended to `runs/<run>/events.jsonl`. On an object store they stand in segments
 `runs/<run>/events-000001.jsonl`, of which the newest is written again every 15 s while it grows. Every now and then comes
@@ -46,10 +46,10 @@ _log = logging.getLogger(__name__)
 
 
 class EventSink(Protocol):
-    """Where lines go. One thread at a time."""
+    """Takes the lines of one run. One thread at a time."""
 
     def begin(self) -> None:
-        """What is written next is a `state`: a place to begin reading at."""
+        """Says that what is written next is a `state`: a place to begin reading at."""
         ...
 
     def write(self, lines: bytes) -> None: ...
@@ -60,14 +60,14 @@ class EventSink(Protocol):
 
 
 def sink(storage: Storage, run: str) -> EventSink:
-    """Where the events of a run that begins are written."""
+    """Returns a writer for the events of a run that begins."""
     return (
         _EventFile(Path(storage.full(f"runs/{run}/events.jsonl"))) if storage.is_local else _SegmentWriter(storage, run)
     )
 
 
 class _EventFile:
-    """Events of a local workspace; a disk that takes no more costs events, not the run."""
+    """Writes the events of a local workspace; a full disk costs events, not the run."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -91,7 +91,7 @@ class _EventFile:
 
 
 class _SegmentWriter:
-    """Events on an object store: what a segment has so far is kept, and put again as it grows."""
+    """Writes events to an object store: what a segment has so far is kept, and put again as it grows."""
 
     def __init__(self, storage: Storage, run: str) -> None:
         self._storage = storage
@@ -121,7 +121,7 @@ class _SegmentWriter:
 
 
 class EventReader:
-    """Follows the events of a run from its newest `state` on. Raises FileNotFoundError where it has none."""
+    """Follows the events of a run from its newest `state` on. Raises FileNotFoundError if it has no events."""
 
     def __init__(self, storage: Storage, run: str) -> None:
         self._storage = storage
@@ -130,7 +130,7 @@ class EventReader:
         self._segment = 0
 
     def read(self) -> list[dict[str, Any]]:
-        """The events since the last call."""
+        """Returns the events since the last call."""
         return self._read_file() if self._storage.is_local else self._read_segments()
 
     def _read_file(self) -> list[dict[str, Any]]:
@@ -156,20 +156,20 @@ class EventReader:
         return events
 
     def _whole(self, data: bytes) -> list[dict[str, Any]]:
-        """The events of whole lines; the rest is read again next time."""
+        """Returns the events of whole lines; the rest is read again next time."""
         end = data.rfind(b"\n") + 1
         self._at += end
         return [event for line in data[:end].splitlines() if (event := _parsed(line)) is not None]
 
 
 def files(storage: Storage, run: str) -> list[str]:
-    """The files that hold the events of a run, in order; none where it has none."""
+    """Returns the files that hold the events of a run, in order; empty if it has no events."""
     names = storage.names(f"runs/{run}")
     return [f"runs/{run}/{name}" for name in names if name == "events.jsonl" or _SEGMENT.fullmatch(name)]
 
 
 def redact(storage: Storage, named: re.Pattern[str], *, but: str) -> None:
-    """Puts "(forgotten)" where texts in the events of all runs but one match a pattern."""
+    """Replaces texts that match a pattern by "(forgotten)" in the events of all runs but one."""
     for run in storage.names("runs"):
         for path in files(storage, run) if run != but else []:
             text = storage.read(path).decode()
@@ -192,7 +192,7 @@ def _redacted(line: str, named: re.Pattern[str]) -> str:
 
 
 def _newest_state(file: Any) -> int:
-    """Where the line of the newest `state` begins in a file of events; 0 where there is none."""
+    """Returns the position of the newest `state` line in a file of events; 0 if there is no such line."""
     size = end = file.seek(0, 2)
     while end > 0:
         begin = max(0, end - _TAIL_BYTES)
@@ -207,14 +207,14 @@ def _newest_state(file: Any) -> int:
 
 
 def _line_start(file: Any, at: int) -> int:
-    """`time` and `t` come before the kind, and are short."""
+    """Tells a `state` line by its head: `time` and `t` come before the kind, and are short."""
     begin = max(0, at - 1000)
     file.seek(begin)
     return begin + file.read(at - begin).rfind(b"\n") + 1
 
 
 def _parsed(line: bytes | str) -> dict[str, Any] | None:
-    """An event; None for a line that is none (a disk was full)."""
+    """Parses an event; returns None for a line that is not one (a disk was full)."""
     try:
         event = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""How far a run is: a live table on a terminal, plain lines elsewhere, JSON events always."""
+"""Tells how far a run is: a live table on a terminal, plain lines elsewhere, JSON events always."""
 
 import json
 import threading
@@ -28,7 +28,7 @@ _AT_ONCE = frozenset({"run", "plan", "item", "failed_item", "strike", "alarm", "
 
 
 class Progress:
-    """What a run tells. Any thread may report; a call costs some microseconds, and waits for no disk and no terminal.
+    """Takes what a run tells. Any thread may report; a call costs some microseconds, and waits for no disk and no terminal.
 
     Without events it serves verbs that only show a stage. Lines and events are written by a thread of its own.
     """
@@ -58,17 +58,17 @@ class Progress:
     # -- for every verb -----------------------------------------------------------------------------------------------
 
     def event(self, kind: str, /, **fields: Any) -> None:
-        """One event, with the fields that engine/progress/events.py names for its kind."""
+        """Reports one event, with the fields that engine/progress/events.py names for its kind."""
         with self._lock:
             self._write(self._apply(kind, fields))
 
     def say(self, text: str) -> None:
-        """One line for people, above the table."""
+        """Prints one line for people, above the table."""
         self.event("message", text=text)
         self._print(text)
 
     def stage(self, name: str, total: int, unit: str) -> None:
-        """A stage begins: so many units are to be done."""
+        """Begins a stage of `total` units."""
         with self._lock:
             self._items[name] = {}
             self._told[name] = time.monotonic()
@@ -76,7 +76,7 @@ class Progress:
         self._show()
 
     def update(self, name: str, done: int, *, item: str = "", failed: int = 0, note: str = "") -> None:
-        """So much of a stage is done; of one of its few items, where `item` names one. `failed` more units failed."""
+        """Reports how much of a stage is done, or of one of its few items if `item` names one. `failed` more units failed."""
         with self._lock:
             stage = self._state.stages.get(name)
             if stage is None:
@@ -104,7 +104,7 @@ class Progress:
             self._print(line)
 
     def fit_step(self, name: str, step: int, steps: int, losses: Mapping[str, float]) -> None:
-        """A tokenizer's fit is at a step."""
+        """Reports the step of a tokenizer's fit."""
         note = "  ".join(f"{key} {value:.4g}" for key, value in list(losses.items())[:2])
         self.update(f"fit {name}", step, note=note)
 
@@ -126,7 +126,7 @@ class Progress:
     # -- for labeling -------------------------------------------------------------------------------------------------
 
     def plan(self, modalities: Mapping[str, int], workers: int, price: float | None = None) -> None:
-        """Labeling begins: the parts of each modality to be made, and the price of a worker's hour, if there is one."""
+        """Begins labeling: the parts of each modality to be made, and the price of a worker's hour, if there is one."""
         with self._lock:
             self.event("plan", modalities=dict(modalities), workers=workers, price=price)
             self._next_line = time.monotonic() + _LINE_EVERY_S
@@ -134,14 +134,14 @@ class Progress:
         self._start_thread()
 
     def workers(self, pool: str, ready: int, wanted: int) -> None:
-        """So many workers of a pool answer, of so many that are wanted."""
+        """Reports how many workers of a pool answer, and how many are wanted."""
         with self._lock:
             known = self._state.pools.get(pool)
             if known is None or (known.ready, known.wanted) != (ready, wanted):
                 self.event("workers", pool=pool, ready=ready, wanted=wanted)
 
     def started(self, item: "WorkItem", worker: str) -> None:
-        """A worker took an item up."""
+        """Reports that a worker took up an item."""
         self.event(
             "started",
             worker=worker,
@@ -152,7 +152,7 @@ class Progress:
         )
 
     def beat(self, worker: str, beat: "Beat") -> None:
-        """A worker's sign of life."""
+        """Reports a worker's sign of life."""
         with self._lock:
             event = self._apply("beat", {"worker": worker, **_rounded(vars(beat))})
             workers = len(self._state.at_work)
@@ -165,7 +165,7 @@ class Progress:
             self._write(event)
 
     def done_items(self, pairs: "Sequence[tuple[WorkItem, ItemResult]]") -> None:
-        """Items are done, and their records in the log."""
+        """Reports items that are done, with their records in the log."""
         for item, result in pairs:
             modalities = dict.fromkeys(_modalities(item), 0)
             for record in result.records:
@@ -186,26 +186,26 @@ class Progress:
             self._wake.set()
 
     def failed_item(self, item: "WorkItem", error: BaseException) -> None:
-        """An item failed for good; it stays to be done."""
+        """Reports that an item failed for good; it stays to be done."""
         self.event(
             "failed_item", item=item.name, error=type(error).__name__, message=str(error), modalities=_modalities(item)
         )
         self._print(f"{item.name} failed, and stays to be done: {error}")
 
     def strike(self, item: "WorkItem | FitItem", worker: str, reason: str, strikes: int, then: str) -> None:
-        """A worker was lost at an item, which has so many strikes now (a node that left costs none); `then` is what follows."""
+        """Reports a worker lost at an item with so many strikes by now (a node that left adds none); `then` is what follows."""
         self.event("strike", item=item.name, worker=worker, reason=reason, strikes=strikes)
         self._print(f"{item.name}: worker {worker} is lost ({reason}); {then}")
 
     def alarm(self, text: str, *, is_new: bool = True, **facts: Any) -> None:
-        """Something departs from what it was, and a person should look; said where it is new."""
+        """Reports that something departs from what it was, so that a person looks; printed only if it is new."""
         self.event("alarm", text=text, **facts)
         if is_new:
             self._print(text)
 
     @property
     def cost(self) -> float | None:
-        """Price x hours that workers were ready; None where no price is given."""
+        """Returns price x hours that workers were ready; None if no price is given."""
         return self._state.cost
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ class Progress:
             self._flush(now=False)
 
     def _tick(self) -> None:
-        """A plain line where one is due, and the same facts as an event for who reads only some of them."""
+        """Prints a plain line if one is due, and writes the same facts as an event for those who read only some."""
         with self._lock:
             state = self._state
             if state.work_began is None or state.status is not None or time.monotonic() < self._next_line:
@@ -275,7 +275,7 @@ class Progress:
         self._since_state, self._next_state = 0, max(_STATE_AFTER_BYTES, 10 * len(data))
 
     def _show(self) -> None:
-        """The table appears, where a person watches."""
+        """Shows the table if a person watches."""
         with self._lock:
             if self._live is not None or self._quiet or not self._console.is_terminal:
                 return

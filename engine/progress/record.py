@@ -1,4 +1,4 @@
-"""What the log keeps of an execution: when, where, with which code and libraries, from what, and how it ended."""
+"""Records an execution in the log: when, where, with which code and libraries, from what, and how it ended."""
 
 import os
 import platform
@@ -37,7 +37,7 @@ _RECORDED = (
 
 @dataclass
 class Done:
-    """What a run did, in numbers."""
+    """Counts what a run did."""
 
     run: str
     counts: dict[str, int] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """What a run works with: its catalog, where it tells how far it is, and where it counts what it did."""
+    """Holds what a run works with: its catalog, its progress, and its counts of what it did."""
 
     catalog: Catalog
     progress: Progress
@@ -64,8 +64,8 @@ class Execution:
 def recorded(storage: Storage, kind: str, config: Mapping[str, Any], *, quiet: bool = False) -> Iterator[Execution]:
     """Holds the workspace as its one writer for as long as a run lasts, and records its start and its end.
 
-    `config` is what the run is given, as plain JSON values. Raises WorkspaceError where there is no workspace, or where
-    another writer holds it, LogError where its log has lost entries.
+    `config` is what the run is given, as plain JSON values. Raises WorkspaceError if there is no workspace, or if
+    another writer holds it, LogError if its log has lost entries.
     """
     log.workspace_id(storage)
     name = log.run_name(kind)
@@ -97,7 +97,7 @@ def recorded(storage: Storage, kind: str, config: Mapping[str, Any], *, quiet: b
 
 
 def started_with(name: str, kind: str, document: Mapping[str, Any]) -> RunStarted:
-    """The record of a run that begins; `document` is its configuration as plain JSON values."""
+    """Returns the record of a run that begins; `document` is its configuration as plain JSON values."""
     return RunStarted(
         run=name,
         kind=kind,
@@ -120,7 +120,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of this code, None outside a clone."""
+    """Returns the commit of this code, None outside a clone."""
     here = Path(__file__).resolve().parent
     try:
         answer = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is known of a run at a moment: the fold of its events, the same in the driver and in who watches it.
+"""Folds the events of a run into what is known of it at a moment, the same in the driver and for whoever watches.
 
 Everything is a sum or is of what is at work now, so that its size grows with workers and modalities, never with items.
 Times are the events' `t`: seconds since the run began, by the driver's monotonic clock.
@@ -14,23 +14,23 @@ _POINT_EVERY_S = 5.0
 
 @dataclass
 class Rate:
-    """A counter over the last minute, and since it first moved."""
+    """Measures the rate of a counter over the last minute, and since it first moved."""
 
     points: list[list[float]] = field(default_factory=list)
     began: float | None = None
 
     def begin(self, t: float) -> None:
-        """The counter stands at 0, and is about to move: what waits for a worker has no rate yet."""
+        """Starts the counter at 0, as it is about to move: what waits for a worker has no rate yet."""
         if self.began is None:
             self.began = t
             self.points.append([t, 0.0])
 
     def is_due(self, t: float) -> bool:
-        """Whether `point` would keep where the counter stands."""
+        """Tells whether `point` would keep the counter's value."""
         return self.began is not None and t - self.points[-1][0] >= _POINT_EVERY_S
 
     def point(self, t: float, value: float) -> None:
-        """Where the counter stands; kept every five seconds."""
+        """Notes the counter's value; kept every five seconds."""
         if not self.is_due(t):
             return
         self.points.append([t, value])
@@ -55,7 +55,7 @@ Event = Mapping[str, Any]
 
 @dataclass
 class StageState:
-    """A stage that counts units, such as an ingest, a tokenizer's fit, a copy."""
+    """Holds a stage that counts units, such as an ingest, a tokenizer's fit, a copy."""
 
     total: int
     unit: str
@@ -67,7 +67,7 @@ class StageState:
 
 @dataclass
 class ModalityState:
-    """A modality in the making. `total`, `parts` and `lost` (items that failed for good) count parts, `rows` samples.
+    """Holds a modality in the making. `total`, `parts` and `lost` (items that failed for good) count parts, `rows` samples.
 
     `failed` counts rows over all its shards. `seconds` is the time that workers gave it; an item's is split evenly among
     its modalities.
@@ -90,7 +90,7 @@ class ModalityState:
 
 @dataclass
 class PoolState:
-    """Workers of one pool: those that answer, and those that are wanted."""
+    """Holds how many workers of one pool answer, and how many are wanted."""
 
     ready: int
     wanted: int
@@ -98,7 +98,7 @@ class PoolState:
 
 @dataclass
 class AtWork:
-    """A worker and its item. `since` and `moved` are when it began with it, and when it last got on (rows or stage)."""
+    """Holds a worker and its item. `since` and `moved` are when it began with it, and when it last got on (rows or stage)."""
 
     item: str
     pool: str
@@ -114,7 +114,7 @@ class AtWork:
 
 @dataclass
 class RunState:
-    """The fold. `apply` takes events in the order of their times."""
+    """Folds events. `apply` takes them in the order of their times."""
 
     run: str = ""
     kind: str = ""
@@ -154,25 +154,25 @@ class RunState:
 
     @property
     def ready(self) -> int:
-        """Workers that are paid for now."""
+        """Returns how many workers are paid for now."""
         if self.work_began is None or self.status is not None:
             return 0
         return sum(pool.ready for pool in self.pools.values()) if self.pools else self.workers
 
     def rows_of(self, modality: str) -> int:
-        """Samples of a modality that are done, those of items at work included."""
+        """Counts the samples of a modality that are done, those of items at work included."""
         going = sum(one.rows for one in self.at_work.values() if modality in one.modalities)
         return self.modalities[modality].rows + going
 
     def rates_of(self, name: str) -> tuple[float | None, float | None]:
-        """Samples a second of a modality: over the last minute, None where it is finished, and overall."""
+        """Returns samples a second of a modality: over the last minute (None if it is finished), and overall."""
         modality, rows = self.modalities[name], self.rows_of(name)
         if modality.finished:
             return None, modality.rate.overall(modality.ended or self.t, rows)
         return modality.rate.last_minute(self.t, rows), modality.rate.overall(self.t, rows)
 
     def rows_left(self, name: str) -> float | None:
-        """Samples of a modality that are to be done, by the mean of its parts so far; None before one is done."""
+        """Estimates the samples of a modality that are to be done, by the mean of its parts so far; None before one is done."""
         modality = self.modalities[name]
         if modality.finished:
             return 0.0
@@ -181,13 +181,13 @@ class RunState:
         return max(modality.rows / modality.parts * (modality.total - modality.lost) - self.rows_of(name), 0.0)
 
     def eta_of(self, name: str) -> float | None:
-        """Seconds until a modality is done at its rate of the last minute (or overall); None where nothing tells."""
+        """Returns seconds until a modality is done at its rate of the last minute (or overall); None if unknown."""
         left, (recent, overall) = self.rows_left(name), self.rates_of(name)
         rate = recent or overall
         return None if left is None or not rate else left / rate
 
     def eta(self) -> tuple[float, bool] | None:
-        """Seconds until all is done, and whether every modality is in it; None where nothing tells.
+        """Returns seconds until all is done, and whether every modality is in it; None if unknown.
 
         A pool has the worker-seconds that each modality took a sample, times its samples left, over its workers that are
         ready; all is done when the last pool is.
@@ -204,13 +204,13 @@ class RunState:
         return (max(by_pool.values()), not unknown) if by_pool else None
 
     def ready_of(self, pool: str) -> int:
-        """Workers of a pool that are ready; those of the plan where nobody told."""
+        """Returns how many workers of a pool are ready; those of the plan if nobody told."""
         known = self.pools.get(pool)
         return self.workers if known is None else known.ready
 
     @property
     def parts(self) -> tuple[int, int]:
-        """Parts done and to be done, each counted once a modality."""
+        """Returns parts done and to be done, each counted once a modality."""
         found = self.modalities.values()
         return sum(min(one.parts, one.total) for one in found), sum(one.total for one in found)
 
@@ -220,7 +220,7 @@ class RunState:
 
     @property
     def cost(self) -> float | None:
-        """Price x workers x hours so far; None where no price is given."""
+        """Returns price x workers x hours so far; None if no price is given."""
         return None if self.price is None else self.price * self.worker_s / 3600
 
     # -- events -------------------------------------------------------------------------------------------------------
@@ -319,24 +319,24 @@ class RunState:
         self.at_work.clear()
 
     def _on_state(self, t: float, event: Event) -> None:
-        """Everything so far, in one event: who reads from here on knows all."""
+        """Returns everything so far in one event: whoever reads from here on knows all."""
         for name, value in loaded(event["state"]).__dict__.items():
             setattr(self, name, value)
         self.t = t
 
 
 def _group(item: str) -> str:
-    """The group in an item's name, `corpus/part/group`."""
+    """Returns the group in an item's name, `corpus/part/group`."""
     return "".join(item.split("/", 2)[2:])
 
 
 def document(state: RunState) -> dict[str, Any]:
-    """A state as plain JSON values."""
+    """Returns a state as plain JSON values."""
     return asdict(state)
 
 
 def loaded(document: Mapping[str, Any]) -> RunState:
-    """The state that a document holds."""
+    """Returns the state that a document holds."""
 
     def rated(kind: Any, found: Mapping[str, Any]) -> Any:
         return {name: kind(**{**one, "rate": Rate(**one["rate"])}) for name, one in found.items()}

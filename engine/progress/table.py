@@ -1,4 +1,4 @@
-"""A run's state for people: a table on a terminal, and the same facts on one line elsewhere."""
+"""Shows a run's state to people: a table on a terminal, and the same facts on one line elsewhere."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ _NAME_CHARACTERS = 28
 
 
 def line(state: RunState) -> str:
-    """One line: time, parts, samples a second, how busy workers are, failures, ETA, cost, then each modality's parts."""
+    """Returns one line: time, parts, samples a second, how busy workers are, failures, ETA, cost, each modality's parts."""
     facts = [clock(state.t), *_totals(state)]
     if state.at_work:
         busy, queue, _ = _means(list(state.at_work.values()), state.ready)
@@ -27,12 +27,12 @@ def line(state: RunState) -> str:
 
 
 def stage_line(name: str, stage: StageState, t: float) -> str:
-    """One line on a stage that counts units."""
+    """Returns one line on a stage that counts units."""
     return f"{name:<12} {_stage_facts(stage, t)}"
 
 
 def table(state: RunState) -> "Group":
-    """The stages, the modalities, the workers, and the sums; at least 80 columns wide."""
+    """Shows the stages, the modalities, the workers, and the sums; at least 80 columns wide."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -60,7 +60,7 @@ def table(state: RunState) -> "Group":
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 3:12, 2:03:12 or 5d 2:03:12."""
+    """Returns seconds as 3:12, 2:03:12 or 5d 2:03:12."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
@@ -151,7 +151,7 @@ def _totals(state: RunState) -> list[str]:
 
 
 def _means(workers: list[AtWork], ready: int) -> tuple[str, str, str]:
-    """Busy over all workers that are ready, how full the queues are, and the memory of the largest."""
+    """Returns busy over all workers that are ready, how full the queues are, and the memory of the largest, in words."""
     if not workers:
         return "", "", ""
     busy = sum(one.busy for one in workers) / max(ready, len(workers))
@@ -164,7 +164,7 @@ def _means(workers: list[AtWork], ready: int) -> tuple[str, str, str]:
 
 
 def _stuck(state: RunState) -> str:
-    """The worker that has not got on for longest, where that is long."""
+    """Names the worker that has not got on for longest; empty if that is not long."""
     found = min(state.at_work.items(), key=lambda pair: pair[1].moved, default=None)
     if found is None or state.t - found[1].moved < STILL_S:
         return ""
@@ -185,7 +185,7 @@ def _stage_facts(stage: StageState, t: float) -> str:
 
 
 def rate_words(rate: float | None) -> str:
-    """A rate of things a second, with as many digits as it is worth; empty where it is not known."""
+    """Returns a rate of things a second, with as many digits as it is worth; empty if it is unknown."""
     if rate is None:
         return ""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.3f}"

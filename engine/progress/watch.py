@@ -1,4 +1,4 @@
-"""`modmill status`: a run seen from another process, by its events and the lease of its workspace."""
+"""Shows a run to another process (`modmill status`), by its events and the lease of its workspace."""
 
 import contextlib
 import datetime
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 _RUN = re.compile(r".+-(\d{8}T\d{6})-[0-9a-f]{6}")
-# Silent so long, a run is looked for by the lease of its workspace; so long, it is said even where that is held.
+# Silent so long, a run is looked for by the lease of its workspace; so long, it is said even if that is held.
 _ASK_S = 5.0
 _ASK_STORE_S = 15.0
 _SILENT_S = 60.0
@@ -29,7 +29,7 @@ _READ_STORE_EVERY_S = 5.0
 
 
 class Watched:
-    """One run, and what is known of it. Raises FileNotFoundError where it has no events."""
+    """Follows one run. Raises FileNotFoundError if it has no events."""
 
     def __init__(self, storage: Storage, run: str) -> None:
         self.run = run
@@ -58,17 +58,17 @@ class Watched:
 
     @property
     def told_s(self) -> float:
-        """The run's own time at its last event, seconds since it began."""
+        """Returns the run's own time at its last event, seconds since it began."""
         return self._t
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the run's last event."""
+        """Returns seconds since the run's last event."""
         return time.monotonic() - self._seen
 
     @property
     def killed(self) -> bool:
-        """Whether it ended without a word: it holds the workspace no more."""
+        """Tells whether it ended without a word: it holds the workspace no more."""
         if self.state.status is not None or lease.holder(self._storage) == self.run:
             return False
         # It may have ended since it was read: its last words come before it lets go.
@@ -76,7 +76,7 @@ class Watched:
         return self.state.status is None
 
     def word(self) -> str:
-        """How it stands, where that is more than running: how it ended, or that nothing is heard of it; else empty."""
+        """Returns how it ended, or that nothing is heard of it; empty if it simply runs."""
         if self.silent_s >= (_ASK_S if self._storage.is_local else _ASK_STORE_S) and self.killed:
             silent = table.clock(self.silent_s)
             return f"{self.run} was killed: no sign of life for {silent}, and it holds the workspace no more. {_GO_ON}"
@@ -92,7 +92,7 @@ class Watched:
 
 
 def newest(storage: Storage) -> Watched | None:
-    """The run of a workspace that began last, None where none has told anything."""
+    """Returns the run of a workspace that began last, None if no run has told anything."""
     found = ((_RUN.fullmatch(name), name) for name in storage.names("runs"))
     for _, run in sorted(((match[1], name) for match, name in found if match), reverse=True):
         try:
@@ -103,7 +103,7 @@ def newest(storage: Storage) -> Watched | None:
 
 
 def head(storage: Storage) -> str:
-    """One line on the run that works in a workspace now, or was killed there last; empty where there is neither."""
+    """Returns a line on the run that works in a workspace now, or was killed there last; empty if there is neither."""
     watched = newest(storage)
     if watched is None or watched.state.status is not None:
         return ""
@@ -115,7 +115,7 @@ def head(storage: Storage) -> str:
 def watch(storage: Storage) -> None:
     """Shows the newest run until it ends, was killed, or Ctrl-C: its table on a terminal, else a line every 10 s.
 
-    Raises WorkspaceError where there is no workspace, or no run.
+    Raises WorkspaceError if there is no workspace, or no run.
     """
     log.workspace_id(storage)
     watched = newest(storage)
@@ -163,7 +163,7 @@ def _over(watched: Watched) -> tuple[bool, str]:
 
 
 def _line(state: RunState) -> str:
-    """The state on one line: of labeling once that began, before it of the stage that is at work."""
+    """Returns the state on one line: of labeling once that began, before it of the stage that is at work."""
     if state.work_began is not None or not state.stages:
         return table.line(state)
     name, stage = list(state.stages.items())[-1]
@@ -175,7 +175,7 @@ def _every_s(storage: Storage) -> float:
 
 
 def _age_s(time_utc: str | None) -> float:
-    """Seconds since a time, by two clocks; 0 where they say that it is to come."""
+    """Returns seconds since a time, by two clocks; 0 if they say that it is to come."""
     try:
         then = datetime.datetime.fromisoformat(time_utc or "")
     except ValueError:

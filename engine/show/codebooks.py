@@ -1,4 +1,4 @@
-"""How the tokens of a workspace use their vocabularies."""
+"""Counts how the tokens of a workspace use their vocabularies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _MOST_SHARDS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookUse:
-    """How often each token of a tokenizer occurs: `counts` (vocabulary,) int64.
+    """Holds how often each token of a tokenizer occurs: `counts` (vocabulary,) int64.
 
     `shards_read` of `shards` were counted, of the modalities named.
     """
@@ -31,19 +31,19 @@ class CodebookUse:
 
     @property
     def used(self) -> int:
-        """How many tokens occur at all."""
+        """Returns how many tokens occur at all."""
         return int((self.counts > 0).sum())
 
     @property
     def perplexity(self) -> float:
-        """How many tokens would do, were they all equally common; 0 where there are none."""
+        """Returns how many equally common tokens would carry as much; 0 if no token occurs."""
         from tokenize_jobs.reconstruction import codebook_figures
 
         return codebook_figures(self.counts)["perplexity"] if self.used else 0.0
 
 
 def codebook_use(catalog: Catalog) -> list[CodebookUse]:
-    """The use of every tokenizer that current token shards name and that is in use, by name."""
+    """Returns the use of every tokenizer that current token shards name, by name."""
     found = catalog.sql(
         "SELECT r.weights, s.modality, s.path, s.format FROM shards s "
         "JOIN recipes r ON r.recipe = s.recipe AND r.modality = s.modality AND r.form = s.form "
@@ -74,7 +74,7 @@ def _use(catalog: Catalog, tokenizer: TokenizerAdded, mine: Sequence[dict[str, A
 
 
 def _tokens(catalog: Catalog, path: str, form: str) -> np.ndarray:
-    """All tokens of a shard, int64 (n,)."""
+    """Returns all tokens of a shard, int64 (n,)."""
     with catalog.storage.open(path) as file:
         if form == "parquet":
             column = parquet.read(file, ["tokens"])["tokens"]

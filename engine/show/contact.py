@@ -1,4 +1,4 @@
-"""What a contact sheet shows: some samples of a corpus, their labels, and what their tokens decode to.
+"""Reads what a contact sheet shows: some samples of a corpus, their labels, and what their tokens decode to.
 
 All of it is read from the shards of one part and the tokenizers of the workspace; crop 0, the centre, stands for the
 photograph.
@@ -30,9 +30,9 @@ Cell = np.ndarray | str | Mapping[str, Any] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One modality of one sample, as it is shown: a picture, a text, a record, or None where there is none.
+    """Holds one modality of one sample, as it is shown: a picture, a text, a record, or None if there is nothing to show.
 
-    `tokens` is how many tokens the row has, None where it has none.
+    `tokens` is how many tokens the row has, None if it has no tokens.
     """
 
     modality: str
@@ -43,7 +43,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One sample with its cards, in the order of the table of modalities. `columns` are its source columns."""
+    """Holds one sample with its cards, in the order of the table of modalities. `columns` are its source columns."""
 
     corpus: str
     key: str
@@ -55,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class _Values:
-    """Labels, tokens and decoded tokens of one sample by modality."""
+    """Holds labels, tokens and decoded tokens of one sample by modality."""
 
     label: dict[str, Any] = field(default_factory=dict)
     token: dict[str, np.ndarray] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class _Values:
 
 
 def samples(catalog: Catalog, corpus: str, most: int, notes: list[str]) -> list[Sample]:
-    """Up to `most` samples of the corpus's fullest part: held-out ones first, without those that failed.
+    """Returns up to `most` samples of the corpus's fullest part: held-out ones first, without those that failed.
 
     What cannot be read or decoded is left out and told in `notes`.
     """
@@ -95,7 +95,7 @@ def samples(catalog: Catalog, corpus: str, most: int, notes: list[str]) -> list[
 
 
 def modality_of(name: str) -> Modality | None:
-    """What is known of a modality by the name that the manifest has for it; None where only its module knows more."""
+    """Returns the modality of this name in the manifest; None if only its module knows it."""
     try:
         return get(name)
     except ConfigError:
@@ -103,7 +103,7 @@ def modality_of(name: str) -> Modality | None:
 
 
 def order_of(name: str) -> tuple[int, int, str]:
-    """Where a modality stands on the sheet: pictures, lists, records, texts; as in the table, others after those."""
+    """Returns a modality's place on the sheet: pictures, lists, records, texts, as in the table; others after those."""
     names, modality = list(MODALITIES), modality_of(name)
     base = name.partition("@")[0]
     rank = 0
@@ -142,7 +142,7 @@ def _read(catalog: Catalog, corpus: str, part: int, values: Mapping[str, _Values
 
 
 def shard_rows(catalog: Catalog, path: str, form: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of some keys of a shard: as Parquet holds them, or the bytes of members; rows that are not ok lack.
+    """Returns values of a shard by key, as Parquet holds them or as the bytes of members, without rows that are not ok.
 
     A tar is passed over member by member, so that only these rows are in memory.
     """
@@ -198,7 +198,7 @@ def _cards(values: _Values, key: str) -> list[Card]:
 
 
 def _center(labels: Mapping[str, Any], key: str) -> crops.Crop | None:
-    """Crop 0 of a photograph; None where no label tells the photograph's shape."""
+    """Returns crop 0 of a photograph; None if no label tells the photograph's shape."""
     facts = labels.get("metadata") or {}
     width, height = facts.get("original_width"), facts.get("original_height")
     if not (width and height):
@@ -208,7 +208,7 @@ def _center(labels: Mapping[str, Any], key: str) -> crops.Crop | None:
 
 
 def _cell(name: str, found: Mapping[str, Any], crop: crops.Crop | None, like: Any) -> Cell:
-    """A label as it is shown; `crop` is where the sheet's pictures lie in what the label is of, None: not known."""
+    """Returns a label as it is shown; `crop` is the place of the sheet's pictures in what the label is of, None if unknown."""
     value = found.get(name)
     if value is None:
         return None
@@ -229,7 +229,7 @@ def _cell(name: str, found: Mapping[str, Any], crop: crops.Crop | None, like: An
 def _drawn(
     modality: Modality, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any], crop: crops.Crop | None
 ) -> np.ndarray | None:
-    """Boxes or masks over the same form of the photograph's pixels, or over nothing where those are not there."""
+    """Paints boxes or masks over the same form of the photograph's pixels, or over a blank if those are missing."""
     if crop is None:
         return None
     cut = records if crop is _ALL else crops.crop_label(modality, records, crop, pictures.TILE)
@@ -239,7 +239,7 @@ def _drawn(
 
 
 def _palette(colors: Sequence[Mapping[str, Any]], like: Any) -> np.ndarray | None:
-    """A palette's colors; of a label, which holds one for each k, the palette that its tokens hold, else the largest."""
+    """Returns a palette's colors; of a label, with one palette for each k, that which its tokens hold, else the largest."""
     sizes = {color["k"] for color in colors}
     wanted = like[0]["k"] if like and like[0]["k"] in sizes else max(sizes, default=0)
     chosen = sorted((color for color in colors if color["k"] == wanted), key=lambda color: color["rank"])

@@ -91,7 +91,7 @@ class Page:
 
 
 def use_chart(heading: str, words: Sequence[str], counts: np.ndarray) -> Chart:
-    """Draws counts (n,) from the largest down as an area; the y axis is log(1 + count), the dashed line their mean."""
+    """Charts counts (n,) from the largest down as an area; the y axis is log(1 + count), the dashed line their mean."""
     ordered = np.sort(counts)[::-1]
     places = np.unique(np.linspace(0, len(ordered) - 1, 300).round().astype(int))
     most = np.log1p(max(1, int(ordered[0])))
@@ -115,7 +115,7 @@ def curve_chart(
     dots: Sequence[tuple[float, float]],
     level: float | None,
 ) -> Chart:
-    """Draws points (x, y) as a line and as dots, over a dashed level."""
+    """Charts points (x, y) as a line and as dots, over a dashed level."""
     points = [*line, *dots]
     last = max((x for x, _ in points), default=1.0) or 1.0
     most = max([y for _, y in points] + [level or 0.0]) or 1.0

@@ -1,4 +1,4 @@
-"""Labels as pictures: what each kind of modality looks like, boxes and masks drawn over pixels, and the contact sheet.
+"""Paints labels as pictures: each kind of modality, boxes and masks over pixels, and the contact sheet.
 
 All pictures are uint8 (h, w, 3), sRGB.
 """
@@ -37,12 +37,12 @@ _SHOWN = (1, 92)  # percentiles at the ends of the scale: a floor's far end woul
 
 
 def picture(modality: Modality | None, label: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
-    """An array of a modality, (h, w) or (h, w, c) of any numbers, as a picture of its own height and width.
+    """Draws an array of a modality, (h, w) or (h, w, c) of any numbers, as a picture of its own height and width.
 
     uint8 with three channels are shown as they are, normals by their direction, class maps in fixed colors, single
     channels of other numbers in viridis, small ones bright, all else stretched to its own range; pixels without a value
-    in dark gray. `modality` is None where nothing is known of it. `like` is the label that `label` was decoded from:
-    tokens know no null, so that what they decode to means nothing where the label has no value.
+    in dark gray. `modality` is None if nothing is known of it. `like` is the label that `label` was decoded from:
+    tokens know no null, so that what they decode to means nothing at pixels where the label has no value.
     """
     array = np.asarray(label)
     known = _known(modality, array)
@@ -63,12 +63,12 @@ def picture(modality: Modality | None, label: np.ndarray, like: np.ndarray | Non
 
 
 def _known(modality: Modality | None, array: np.ndarray) -> np.ndarray:
-    """Which pixels have a value: bool (h, w)."""
+    """Tells which pixels have a value: bool (h, w)."""
     pixels = array[..., None] if array.ndim == 2 else array
     known: np.ndarray = np.isfinite(pixels)
     if modality is not None and modality.null is not None:
         known = known & (pixels != modality.null)
-    # A pixel is null where all of its channels are.
+    # A pixel is null if all of its channels are.
     return known.max(axis=-1)
 
 
@@ -93,12 +93,12 @@ def _channels(modality: Modality | None, values: np.ndarray, known: np.ndarray) 
 
 
 def class_colors(classes: np.ndarray) -> np.ndarray:
-    """A uint8 (h, w) map of class numbers in fixed colors."""
+    """Draws a uint8 (h, w) map of class numbers in fixed colors."""
     return np.array([CATEGORIES[number % len(CATEGORIES)] for number in range(256)], np.uint8)[classes]
 
 
 def with_boxes(base: np.ndarray, boxes: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Boxes in fractions of the picture, with their classes, drawn over it; colors by place, as masks have them."""
+    """Paints boxes in fractions of the picture, with their classes, over it; colors by place, as masks have them."""
     image = Image.fromarray(base)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(max(10, base.shape[0] // 14))
@@ -120,7 +120,7 @@ def with_boxes(base: np.ndarray, boxes: Sequence[Mapping[str, Any]]) -> np.ndarr
 
 
 def with_masks(base: np.ndarray, instances: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Instances (run lengths of any resolution that shows the whole picture) as colored masks over a paled picture."""
+    """Paints instances (run lengths at any resolution that shows the whole picture) as colored masks over a paled picture."""
     height, width = base.shape[:2]
     gray = cv2.cvtColor(cv2.cvtColor(base, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     shown = (0.4 * gray + 0.6 * 245).astype(np.uint8)
@@ -137,7 +137,7 @@ def with_masks(base: np.ndarray, instances: Sequence[Mapping[str, Any]]) -> np.n
 
 
 def swatches(colors: Sequence[Mapping[str, Any]], side: int = TILE) -> np.ndarray:
-    """A palette (records with `r g b` and `share`, None or 0 where not known) as stripes, as wide as their share."""
+    """Draws a palette (records with `r g b` and `share`, None or 0 if unknown) as stripes, as wide as their share."""
     shares = np.array([color.get("share") or 0.0 for color in colors], dtype=float)
     if not shares.sum() > 0:
         shares = np.ones(len(colors))
@@ -149,23 +149,23 @@ def swatches(colors: Sequence[Mapping[str, Any]], side: int = TILE) -> np.ndarra
 
 
 def in_order(boxes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Boxes from the top left corner on, so that one that went through tokens has the color of the one that did not."""
+    """Sorts boxes from the top left corner on, so that a box has the same color after it went through tokens."""
     return sorted(boxes, key=lambda box: (box["x0"] ** 2 + box["y0"] ** 2, box["x1"] ** 2 + box["y1"] ** 2))
 
 
 def color_of(number: int) -> tuple[int, int, int]:
-    """The color of the instance with this number."""
+    """Returns the color of the instance with this number."""
     bright = CATEGORIES[2:]
     return bright[number % len(bright)]
 
 
 def blank(side: int = TILE) -> np.ndarray:
-    """What boxes are drawn on where no pixels are known."""
+    """Returns what boxes are drawn on if no pixels are known."""
     return np.full((side, side, 3), 236, np.uint8)
 
 
 def fit(picture: np.ndarray, side: int = TILE) -> np.ndarray:
-    """A copy that fits into a square; small ones are enlarged without smoothing."""
+    """Returns a copy that fits into a square; small pictures are enlarged without smoothing."""
     height, width = picture.shape[:2]
     scale = side / max(height, width)
     if scale == 1:
@@ -176,7 +176,7 @@ def fit(picture: np.ndarray, side: int = TILE) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class SheetRow:
-    """A sample on the contact sheet: its title, and for each column a picture, a text or nothing, two lines of them."""
+    """Holds a sample on the contact sheet: its title, and for each column a picture, a text or nothing, two lines of them."""
 
     title: str
     note: str
@@ -185,7 +185,7 @@ class SheetRow:
 
 
 def sheet(rows: Sequence[SheetRow], columns: Sequence[str]) -> Image.Image:
-    """A contact sheet: a column a modality, and for each sample a line of labels above a line of what tokens hold.
+    """Draws a contact sheet: a column a modality, and for each sample a line of labels above a line of what tokens hold.
 
     Where no tokens are shown there is no line for them.
     """
@@ -225,7 +225,7 @@ def _put(
 
 
 def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int, most_lines: int) -> str:
-    """Text broken into lines of at most `width` px, words too long for one broken anywhere."""
+    """Breaks text into lines of at most `width` px; words too long for a line are broken anywhere."""
     lines: list[str] = []
     for paragraph in text.splitlines():
         line = ""

@@ -1,4 +1,4 @@
-"""Tables of the snapshots of a workspace, and of what one snapshot holds."""
+"""Lists the snapshots of a workspace, and what one snapshot holds."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _COLUMNS = ("snapshot", "corpus", "rows", "held_out", "modality", "recipe", "cro
 
 
 def listing(uri: str) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
-    """The snapshots of the workspace at `uri`, in short, as columns and rows; the view `snapshots` has the rest."""
+    """Returns the snapshots of the workspace at `uri`, in short, as columns and rows; the view `snapshots` has the rest."""
     with Catalog.open(uri) as catalog:
         rows = catalog.snapshots().to_pylist()
         there = set(snapshots.names(catalog.storage))
@@ -42,7 +42,7 @@ def listing(uri: str) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
 
 
 def contents(made: Sequence[Snapshot]) -> pa.Table:
-    """What is in snapshots: a row for each modality of each corpus."""
+    """Returns what is in snapshots: a row for each modality of each corpus."""
     return tables.rows_table([line for snapshot in made for line in _lines(snapshot)], _COLUMNS)
 
 

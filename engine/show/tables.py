@@ -1,4 +1,4 @@
-"""Tables for people and for scripts: on the terminal, CSV, JSON, Parquet."""
+"""Writes tables for people and for scripts: on the terminal, CSV, JSON, Parquet."""
 
 import contextlib
 import csv
@@ -56,7 +56,7 @@ def write_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str,
 
 
 def rows_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> "pa.Table":
-    """Rows as an Arrow table with these columns, also where there are no rows."""
+    """Returns rows as an Arrow table with these columns, even if there are no rows."""
     import pyarrow as pa
 
     return pa.table({name: [row[name] for row in rows] for name in columns})
@@ -102,7 +102,7 @@ def _write_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], stream: 
 def _write_fitting(
     columns: Sequence[str], cells: Sequence[Sequence[str]], numbers: Sequence[bool], stream: TextIO
 ) -> None:
-    """The table in the width of the terminal; long cells are folded."""
+    """Writes the table in the width of the terminal; long cells are folded."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -121,7 +121,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
-    """A value on one line of printable text: what captions and file names hold must not steer the terminal."""
+    """Returns a value as one line of printable text: what captions and file names hold must not steer the terminal."""
     text = f"{value:.6g}" if isinstance(value, float) else _text(value)
     text = _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
     return text if len(text) <= _LONGEST_CELL else text[: _LONGEST_CELL - 1] + "…"
