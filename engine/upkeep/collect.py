@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from engine.progress.record import recorded
 from engine.upkeep.forget import clear_caches
-from manifests.catalog import checkpoint
+from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.queries import retention
@@ -107,8 +107,8 @@ def _of_files(storage: Storage, needs: _Needs, moment: datetime.datetime) -> Ite
 
 
 def _checkpoints(storage: Storage) -> Iterator[Deletion]:
-    for version in checkpoint.versions(storage)[:-_CHECKPOINTS_KEPT]:
-        for file in storage.walk(checkpoint.folder_of(version)):
+    for version in index_checkpoint.versions(storage)[:-_CHECKPOINTS_KEPT]:
+        for file in storage.walk(index_checkpoint.folder_of(version)):
             yield _deletion(file, "an old checkpoint of the log")
 
 

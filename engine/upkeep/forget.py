@@ -23,7 +23,7 @@ from manifests.formats import rewrite, shards
 from manifests.locked import locked
 from manifests.log.actions import Forgotten, ShardsRetired
 from manifests.queries import retention
-from manifests.queries.retention import NO_BYTES, RecipeShards, Row
+from manifests.queries.retention import NO_BYTES, ForgottenRow, RecipeShards
 from manifests.recipe import sha256_hex
 from manifests.snapshots import successor
 from manifests.store.storage import open_storage, read_same
@@ -40,8 +40,8 @@ class Asked:
     keep that, and not the line, so that a second try knows what the first one forgot.
     """
 
-    rows: list[Row]
-    earlier: list[Row]
+    rows: list[ForgottenRow]
+    earlier: list[ForgottenRow]
     unknown: list[str]
     names: dict[str, list[str]]
 
@@ -100,14 +100,14 @@ def forget(uri: str, lines: Sequence[str], *, ignore_unknown: bool = False, quie
 
 def _resolve(catalog: Catalog, lines: Sequence[str]) -> Asked:
     found = retention.find_rows(catalog, lines)
-    gone: dict[str, list[Row]] = {}
+    gone: dict[str, list[ForgottenRow]] = {}
     for action in retention.forgotten(catalog):
         for number, key, sha256 in zip(action.rows, action.keys, action.sources_sha256, strict=True):
-            row = Row(corpus=action.corpus, part=action.part, row=number, key=key, sha256=sha256)
+            row = ForgottenRow(corpus=action.corpus, part=action.part, row=number, key=key, sha256=sha256)
             gone.setdefault(f"{row.corpus}/{row.key}", []).append(row)
             gone.setdefault(sha256, []).append(row)
     names = _names_of_earlier_runs(catalog)
-    earlier: dict[Row, None] = {}
+    earlier: dict[ForgottenRow, None] = {}
     unknown, own_names = [], {}
     for line in lines:
         digest = sha256_hex(line.encode())[:_NAME_DIGITS]
@@ -136,8 +136,8 @@ def _names_of_earlier_runs(catalog: Catalog) -> dict[str, list[str]]:
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _forget_rows(execution: Execution, rows: Iterable[Row]) -> None:
-    by_part: dict[tuple[str, int], list[Row]] = {}
+def _forget_rows(execution: Execution, rows: Iterable[ForgottenRow]) -> None:
+    by_part: dict[tuple[str, int], list[ForgottenRow]] = {}
     for row in sorted(rows, key=lambda row: (row.corpus, row.part, row.row)):
         by_part.setdefault((row.corpus, row.part), []).append(row)
     if not by_part:
@@ -155,7 +155,9 @@ def _forget_rows(execution: Execution, rows: Iterable[Row]) -> None:
         execution.progress.update("forget", done)
 
 
-def _forget_of_part(execution: Execution, rows: Sequence[Row], earlier: Sequence[Forgotten], frozen: set[str]) -> None:
+def _forget_of_part(
+    execution: Execution, rows: Sequence[ForgottenRow], earlier: Sequence[Forgotten], frozen: set[str]
+) -> None:
     """Takes rows out of one part, in one entry of the log. `frozen` are the files of it that snapshots name."""
     catalog, storage = execution.catalog, execution.catalog.storage
     corpus, part, live = retention.part_records(catalog, rows[0].corpus, rows[0].part)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from manifests.catalog import checkpoint
+from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.formats import snapshots as snapshot_files
 from manifests.queries import audit
@@ -93,7 +93,7 @@ def _of_meta(catalog: Catalog) -> Iterator[Leftover]:
         folder = posixpath.dirname(file.path)
         if _is_temporary(file):
             yield _temporary(file)
-        elif posixpath.dirname(folder) in (snapshot_files.FOLDER, checkpoint.FOLDER):
+        elif posixpath.dirname(folder) in (snapshot_files.FOLDER, index_checkpoint.FOLDER):
             if folder not in unfinished:
                 unfinished[folder] = not catalog.storage.exists(f"{folder}/{snapshot_files.SUMS}")
             if unfinished[folder]:

@@ -12,7 +12,7 @@ from manifests.catalog.catalog import Catalog
 from manifests.log.actions import Forgotten
 from manifests.log.entries import now
 from manifests.queries import retention
-from manifests.queries.retention import Row
+from manifests.queries.retention import ForgottenRow
 from manifests.recipe import canonical_json
 from manifests.snapshots import successor
 from manifests.snapshots.snapshot import Snapshot
@@ -30,7 +30,7 @@ class Receipt:
     lines: list[dict[str, str]]
 
 
-def make_receipt(catalog: Catalog, run: str, rows: Sequence[Row], asked: Mapping[str, Any]) -> Receipt:
+def make_receipt(catalog: Catalog, run: str, rows: Sequence[ForgottenRow], asked: Mapping[str, Any]) -> Receipt:
     """Writes the receipt of rows that are forgotten, by this run or an earlier one. It holds none of their names."""
     places: dict[tuple[str, int], set[int]] = {}
     for row in rows:

@@ -10,8 +10,8 @@ from engine.upkeep import verify as verifying
 from manifests.catalog.catalog import Catalog
 from manifests.log import entries as log
 from manifests.log.lease import writer_lease
-from manifests.recover import missing
 from manifests.recover import recover as recovery
+from manifests.recover import sidecars_again
 from manifests.store.storage import open_storage
 
 _COLUMNS = ("kind", "path", "problem")
@@ -69,7 +69,7 @@ def recover(workspace: str, form: str) -> None:
     if not recovery.is_lost(storage):
         recovery.restore_format(storage)
         with writer_lease(storage, "recover"), Catalog(storage) as catalog:
-            written = missing.write_missing(catalog)
+            written = sidecars_again.write_missing(catalog)
         click.echo(f"the log stands; {written:,} sidecars were written from it", err=form != "table")
         return
     progress = Progress(None, quiet=form != "table")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 
-from manifests.catalog import attached, checkpoint, content, locked_copy, reading
+from manifests.catalog import attached, content, index_checkpoint, locked_copy, reading
 from manifests.catalog.index import Answer, Index
 from manifests.catalog.replay import DOCUMENTS
 from manifests.catalog.samples import Samples
@@ -63,7 +63,7 @@ class Catalog:
         self._process = os.getpid()
         self._index = Index(storage, cache_folder() / self.workspace_id)
         # Later ones are of a log that was lost, and made anew shorter.
-        stood = [] if lease is None else checkpoint.versions(storage)
+        stood = [] if lease is None else index_checkpoint.versions(storage)
         self._checkpointed = max((version for version in stood if version <= self._index.version), default=0)
         if as_of is not None:
             self._index.look_at(self._version_of(as_of))
@@ -123,7 +123,7 @@ class Catalog:
             entry = log.append(self.storage, documents, run=run, after=before, previous=self._index.sha256)
             if entry is not None:
                 self._index.apply(entry)
-                if self._lease is not None and checkpoint.is_due(self.version, self._checkpointed):
+                if self._lease is not None and index_checkpoint.is_due(self.version, self._checkpointed):
                     # The commit stands, whatever becomes of this: the disk may be full.
                     with contextlib.suppress(OSError, ModmillError, duckdb.Error):
                         self._index.write_checkpoint()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from manifests.catalog import checkpoint, replay
+from manifests.catalog import index_checkpoint, replay
 from manifests.log import entries as log
 from manifests.log.interrupts import held_back
 from manifests.recipe import sha256_hex
@@ -98,7 +98,7 @@ class Index:
         newest = self.sha256
         if newest is not None:
             self.ask(
-                lambda: checkpoint.write(
+                lambda: index_checkpoint.write(
                     self._storage, self.connection, version=self.version, sha256=newest, made_by=_script()[1]
                 )
             )
@@ -179,14 +179,14 @@ class Index:
 
     def _load_checkpoint(self) -> None:
         """Fills the empty index from the newest checkpoint that fits the log, if there is one."""
-        found = checkpoint.newest(self._storage, _script()[1])
+        found = index_checkpoint.newest(self._storage, _script()[1])
         entry = None if found is None else log.read_entry(self._storage, found.version)
         if found is None or entry is None or entry.sha256 != found.sha256:
             return
         with held_back():
             self.connection.execute("BEGIN")
             try:
-                checkpoint.load(self.connection, found)
+                index_checkpoint.load(self.connection, found)
                 self.connection.execute("COMMIT")
             except BaseException as error:
                 with contextlib.suppress(duckdb.Error):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import duckdb
 
-from manifests.catalog import checkpoint
+from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog, as_action
 from manifests.catalog.index import Index, made_by
 from manifests.log import actions
@@ -93,15 +93,18 @@ def check_index(catalog: Catalog) -> Iterator[tuple[str, str]]:
                         log.LOG_FOLDER,
                         f"the index of this machine holds other rows of {table} than the log; delete it",
                     )
-            for version in checkpoint.versions(storage):
+            for version in index_checkpoint.versions(storage):
                 if problem := _checkpoint_problem(storage, replayed, version, Path(scratch)):
-                    yield checkpoint.folder_of(version), f"{problem}; delete the folder: readers replay the log instead"
+                    yield (
+                        index_checkpoint.folder_of(version),
+                        f"{problem}; delete the folder: readers replay the log instead",
+                    )
         finally:
             replayed.close()
 
 
 def _checkpoint_problem(storage: Storage, replayed: Index, version: int, scratch: Path) -> str | None:
-    folder = checkpoint.folder_of(version)
+    folder = index_checkpoint.folder_of(version)
     entry = log.read_entry(storage, version)
     if entry is None or not storage.exists(f"{folder}/SHA256SUMS"):
         return None
@@ -111,7 +114,7 @@ def _checkpoint_problem(storage: Storage, replayed: Index, version: int, scratch
             return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its checkpoint.json cannot be read ({error})"
-    found = checkpoint.read(storage, version, made_by())
+    found = index_checkpoint.read(storage, version, made_by())
     if found is None:
         return "its files are not those that its SHA256SUMS says: altered or truncated"
     for table in _TABLES:

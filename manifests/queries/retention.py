@@ -15,7 +15,7 @@ NO_BYTES = sha256_hex(b"")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ForgottenRow:
     """A sample by its place; `sha256` is of its source bytes."""
 
     corpus: str
@@ -50,7 +50,7 @@ class RecipeShards:
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def find_rows(catalog: Catalog, lines: Sequence[str]) -> dict[str, list[Row]]:
+def find_rows(catalog: Catalog, lines: Sequence[str]) -> dict[str, list[ForgottenRow]]:
     """The samples that each line names: as corpus/key, by the sha256 of the source bytes, by source, or by column `url`.
 
     Lines that name none are not in the answer.
@@ -72,20 +72,20 @@ def find_rows(catalog: Catalog, lines: Sequence[str]) -> dict[str, list[Row]]:
         asked = "SELECT unnest(?::VARCHAR[]) AS line, unnest(?::VARCHAR[]) AS text"
         query = f"SELECT a.line, {columns} FROM samples s JOIN ({asked}) a ON a.text = {column}"
         queries.append((query, [list(lines), texts]))
-    found: dict[str, dict[Row, None]] = {}
+    found: dict[str, dict[ForgottenRow, None]] = {}
     for query, parameters in queries:
         for row in catalog.sql(f"{query} WHERE s.sha256 IS NOT NULL", parameters).to_pylist():
-            found.setdefault(row.pop("line"), {})[Row(**row)] = None
+            found.setdefault(row.pop("line"), {})[ForgottenRow(**row)] = None
     return {line: list(rows) for line, rows in found.items()}
 
 
-def rows_of_bytes(catalog: Catalog, sources_sha256: Collection[str]) -> list[Row]:
+def rows_of_bytes(catalog: Catalog, sources_sha256: Collection[str]) -> list[ForgottenRow]:
     """The samples whose source bytes have one of these sha256."""
     query = (
         "SELECT corpus, part, row, key, sha256 FROM samples WHERE sha256 IN (SELECT unnest(?::VARCHAR[])) "
         "ORDER BY corpus, part, row"
     )
-    return [Row(**row) for row in catalog.sql(query, [sorted(set(sources_sha256) - {NO_BYTES})]).to_pylist()]
+    return [ForgottenRow(**row) for row in catalog.sql(query, [sorted(set(sources_sha256) - {NO_BYTES})]).to_pylist()]
 
 
 def forgotten(catalog: Catalog) -> list[Forgotten]:

@@ -22,8 +22,20 @@ from manifests.log.actions import Action, RecipeAdded, RecipeCurrent, RunEnded, 
 from manifests.log.lease import writer_lease
 from manifests.modality import Form
 from manifests.recipe import canonical_json, sha256_hex
-from manifests.recover import files
-from manifests.recover.files import Folder, FoundPart, FoundShard
+from manifests.recover.found import (
+    FolderListing,
+    FoundPart,
+    FoundShard,
+    check_shard,
+    list_folders,
+    read_changes,
+    read_dropped,
+    read_part,
+    read_shard,
+    read_snapshot,
+    read_tokenizer,
+    workspace_id,
+)
 from manifests.store.storage import Storage, StoredFile
 
 _BATCH = 1000
@@ -76,7 +88,7 @@ def recover(storage: Storage, on_file: Callable[[int], None] = lambda done: None
 def restore_format(storage: Storage) -> None:
     """Makes `_meta/format.json` where it is lost, with the id that the snapshots tell, else a new one."""
     if not storage.exists(log.FORMAT_PATH):
-        log.create_workspace(storage, identity=files.workspace_id(storage))
+        log.create_workspace(storage, identity=workspace_id(storage))
 
 
 class _Recovery:
@@ -109,7 +121,7 @@ class _Recovery:
         self._commit([started])
         with ThreadPoolExecutor(_THREADS) as pool:
             for corpus in self._storage.names("data"):
-                folders = files.folders(self._storage, f"data/{corpus}")
+                folders = list_folders(self._storage, f"data/{corpus}")
                 samples = folders.pop(f"data/{corpus}/_samples", None)
                 # The sources that were packed; their parts' sidecars and samples name them.
                 folders.pop(f"data/{corpus}/_source", None)
@@ -136,11 +148,11 @@ class _Recovery:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _parts(self, pool: ThreadPoolExecutor, corpus: str, folder: Folder) -> dict[int, FoundPart]:
+    def _parts(self, pool: ThreadPoolExecutor, corpus: str, folder: FolderListing) -> dict[int, FoundPart]:
         """Recovers a corpus and its parts; the parts by number."""
 
         def read(file: StoredFile) -> FoundPart | None:
-            return self._taken(file.path, lambda: files.read_part(self._storage, corpus, folder, file))
+            return self._taken(file.path, lambda: read_part(self._storage, corpus, folder, file))
 
         found = [part for part in pool.map(read, folder.named("part-", ".parquet")) if part is not None]
         # Of two of one part (before and after a forget) the last one stays.
@@ -158,8 +170,8 @@ class _Recovery:
             )
         parts = [part.part for part in chosen.values()]
         forgotten = [action for part in chosen.values() for action in part.sidecar.forgotten]
-        changes = files.read_changes(self._storage, corpus, folder)
-        dropped = files.read_dropped(self._storage, corpus, folder)
+        changes = read_changes(self._storage, corpus, folder)
+        dropped = read_dropped(self._storage, corpus, folder)
         self._commit([*parts, *forgotten, *changes, *dropped])
         self._found.parts += len(parts)
         self._found.size_bytes += sum(part.size_bytes for part in parts)
@@ -182,7 +194,7 @@ class _Recovery:
     # -- shards -------------------------------------------------------------------------------------------------------
 
     def _shards(
-        self, pool: ThreadPoolExecutor, corpus: str, folders: Sequence[Folder], parts: Mapping[int, FoundPart]
+        self, pool: ThreadPoolExecutor, corpus: str, folders: Sequence[FolderListing], parts: Mapping[int, FoundPart]
     ) -> None:
         """Recovers the shards of a corpus, folder by folder, and says which recipes are current."""
         recipes: dict[tuple[str, Form], list[RecipeCurrent]] = {}
@@ -216,17 +228,17 @@ class _Recovery:
                 )
 
     def _whole_shards(
-        self, pool: ThreadPoolExecutor, folder: Folder, parts: Mapping[int, FoundPart]
+        self, pool: ThreadPoolExecutor, folder: FolderListing, parts: Mapping[int, FoundPart]
     ) -> Iterator[FoundShard]:
         """The shards of a folder that are what their sidecars say, one of each place."""
 
         def read(file: StoredFile) -> FoundShard | None:
-            return self._taken(file.path, lambda: files.read_shard(self._storage, folder, file, parts))
+            return self._taken(file.path, lambda: read_shard(self._storage, folder, file, parts))
 
         def first_whole(candidates: Sequence[FoundShard]) -> FoundShard | None:
             for found in candidates:
                 shard = found.shard
-                if self._taken(shard.path, lambda: files.check_shard(self._storage, shard) or found):  # noqa: B023
+                if self._taken(shard.path, lambda: check_shard(self._storage, shard) or found):  # noqa: B023
                     return found
             return None
 
@@ -248,10 +260,10 @@ class _Recovery:
     def _tokenizers(self) -> None:
         """Recovers tokenizers, the newest of a name last, so that it is in use."""
         found: list[tuple[Any, str, TokenizerAdded]] = []
-        for path, folder in files.folders(self._storage, "tokenizers").items():
+        for path, folder in list_folders(self._storage, "tokenizers").items():
             if path == "tokenizers":  # The sidecars.
                 continue
-            read = partial(files.read_tokenizer, self._storage, folder, self._vocabularies)
+            read = partial(read_tokenizer, self._storage, folder, self._vocabularies)
             tokenizer = self._taken(path, read)
             if tokenizer is not None:
                 found.append((max(file.modified for file in folder.files.values()), path, tokenizer))
@@ -269,7 +281,7 @@ class _Recovery:
 
     def _snapshots(self) -> None:
         for name in snapshot_files.names(self._storage):
-            record = self._taken(snapshot_files.folder_of(name), partial(files.read_snapshot, self._storage, name))
+            record = self._taken(snapshot_files.folder_of(name), partial(read_snapshot, self._storage, name))
             if record is not None:
                 self._commit([record])
                 self._found.snapshots += 1

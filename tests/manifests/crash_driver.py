@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from manifests.catalog import checkpoint, replay
+from manifests.catalog import index_checkpoint, replay
 from manifests.catalog.catalog import Catalog
 from manifests.catalog.index import Index
 from manifests.errors import WorkspaceError
@@ -211,7 +211,7 @@ def live(given: Round, driver: int, life: int) -> None:
     kill = Kill(given, driver, life)
     place(kill)
     kill.start()
-    checkpoint._ENTRIES = CHECKPOINT_ENTRIES
+    index_checkpoint._ENTRIES = CHECKPOINT_ENTRIES
     run = f"d{driver}.{life}"
     # Some lives are of a machine that never saw the workspace.
     is_new = kill.point in ("index made", "checkpoint loaded") or generator.random() < 0.1

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from engine.upkeep import collect as collecting
-from manifests.catalog import checkpoint
+from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, WorkspaceError
 from manifests.formats import rewrite, shards
@@ -211,8 +211,8 @@ def test_what_holds_forgotten_rows_goes_at_once_but_never_what_is_live(catalog: 
 
 def test_old_checkpoints_go_but_the_newest_two(catalog: Catalog) -> None:
     for version in (1, 5, 9):
-        catalog.storage.put(f"{checkpoint.folder_of(version)}/SHA256SUMS", b"")
-    assert at(catalog, 0) == {f"{checkpoint.folder_of(1)}/SHA256SUMS"}
+        catalog.storage.put(f"{index_checkpoint.folder_of(version)}/SHA256SUMS", b"")
+    assert at(catalog, 0) == {f"{index_checkpoint.folder_of(1)}/SHA256SUMS"}
 
 
 def test_a_collection_deletes_its_plan_as_the_one_writer(catalog: Catalog) -> None:

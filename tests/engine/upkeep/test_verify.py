@@ -18,7 +18,7 @@ from manifests.errors import LogError
 from manifests.formats import shards, sidecars
 from manifests.log import actions
 from manifests.recipe import sha256_hex
-from manifests.recover import missing
+from manifests.recover import sidecars_again
 from manifests.store.storage import open_storage
 
 PIPELINE = """
@@ -187,8 +187,8 @@ def test_a_missing_sidecar_is_wrong_and_is_written_from_the_log(workspace: Path)
             (str(shard.relative_to(workspace)), "its sidecar is gone;")
         ]
         assert [f.kind for f in verified.left_over] == ["no sidecar"] * 3
-        assert missing.write_missing(catalog) == 4
-        assert missing.write_missing(catalog) == 0
+        assert sidecars_again.write_missing(catalog) == 4
+        assert sidecars_again.write_missing(catalog) == 0
         assert (verify(catalog).findings, verify(catalog).left_over) == ([], [])
     assert [file.read_bytes() for file in files] == before
 
@@ -201,14 +201,14 @@ def test_a_sidecar_that_says_other_than_the_log_is_wrong(workspace: Path, patter
     path.write_bytes(path.read_bytes()[:-9])
     assert [problem[:27] for _, problem in findings(workspace)] == ["the sidecar cannot be read "]
     with Catalog.open(workspace) as catalog:
-        assert missing.write_missing(catalog) == 1
+        assert sidecars_again.write_missing(catalog) == 1
     document = json.loads(path.read_bytes())
     fields = next(document[name] for name in ("shard", "part", "tokenizer") if name in document)
     fields["path"] += "x"
     path.write_text(json.dumps(document))
     assert [problem for _, problem in findings(workspace)] == ["the sidecar says another path than the log"]
     with Catalog.open(workspace) as catalog:
-        assert missing.write_missing(catalog) == 1
+        assert sidecars_again.write_missing(catalog) == 1
         assert verify(catalog).findings == []
 
 

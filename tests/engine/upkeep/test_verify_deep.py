@@ -14,7 +14,7 @@ import pytest
 from engine.pipeline import config as pipeline
 from engine.run import job
 from engine.upkeep.verify import verify
-from manifests.catalog import checkpoint
+from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.catalog.index import Index
 from manifests.formats import shards, sidecars
@@ -143,7 +143,7 @@ def write_checkpoint(workspace: Path, tmp_path: Path) -> Path:
     index = Index(open_storage(workspace), tmp_path / "another-index")
     index.write_checkpoint()
     index.close()
-    return workspace / checkpoint.folder_of(index.version)
+    return workspace / index_checkpoint.folder_of(index.version)
 
 
 def test_a_checkpoint_that_is_not_the_log_is_found(workspace: Path, tmp_path: Path) -> None:

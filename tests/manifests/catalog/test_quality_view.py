@@ -9,7 +9,7 @@ from unittest.mock import ANY
 
 import pytest
 
-from manifests.catalog import checkpoint, replay
+from manifests.catalog import index_checkpoint, replay
 from manifests.catalog.catalog import Catalog
 from manifests.formats import sidecars
 from manifests.locked import locked
@@ -75,7 +75,7 @@ def test_an_index_made_anew_has_the_same_figures(
         expected = answers(catalog, ("log.shard", "quality", "alarms"))
         if way == "checkpoint":
             catalog._index.write_checkpoint()
-            assert checkpoint.versions(workspace) == [4]
+            assert index_checkpoint.versions(workspace) == [4]
     for file in (cache / log.workspace_id(workspace)).glob("index-*"):
         file.unlink()
     if way == "many rows":

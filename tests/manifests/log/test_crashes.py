@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from manifests.catalog import checkpoint
+from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.errors import LogError
 from manifests.log import actions
@@ -128,7 +128,7 @@ def check_files(storage: Storage, shard: dict[str, Any]) -> Iterator[str]:
 def check_indexes(given: Any, answers: Callable[..., Any]) -> list[str]:
     """In which views the drivers' indexes, and one from a checkpoint, say otherwise than one from the log alone."""
     storage = open_storage(given.uri)
-    checkpoints, aside = Path(storage.full(checkpoint.FOLDER)), Path(storage.full("_meta/aside"))
+    checkpoints, aside = Path(storage.full(index_checkpoint.FOLDER)), Path(storage.full("_meta/aside"))
     with pytest.MonkeyPatch.context() as patch:
 
         def opened(folder: str | Path) -> Catalog:

@@ -19,7 +19,7 @@ import pytest
 
 from engine.upkeep.verify import verify
 from engine.upkeep.verify_shard import check_shard, check_sidecar
-from manifests.catalog import checkpoint
+from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.errors import LogError, ShardError, WorkspaceError
 from manifests.formats import shards, sidecars
@@ -366,14 +366,14 @@ def test_an_index_on_a_full_disk_is_in_memory_and_loses_nothing(
 def test_a_checkpoint_on_a_full_disk_fails_no_commit(
     small_disk: SmallDisk, make: Any, cache: Path, answers: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_ENTRIES", 2)
+    monkeypatch.setattr(index_checkpoint, "_ENTRIES", 2)
     storage = small_workspace(small_disk, make)
     with writer_lease(storage, "r2") as lease, Catalog(storage, lease=lease) as catalog:
         small_disk.fill(5 * 4096)
         assert catalog.commit([make.shard()], run="r2") == 2
         # Some files of the checkpoint took the last room.
-        assert checkpoint.versions(storage) == [2]
-        assert not storage.exists(f"{checkpoint.folder_of(2)}/SHA256SUMS")
+        assert index_checkpoint.versions(storage) == [2]
+        assert not storage.exists(f"{index_checkpoint.folder_of(2)}/SHA256SUMS")
         with pytest.raises(WorkspaceError, match="No space left"):
             catalog.commit([make.shard(part=1)], run="r2")
         small_disk.empty()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from manifests.catalog import checkpoint
+from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.log import entries as log
 from manifests.log.lease import writer_lease
@@ -39,12 +39,12 @@ def drop_index(storage: Storage, cache: Path) -> None:
 def test_an_index_from_a_checkpoint_is_the_logs(
     storage: Storage, make, answers: Ask, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_ENTRIES", 5)
+    monkeypatch.setattr(index_checkpoint, "_ENTRIES", 5)
     with writer_lease(storage, "r") as lease, Catalog(storage, lease=lease) as catalog:
         catalog.commit([make.run_started(), make.corpus(), make.current()], run="r")
         grow(catalog, make, 0, 13)
         expected = answers(catalog, (*VIEWS, "log.shard", "log.part"))
-    assert checkpoint.versions(storage) == [5, 10]
+    assert index_checkpoint.versions(storage) == [5, 10]
     drop_index(storage, cache)
     read: list[int] = []
     plain_read = log._read
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_is_not_right_is_passed_over(
         catalog._index.write_checkpoint()
         grow(catalog, make, 3, 2)
         expected = answers(catalog, VIEWS)
-    damage(Path(workspace.full(checkpoint.folder_of(4))))
+    damage(Path(workspace.full(index_checkpoint.folder_of(4))))
     drop_index(workspace, cache)
     with Catalog(workspace) as rebuilt:
         assert answers(rebuilt, VIEWS) == expected
@@ -135,7 +135,7 @@ def test_a_checkpoint_ahead_of_its_log_is_passed_over(workspace: Storage, make, 
 def test_checkpoints_stay_a_fraction_of_the_log() -> None:
     made, last = 0, 0
     for version in range(1, 200_001):
-        if checkpoint.is_due(version, last):
+        if index_checkpoint.is_due(version, last):
             made, last = made + 1, version
     assert made < 60
     assert 200_000 - last <= 20_000

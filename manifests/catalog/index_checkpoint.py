@@ -24,7 +24,7 @@ _ENTRIES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class IndexCheckpoint:
     """A checkpoint that may be loaded: the version it is of, the sha256 of that entry, and its files by table."""
 
     version: int
@@ -66,7 +66,7 @@ def write(storage: Storage, connection: duckdb.DuckDBPyConnection, *, version: i
     storage.put(f"{folder}/{_SUMS}", listed.encode())
 
 
-def newest(storage: Storage, made_by: str) -> Checkpoint | None:
+def newest(storage: Storage, made_by: str) -> IndexCheckpoint | None:
     """The newest whole checkpoint that code of `made_by` wrote; None where there is none."""
     for version in reversed(versions(storage)):
         found = read(storage, version, made_by)
@@ -75,7 +75,7 @@ def newest(storage: Storage, made_by: str) -> Checkpoint | None:
     return None
 
 
-def load(connection: duckdb.DuckDBPyConnection, checkpoint: Checkpoint) -> None:
+def load(connection: duckdb.DuckDBPyConnection, checkpoint: IndexCheckpoint) -> None:
     """Fills the empty tables of an index."""
     with tempfile.TemporaryDirectory(prefix="modmill-checkpoint-") as scratch:
         for table, data in checkpoint.tables.items():
@@ -85,7 +85,7 @@ def load(connection: duckdb.DuckDBPyConnection, checkpoint: Checkpoint) -> None:
             connection.execute(f"INSERT INTO log.{table} BY NAME SELECT * FROM read_parquet('{quoted}')")
 
 
-def read(storage: Storage, version: int, made_by: str) -> Checkpoint | None:
+def read(storage: Storage, version: int, made_by: str) -> IndexCheckpoint | None:
     """A checkpoint by code of `made_by`, whose files are what its SHA256SUMS says; None for any other."""
     folder = folder_of(version)
     try:
@@ -100,7 +100,7 @@ def read(storage: Storage, version: int, made_by: str) -> Checkpoint | None:
     if any(sha256_hex(data) != sums[name] for name, data in files.items()):
         return None
     tables = {name.removesuffix(".parquet"): data for name, data in files.items() if name != _DOCUMENT}
-    return Checkpoint(version=version, sha256=document["sha256"], tables=tables)
+    return IndexCheckpoint(version=version, sha256=document["sha256"], tables=tables)
 
 
 _TABLES = "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'log' AND table_name <> 'made_by' ORDER BY ALL"

@@ -35,7 +35,7 @@ _AGAIN = "delete it, the next run makes it again"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class FolderListing:
     """What stands in a folder, by name, without hidden files."""
 
     path: str
@@ -87,17 +87,17 @@ class FoundShard:
         return -shard.forgotten, shard.failed, shard.not_selected, -self.file.modified.timestamp(), shard.path
 
 
-def folders(storage: Storage, path: str) -> dict[str, Folder]:
+def list_folders(storage: Storage, path: str) -> dict[str, FolderListing]:
     """The folders below one that hold files, by path."""
     found: dict[str, dict[str, StoredFile]] = {}
     for file in storage.walk(path):
         folder, name = posixpath.split(file.path)
         if not name.startswith("."):
             found.setdefault(folder, {})[name] = file
-    return {folder: Folder(path=folder, files=files) for folder, files in found.items()}
+    return {folder: FolderListing(path=folder, files=files) for folder, files in found.items()}
 
 
-def read_part(storage: Storage, corpus: str, folder: Folder, file: StoredFile) -> FoundPart:
+def read_part(storage: Storage, corpus: str, folder: FolderListing, file: StoredFile) -> FoundPart:
     """A part as the sidecar of its samples file, or else the file itself, tells it."""
     data = storage.read(file.path)
     name = f"{posixpath.basename(file.path).rpartition('.')[0]}.json"
@@ -112,7 +112,7 @@ def read_part(storage: Storage, corpus: str, folder: Folder, file: StoredFile) -
     return FoundPart(file=file, part=part, sidecar=found)
 
 
-def read_changes(storage: Storage, corpus: str, folder: Folder) -> list[SourcesChanged]:
+def read_changes(storage: Storage, corpus: str, folder: FolderListing) -> list[SourcesChanged]:
     """The newest list of sources that an ingest found gone or altered, if there is one."""
     files = sorted(folder.named("changes-", ".parquet"), key=lambda file: (file.modified, file.path))
     if not files:
@@ -123,7 +123,7 @@ def read_changes(storage: Storage, corpus: str, folder: Folder) -> list[SourcesC
     return [SourcesChanged(corpus=corpus, path=files[-1].path, vanished=vanished, changed=changed)]
 
 
-def read_dropped(storage: Storage, corpus: str, folder: Folder) -> list[SamplesDropped]:
+def read_dropped(storage: Storage, corpus: str, folder: FolderListing) -> list[SamplesDropped]:
     """All lists of samples that ingests left out."""
     found = []
     for file in folder.named("dropped-", ".parquet"):
@@ -134,7 +134,7 @@ def read_dropped(storage: Storage, corpus: str, folder: Folder) -> list[SamplesD
     return found
 
 
-def read_shard(storage: Storage, folder: Folder, file: StoredFile, parts: Mapping[int, FoundPart]) -> FoundShard:
+def read_shard(storage: Storage, folder: FolderListing, file: StoredFile, parts: Mapping[int, FoundPart]) -> FoundShard:
     """A shard as the sidecar `file` tells it, of one of these parts."""
     found = sidecars.read(storage, file.path)
     shard, recipe = found.of, found.recipe
@@ -168,7 +168,7 @@ def check_shard(storage: Storage, shard: ShardAdded) -> None:
                 raise ShardError(f"{posixpath.basename(path)} is gone") from None
 
 
-def read_tokenizer(storage: Storage, folder: Folder, vocabularies: Mapping[str, int]) -> TokenizerAdded:
+def read_tokenizer(storage: Storage, folder: FolderListing, vocabularies: Mapping[str, int]) -> TokenizerAdded:
     """A tokenizer as its sidecar tells it, or else its config.json.
 
     `vocabularies` are those of tokens that were found, by the digest of their tokenizer.
