@@ -15,6 +15,7 @@ from manifests.errors import TooManyFailures
 from manifests.log.actions import Action, RecipeAdded, RecipeCurrent
 
 JUDGED_FROM_ROWS = 100
+_NAMED = 5
 
 
 def commit_recipes(catalog: Catalog, plans: Mapping[str, CorpusPlan], *, run: str) -> None:
@@ -42,7 +43,7 @@ def commit_recipes(catalog: Catalog, plans: Mapping[str, CorpusPlan], *, run: st
 
 
 class FailureBudget:
-    """Counts label and token rows; raises once too many failed. Judged from a hundred rows on."""
+    """Counts label and token rows, and raises once too many failed. Judges from a hundred rows on."""
 
     def __init__(self, most: float) -> None:
         self.most = most
@@ -61,11 +62,8 @@ class FailureBudget:
             )
 
 
-_NAMED = 5
-
-
-class _Labeled:
-    """Counts what comes back, commits it, and stops the run where too much of it failed."""
+class Committer:
+    """Commits what comes back from a runner, counts it, and stops the run if too much of it failed."""
 
     def __init__(self, execution: Execution, engine: EngineConfig, alarms: Alarms) -> None:
         self._execution = execution
@@ -77,7 +75,7 @@ class _Labeled:
         self._rows = self._samples = self._failed_rows = 0
 
     def add(self, pairs: Pairs) -> None:
-        """Commits the results of one tick in one entry. Raises TooManyFailures."""
+        """Commits all results at hand in one log entry. Raises TooManyFailures."""
         catalog, progress, done = self._execution.catalog, self._execution.progress, self._execution.done
         results = [(item, result) for item, result in pairs if isinstance(result, ItemResult)]
         records = [record for _, result in results for record in result.records]

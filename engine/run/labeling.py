@@ -1,6 +1,4 @@
-"""The labeling of a run: its head that says what will be done and why, the items handed to a runner, their records
-committed as they come, and the summary at its end.
-"""
+"""Runs the labeling of a run: says what will be done and why, hands items to a runner, and has their records committed."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,8 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from engine.pipeline.config import EngineConfig
-from engine.plan import missing as plan
-from engine.plan import reasons
+from engine.plan import missing, reasons
 from engine.plan.corpus import CorpusPlan, LabelerUse
 from engine.plan.costs import Cost, Measured, costs, known, model_bytes, total
 from engine.plan.groups import Group, groups
@@ -18,7 +15,7 @@ from engine.plan.missing import Request
 from engine.plan.reasons import NewSamples
 from engine.progress.record import Execution
 from engine.run.alarms import Alarms
-from engine.run.commit import _Labeled
+from engine.run.commit import Committer
 from engine.run.runners.protocol import Runner
 from engine.run.runners.queue import in_turn
 from engine.show.tables import plain_lines
@@ -29,12 +26,14 @@ from manifests.queries import planning
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a group of a corpus has to do: parts that lack something, their rows, the shards they lack.
+    """Says what a group of a corpus has to do: in how many parts something is missing, their rows, the missing shards.
 
-    `rows_by_labeler` are the rows of the parts that each labeler has work in, of those that have any. With a selection
-    those that it picks, and the figures are the most it can be: which shards lack one is seen when they are looked at.
-    `samples_by_form` is of how many samples each form of a modality, as "modality/form", is to be written: one crop of
-    three is a third of its sample.
+    rows_by_labeler   the rows of the parts in which a labeler has work, of each that has any
+    samples_by_form   of how many samples each form of a modality ("modality/form") is to be written: one crop of three is
+                      a third of its sample
+
+    With a selection only rows that it picks count, and the figures are upper bounds: which shards miss one of them is
+    seen when the shards are read.
     """
 
     plan: CorpusPlan
@@ -67,14 +66,14 @@ def jobs(
     request: Request,
     new: Mapping[str, NewSamples] | None = None,
 ) -> list[Job]:
-    """The groups of all corpora that have work, in order; `new` samples by corpus, which are not ingested yet, count."""
+    """Returns the jobs of all corpora, in order. `new` samples by corpus, which are not ingested yet, count too."""
     found = []
     for planned in plans.values():
         for group in groups(
             planned, engine, lambda use, pool, planned=planned: model_bytes(planned, use, engine, pool)
         ):
             coming = (new or {}).get(planned.corpus)
-            targets = plan.group_targets(planned, group, request.forms)
+            targets = missing.group_targets(planned, group, request.forms)
             counts = _count(catalog, planned, targets, request, coming)
             if not counts["parts"]:
                 continue
@@ -109,11 +108,11 @@ def _count(
     request: Request,
     new: NewSamples | None,
 ) -> dict[str, int]:
-    """What lacks of some targets: `parts`, their `rows`, `shards`."""
+    """Counts what is missing of some targets: `parts`, their `rows`, and `shards`."""
     if not targets:
         return {"parts": 0, "rows": 0, "shards": 0}
     among = None if request.selection is None else request.selection.parts(planned.corpus)
-    counts = planning.to_do(catalog, planned.corpus, plan.places_of(targets), retry=request.retry, among=among)
+    counts = planning.to_do(catalog, planned.corpus, missing.places_of(targets), retry=request.retry, among=among)
     if request.selection is not None:
         counts["rows"] = math.ceil(counts["rows"] * request.selection.share(planned.corpus))
     if new is None:
@@ -132,11 +131,11 @@ def known_cost(job: Job, engine: EngineConfig) -> Cost | None:
 def items(
     catalog: Catalog, found: Sequence[Job], tokenizers: Mapping[str, TokenizerAdded], request: Request
 ) -> Iterator[WorkItem]:
-    """The items of jobs: those of a pool group by group, the pools by turns."""
+    """Yields the items of jobs: those of a pool group by group, the pools by turns."""
     by_pool: dict[str, list[Iterator[WorkItem]]] = {}
     for job in found:
         by_pool.setdefault(job.group.pool, []).append(
-            plan.work_items(catalog, job.plan, job.group, tokenizers, request)
+            missing.work_items(catalog, job.plan, job.group, tokenizers, request)
         )
     return in_turn(chain.from_iterable(streams) for streams in by_pool.values())
 
@@ -151,9 +150,9 @@ def label(
     workers: int,
     runner: Callable[[int], Runner],
 ) -> None:
-    """Makes what is missing. `runner` gives a runner for so many items at most; it is asked only where there is one.
+    """Labels and tokenizes everything that is missing. `runner(n)` starts a runner for at most n items, if there are any.
 
-    Raises TooManyFailures where more rows or items fail than the pipeline file allows; what is done is committed.
+    Raises TooManyFailures if more rows or items fail than the pipeline file allows; what is done is committed.
     """
     catalog, progress = execution.catalog, execution.progress
     found = jobs(catalog, plans, engine, request)
@@ -171,13 +170,13 @@ def label(
         for name in dict.fromkeys(line.modality for line in of_corpus):
             parts[name] = parts.get(name, 0) + max(line.to_do for line in of_corpus if line.modality == name)
     working = runner(sum(job.parts for job in found))
-    made = _Labeled(execution, engine, Alarms(catalog))
+    committer = Committer(execution, engine, Alarms(catalog))
     progress.plan(parts, workers, engine.gpu_hour_price)
     try:
         for pairs in working.work(chain([first], stream), progress):
-            made.add(pairs)
+            committer.add(pairs)
     finally:
-        made.summarize()
+        committer.summarize()
 
 
 def _head(found: Sequence[Job], engine: EngineConfig, request: Request, workers: int) -> list[str]:

@@ -2,9 +2,8 @@
 
 import logging
 import os
-import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -13,8 +12,10 @@ from typing import Any
 from engine.pipeline.sections import EngineConfig
 from engine.plan.items import FitItem, ItemResult, WorkItem
 from engine.progress.progress import Progress
+from engine.run.runners.driver import drive
 from engine.run.runners.pools import pool_of_fit, pools
-from engine.run.runners.queue import Draining, ItemQueue, needed_models
+from engine.run.runners.protocol import Pairs
+from engine.run.runners.queue import ItemQueue, needed_models
 from engine.run.runners.strikes import Strikes, stops_the_run
 from engine.run.runners.turns import Turns
 from engine.work.fit import fit
@@ -23,32 +24,37 @@ from engine.work.worker import Worker
 from manifests.log.actions import TokenizerAdded
 
 _log = logging.getLogger(__name__)
-_TICK_S = 0.1
-_GATHER_S = 0.25
 
 
 class _Seat:
-    """One thread's place: its workers, one of every pool that it met, and the items it was given, the first at work."""
+    """Holds one worker's place: a worker of every pool that it met, and the items it was given, the first at work."""
 
     def __init__(self, name: str, workspace: str, settings: dict[str, WorkerSettings]) -> None:
         self.name = name
         self.items: deque[WorkItem] = deque()
-        self.workers: dict[str, Worker] = {}
         self.turns = Turns()
+        # Two: an item is labeled while the one before is written.
+        self.threads = ThreadPoolExecutor(2, thread_name_prefix=name)
+        self._workers: dict[str, Worker] = {}
         self._workspace = workspace
         self._settings = settings
 
     def worker(self, pool: str) -> Worker:
-        if pool not in self.workers:
-            self.workers[pool] = Worker(self._workspace, self._settings[pool])
-        return self.workers[pool]
+        if pool not in self._workers:
+            self._workers[pool] = Worker(self._workspace, self._settings[pool])
+        return self._workers[pool]
+
+    def prefetch(self, item: WorkItem) -> None:
+        """Fetches an item's bytes ahead, if a worker is there to hold them."""
+        if item.pool in self._workers:
+            self._workers[item.pool].prefetch(item)
 
     def held(self, pool: str) -> frozenset[str]:
-        return self.workers[pool].models.held if pool in self.workers else frozenset()
+        return self._workers[pool].models.held if pool in self._workers else frozenset()
 
 
 class LocalRunner:
-    """Runs items on `engine.workers` threads of this process; one of them serves every pool."""
+    """Runs items on `engine.workers` workers of this process; each serves every pool."""
 
     def __init__(self, workspace: str, settings: WorkerSettings, engine: EngineConfig) -> None:
         self._engine = engine
@@ -57,11 +63,8 @@ class LocalRunner:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         count = engine.workers or max(1, cores // engine.threads)
         self._seats = [_Seat(f"worker-{number + 1}", workspace, of_pools) for number in range(count)]
-        # Two threads a seat: an item is labeled while the one before is written.
-        self._threads = [ThreadPoolExecutor(2, thread_name_prefix=seat.name) for seat in self._seats]
-        self._ahead = ThreadPoolExecutor(count, thread_name_prefix="prefetch")
-        self._stopped = False
         self._waits = True
+        self._loop: _Loop | None = None
         self._open: Generator[Any, None, None] | None = None
 
     def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
@@ -87,111 +90,101 @@ class LocalRunner:
                 for future in futures:
                     future.cancel()
 
-    def work(
-        self, items: Iterable[WorkItem], progress: Progress
-    ) -> Iterator[list[tuple[WorkItem, ItemResult | Exception]]]:
-        """Does work items; lists of those that are done, each with its result or the error it failed with for good.
+    def work(self, items: Iterable[WorkItem], progress: Progress) -> Iterator[Pairs]:
+        loop = self._loop = _Loop(self._seats, self._pools, ItemQueue(items, needed_models), progress)
 
-        The first Ctrl-C stops handing out, waits up to `engine.drain_s` for what is at work, and ends in KeyboardInterrupt.
-        """
-
-        def drained() -> Generator[list[Any], None, None]:
+        def driven() -> Generator[Pairs, None, None]:
             try:
-                with Draining() as draining:
-                    yield from self._each(ItemQueue(items, needed_models), progress, draining)
+                yield from drive(loop, progress, self._engine.drain_s)
             except KeyboardInterrupt:
                 self._waits = False
                 raise
 
-        self._open = drained()
+        self._open = driven()
         return self._open
 
     def close(self) -> None:
         """Ends the threads; what is at work is done to its end, unless a person has waited for it long enough."""
-        self._stopped = True
+        if self._loop is not None:
+            self._loop.drain()
         if self._open is not None:
             self._open.close()
-        for threads in (*self._threads, self._ahead):
-            threads.shutdown(wait=self._waits, cancel_futures=True)
+        for seat in self._seats:
+            seat.threads.shutdown(wait=self._waits, cancel_futures=True)
 
-    # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _each(self, queue: ItemQueue, progress: Progress, draining: Draining) -> Iterator[list[Any]]:
-        answers: SimpleQueue[tuple[_Seat, WorkItem, Future[ItemResult | None]]] = SimpleQueue()
-        strikes = Strikes({})
-        done: list[tuple[WorkItem, ItemResult | Exception]] = []
-        until: float | None = None
-        yielded = 0.0
-        while True:
-            if draining.asked and until is None:
-                self._stopped = True
-                until = time.monotonic() + self._engine.drain_s
-                progress.say(
-                    f"interrupted: waiting up to {self._engine.drain_s:g} s for the items at work; again to stop at once"
-                )
-            if until is None:
-                self._hand_out(queue, progress, answers)
-            at_work = any(seat.items for seat in self._seats)
-            if not at_work or (until is not None and time.monotonic() > until):
-                break
-            with suppress(Empty):
-                seat, item, future = answers.get(timeout=_TICK_S)
-                while True:
-                    seat.items.remove(item)
-                    done += _outcome(item, future, queue, strikes)
-                    seat, item, future = answers.get_nowait()
-            if done and time.monotonic() - yielded >= _GATHER_S:
-                given, done = done, []
-                yield given
-                yielded = time.monotonic()
-        if done:
-            yield done
-        if draining.asked:
-            raise KeyboardInterrupt
+class _Loop:
+    """Holds the items of a run on their way through the seats, as `drive` asks for it."""
 
-    def _hand_out(self, queue: ItemQueue, progress: Progress, answers: Any) -> None:
-        """Gives each thread an item to do, and while there are many another one to fetch ahead."""
+    def __init__(self, seats: Sequence[_Seat], pools: Sequence[str], queue: ItemQueue, progress: Progress) -> None:
+        self.done: Pairs = []
+        self._seats = seats
+        self._pools = pools
+        self._queue = queue
+        self._progress = progress
+        self._strikes = Strikes({})
+        self._answers: SimpleQueue[tuple[_Seat, WorkItem, Future[ItemResult | None]]] = SimpleQueue()
+        self._stopped = False
+
+    @property
+    def at_work(self) -> int:
+        return sum(bool(seat.items) for seat in self._seats)
+
+    @property
+    def is_over(self) -> bool:
+        return not self.at_work
+
+    def hand_out(self) -> None:
+        """Gives each seat an item to do, and while there are many another one to fetch ahead."""
         for most in (1, 2):
-            for seat, threads in zip(self._seats, self._threads, strict=True):
+            for seat in self._seats:
                 if len(seat.items) >= most:
                     continue
                 enough = (most - 1) * len(self._seats)
-                pool = next((name for name in self._pools if queue.waiting(name) > enough), None)
-                item = None if pool is None else queue.next(pool, seat.held(pool), alone=not seat.items)
+                pool = next((name for name in self._pools if self._queue.waiting(name) > enough), None)
+                item = None if pool is None else self._queue.next(pool, seat.held(pool), alone=not seat.items)
                 if item is None:
                     continue
-                if seat.items and item.pool in seat.workers:
-                    self._ahead.submit(seat.workers[item.pool].prefetch, item)
                 seat.items.append(item)
-                future = threads.submit(self._do, seat, seat.turns.take()[0], item, progress)
-                future.add_done_callback(lambda future, seat=seat, item=item: answers.put((seat, item, future)))
+                future = seat.threads.submit(self._do, seat, item, *seat.turns.take())
+                future.add_done_callback(lambda future, seat=seat, item=item: self._answers.put((seat, item, future)))
 
-    def _do(self, seat: _Seat, ticket: int, item: WorkItem, progress: Progress) -> ItemResult | None:
-        """The item's result; None where the run was stopped before it began."""
-        with seat.turns.place(ticket):
-            seat.turns.wait(ticket)
+    def hear(self, timeout_s: float) -> None:
+        with suppress(Empty):
+            answer = self._answers.get(timeout=timeout_s)
+            while True:
+                self._hear(*answer)
+                answer = self._answers.get_nowait()
+
+    def drain(self) -> None:
+        self._stopped = True
+
+    def _do(self, seat: _Seat, item: WorkItem, ticket: int, waits: bool) -> ItemResult | None:
+        """Returns the item's result; None if the run was stopped before it began."""
+
+        def label() -> Callable[[], ItemResult] | None:
             if self._stopped:
                 return None
-            progress.started(item, seat.name)
-            written = seat.worker(item.pool).label(item, lambda beat: progress.beat(seat.name, beat))
-        return written()
+            self._progress.started(item, seat.name)
+            return seat.worker(item.pool).label(item, lambda beat: self._progress.beat(seat.name, beat))
 
+        return seat.turns.label(ticket, waits, lambda: seat.prefetch(item), label)
 
-def _outcome(
-    item: WorkItem, future: "Future[ItemResult | None]", queue: ItemQueue, strikes: Strikes
-) -> list[tuple[WorkItem, ItemResult | Exception]]:
-    """What is to be given on of an item that a thread is through with. Raises what would befall all others too."""
-    error = future.exception()
-    if error is None:
-        strikes.done(item)
-        result = future.result()
-        return [(item, result)] if result is not None else []
-    if not isinstance(error, Exception) or stops_the_run(error):
-        raise error
-    _log.warning("%s raised %s: %s", item.name, type(error).__name__, error)
-    _log.debug("%s", item.name, exc_info=error)
-    again = strikes.raised(item, error)
-    if isinstance(again, WorkItem):
-        queue.put_back(again)
-        return []
-    return [(item, again)]
+    def _hear(self, seat: _Seat, item: WorkItem, future: "Future[ItemResult | None]") -> None:
+        """Sees to an item that a thread is through with. Raises what would befall all others too."""
+        seat.items.remove(item)
+        error = future.exception()
+        if error is None:
+            self._strikes.done(item)
+            if (result := future.result()) is not None:
+                self.done.append((item, result))
+            return
+        if not isinstance(error, Exception) or stops_the_run(error):
+            raise error
+        _log.warning("%s raised %s: %s", item.name, type(error).__name__, error)
+        _log.debug("%s", item.name, exc_info=error)
+        again = self._strikes.raised(item, error)
+        if isinstance(again, WorkItem):
+            self._queue.put_back(again)
+        else:
+            self.done.append((item, again))

@@ -1,4 +1,4 @@
-"""What a runner is: where work items are done, in this process or on Ray."""
+"""Defines what a runner is: where work items are done, in this process or on Ray."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
@@ -7,16 +7,25 @@ from engine.plan.items import FitItem, ItemResult, WorkItem
 from engine.progress.progress import Progress
 from manifests.log.actions import TokenizerAdded
 
+# Items that are done at one tick.
 Pairs = list[tuple[WorkItem, ItemResult | Exception]]
 
 
 class Runner(Protocol):
-    """Where items are done: `LocalRunner` (`local`), `RayRunner` (`ray.runner`)."""
+    """Does items: `LocalRunner` (`local`) in this process, `RayRunner` (`ray.runner`) on a cluster."""
 
-    def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]: ...
-
-    def work(self, items: Iterable[WorkItem], progress: Progress) -> Iterator[Pairs]:
-        """Takes items as it needs them, on the thread that iterates; what is done at one tick, an Exception for good."""
+    def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
+        """Fits tokenizers; yields each with its item as soon as it is ready."""
         ...
 
-    def close(self) -> None: ...
+    def work(self, items: Iterable[WorkItem], progress: Progress) -> Iterator[Pairs]:
+        """Does work items; yields lists of those that are done, each with its result or the error it failed with for good.
+
+        It takes items as it needs them, on the thread that iterates. The first Ctrl-C stops handing out, waits up to
+        `engine.drain_s` for what is at work, and ends in KeyboardInterrupt.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends its workers."""
+        ...

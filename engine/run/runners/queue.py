@@ -4,13 +4,9 @@ Items are pulled from an iterator only as far as workers need them, so that a dr
 for a thousand.
 """
 
-import contextlib
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from engine.plan.items import FitItem, WorkItem
 
@@ -131,34 +127,6 @@ def needed_models(item: WorkItem) -> frozenset[str]:
     for name in {target.modality for target in item.targets if target.form == "token"}:
         found.add(identity_of_tokenizer(item.tokenizers[item.plan.modalities[name].tokenizer], name))
     return frozenset(found)
-
-
-class Draining(contextlib.AbstractContextManager["Draining"]):
-    """Within it the first Ctrl-C asks for an end (`asked`), and a second one interrupts at once.
-
-    `modmill` turns SIGTERM into the same signal. Python runs signal handlers in the main thread alone: in another one
-    nothing changes.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: Any = None
-
-    def __enter__(self) -> "Draining":
-        before = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread() and before is not signal.SIG_IGN:
-            self._before = signal.signal(signal.SIGINT, self._hear)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
-
-    def _hear(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 def in_turn(parts: Iterable[Iterator[WorkItem]]) -> Iterator[WorkItem]:

@@ -1,6 +1,5 @@
-"""The worker as an actor of Ray, and what the driver knows of each: nothing but items, results and signs of life pass."""
+"""Makes the worker an actor of Ray, and holds what the driver knows of each; items, results and signs of life pass."""
 
-import contextlib
 import os
 import socket
 import threading
@@ -29,7 +28,7 @@ _SHARED_WITHIN_S = 120.0
 
 
 class RayWorker:
-    """A worker in an actor: one item at work, a second one that fetches its bytes ahead until the first is only written.
+    """Runs a worker in an actor: one item is at work, a second one fetches its bytes ahead until the first is only written.
 
     Other threads answer beside them.
     """
@@ -47,7 +46,7 @@ class RayWorker:
             import modmill
 
             modmill.check_packages()
-            # The first array makes pyarrow import pandas, where that is installed: here, not within the first item.
+            # The first array makes pyarrow import pandas, if that is installed: here, not within the first item.
             pa.array(np.zeros(1))
             self._worker = Worker(workspace, settings, own_process=True)
         except Exception as error:
@@ -56,7 +55,7 @@ class RayWorker:
 
     @ray.method(concurrency_group="side")
     def ready(self) -> tuple[str, str, int, Exception | None]:
-        """The node, its host, the process, and why no work can be done here, if so."""
+        """Returns the node, its host, the process, and why no work can be done here, if so."""
         return ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid(), self._reason
 
     @ray.method(concurrency_group="side")
@@ -67,25 +66,25 @@ class RayWorker:
 
     @ray.method(concurrency_group="work")
     def work(self, item: WorkItem, number: int) -> tuple[ItemResult, frozenset[str]] | None:
-        """The result of an item and the models held after it; None where the run was stopped before it began."""
+        """Returns the result of an item and the models held after it; None if the run was stopped before it began."""
         ticket, waits = self._turns.take()
+
+        whole: WorkItem | None = None
+
+        def came() -> WorkItem:
+            nonlocal whole
+            whole = whole or self._whole(item, number)
+            return whole
+
+        def label() -> Callable[[], ItemResult] | None:
+            return None if self._stopped else self._own().label(came(), self._set_beat)
+
         try:
-            with self._turns.place(ticket):
-                item = self._whole(item, number)
-                if waits:
-                    # What cannot be fetched ahead is fetched again, and an error told, when its turn comes.
-                    with contextlib.suppress(Exception):
-                        self._own().prefetch(item)
-                self._turns.wait(ticket)
-                if self._stopped:
-                    return None
-                worker = self._own()
-                written = worker.label(item, self._set_beat)
-            # The next item has its turn while this one is written.
-            return written(), worker.models.held
+            result = self._turns.label(ticket, waits, lambda: self._own().prefetch(came()), label)
+            return None if result is None else (result, self._own().models.held)
         finally:
             beat = self._beat
-            if beat is not None and beat.item == item.name:
+            if beat is not None and whole is not None and beat.item == whole.name:
                 self._beat = None
 
     @ray.method(concurrency_group="work")
@@ -100,12 +99,12 @@ class RayWorker:
 
     @ray.method(concurrency_group="side")
     def beat(self) -> tuple[Beat | None, FitStep | None]:
-        """The last sign of life of the item at work, and the step of the fit."""
+        """Returns the last sign of life of the item at work, and the step of the fit."""
         return self._beat, self._fit
 
     @ray.method(concurrency_group="side")
     def stop(self) -> None:
-        """What is at work is done to its end; what waits is not begun."""
+        """Ends what is at work in order; begins nothing that waits."""
         self._stopped = True
 
     def _own(self) -> Worker:
@@ -132,7 +131,7 @@ Answer = tuple[str, "Actor", Any, Any, BaseException | None]
 
 @dataclass(eq=False)
 class Actor:
-    """The driver's side of one actor. `node` is known once ready.
+    """Holds the driver's side of one actor. `node` is known once ready.
 
     `items` are those it was given: the first is at work, or only written by now; `seen_at` is the one that its last sign of
     life was about.

@@ -51,12 +51,15 @@ class Loop:
         return [actor for actor in self._crew.actors if actor.items]
 
     @property
+    def at_work(self) -> int:
+        return len(self.busy)
+
+    @property
     def is_over(self) -> bool:
-        """Whether nothing is to be done and nothing at work."""
         return not self.busy and (self._draining or self._queue.exhausted)
 
     def hand_out(self) -> None:
-        """Sees that there are as many actors as are wanted, and gives items to those that are ready for one."""
+        """Sees to it that there are as many actors as are wanted, and gives items to those that are ready for one."""
         loads = {name: self._queue.waiting(name) for name in self._crew.pools}
         for actor in self.busy:
             loads[actor.pool.name] += len(actor.items)
@@ -75,7 +78,20 @@ class Loop:
                     if len(actor.items) == 1 and not actor.items[0].attempt.alone:
                         self._give(actor, pool)
 
-    def ask(self) -> None:
+    def hear(self, timeout_s: float) -> None:
+        """Sees to the answers that came, and asks for signs of life."""
+        self._ask()
+        for answer in self._crew.hear(timeout_s):
+            self._hear(answer)
+
+    def drain(self) -> None:
+        self._draining = True
+        for actor in self.busy:
+            actor.call("stop")
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
         """Asks workers that were not asked of late for a sign of life; their answers come when they come."""
         busy = self.busy
         moment = time.monotonic()
@@ -85,7 +101,7 @@ class Loop:
                 actor.asking, actor.asked_at = True, moment
                 actor.call("beat")
 
-    def hear(self, answer: Answer) -> None:
+    def _hear(self, answer: Answer) -> None:
         """Does what an answer asks for."""
         kind, actor, item, result, error = answer
         if actor.gone:
@@ -105,20 +121,6 @@ class Loop:
             self._finished(actor, item, result)
         else:
             self._failed(actor, item, error)
-
-    def drain(self, wait_s: float) -> None:
-        """Nothing more is begun: items that wait in workers stay to be done."""
-        self._draining = True
-        at_work = len(self.busy)
-        for actor in self.busy:
-            actor.call("stop")
-        if at_work:
-            self._progress.say(
-                f"interrupted: waiting up to {wait_s:g} s for {at_work} item{'s' * (at_work > 1)} at work; "
-                "again to stop at once"
-            )
-
-    # -- inside -------------------------------------------------------------------------------------------------------
 
     def _give(self, actor: Actor, pool: str) -> None:
         item = self._queue.next(pool, actor.held, alone=not actor.items)

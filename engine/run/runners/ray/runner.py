@@ -11,7 +11,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -19,10 +18,12 @@ from typing import Any, Literal
 import ray
 
 from engine.pipeline.sections import EngineConfig
-from engine.plan.items import FitItem, ItemResult, WorkItem
+from engine.plan.items import FitItem, WorkItem
 from engine.progress.progress import Progress
+from engine.run.runners.driver import drive
 from engine.run.runners.pools import pool_of_fit, pools
-from engine.run.runners.queue import Draining, FitQueue, ItemQueue, needed_models
+from engine.run.runners.protocol import Pairs
+from engine.run.runners.queue import FitQueue, ItemQueue, needed_models
 from engine.run.runners.ray.address import address_of, check_listens, out_of_reach
 from engine.run.runners.ray.crew import Crew
 from engine.run.runners.ray.loop import Loop
@@ -33,9 +34,6 @@ from manifests.log.actions import TokenizerAdded
 from manifests.store.storage import open_storage
 
 _log = logging.getLogger(__name__)
-_TICK_S = 0.1
-# Results are given to be committed so often, many in one log entry; workers go on meanwhile.
-_GATHER_S = 0.25
 _MOST_STARTS = 3
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -66,22 +64,11 @@ class RayRunner:
     def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
         """Fits tokenizers, one a worker; each with its item as soon as it is ready."""
         queue = FitQueue(replace(item, pool=pool_of_fit(item, self._engine)) for item in items)
-        for done in self._each(self._loop("fit", queue, progress), Draining()):
+        for done in self._drive("fit", queue, progress, drain_s=None):
             yield from done
 
-    def work(
-        self, items: Iterable[WorkItem], progress: Progress
-    ) -> Iterator[list[tuple[WorkItem, ItemResult | Exception]]]:
-        """Does work items; lists of those that are done, each with its result or the error it failed with for good.
-
-        The first Ctrl-C stops handing out, waits up to `engine.drain_s` for what is at work, and ends in KeyboardInterrupt.
-        """
-
-        def drained() -> Generator[list[Any], None, None]:
-            with Draining() as draining:
-                yield from self._each(self._loop("work", ItemQueue(items, needed_models), progress), draining)
-
-        self._open = drained()
+    def work(self, items: Iterable[WorkItem], progress: Progress) -> Iterator[Pairs]:
+        self._open = self._drive("work", ItemQueue(items, needed_models), progress, drain_s=self._engine.drain_s)
         return self._open
 
     def close(self) -> None:
@@ -96,39 +83,13 @@ class RayRunner:
                 ray.shutdown()
         self._empty.cleanup()
 
-    def _loop(self, method: Literal["fit", "work"], queue: ItemQueue | FitQueue, progress: Progress) -> Loop:
+    def _drive(
+        self, method: Literal["fit", "work"], queue: ItemQueue | FitQueue, progress: Progress, *, drain_s: float | None
+    ) -> Generator[list[Any], None, None]:
         batches = {name: pool.settings.batch for name, pool in self._crew.pools.items()}
-        return Loop(method, queue, self._crew, progress, Strikes(batches), self._storage, self._run)
-
-    def _each(self, loop: Loop, draining: Draining) -> Iterator[list[Any]]:
-        until: float | None = None
-        yielded = 0.0
+        loop = Loop(method, queue, self._crew, progress, Strikes(batches), self._storage, self._run)
         self._crew.hurry()
-        try:
-            while True:
-                if draining.asked and until is None:
-                    until = time.monotonic() + self._engine.drain_s
-                    loop.drain(self._engine.drain_s)
-                if until is None:
-                    loop.hand_out()
-                if loop.is_over or (until is not None and time.monotonic() > until):
-                    break
-                loop.ask()
-                for answer in self._crew.hear(_TICK_S):
-                    loop.hear(answer)
-                if loop.done and time.monotonic() - yielded >= _GATHER_S:
-                    done, loop.done = loop.done, []
-                    yield done
-                    yielded = time.monotonic()
-        except Exception:
-            # What is done is not lost because something else went wrong.
-            if loop.done:
-                yield loop.done
-            raise
-        if loop.done:
-            yield loop.done
-        if draining.asked:
-            raise KeyboardInterrupt
+        yield from drive(loop, progress, drain_s)
 
 
 def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:

@@ -10,8 +10,9 @@ import pytest
 from engine.pipeline import config as pipeline
 from engine.plan.corpus import CorpusPlan, corpus_plan
 from engine.plan.items import Target, WorkItem
+from engine.run.runners.driver import Draining
 from engine.run.runners.pools import has_room, pools, wanted_workers
-from engine.run.runners.queue import Draining, ItemQueue, in_turn
+from engine.run.runners.queue import ItemQueue, in_turn
 from engine.run.runners.strikes import Strikes, stops_the_run, then_words
 from engine.work.inputs import WorkerSettings
 from engine.work.marks import Mark
