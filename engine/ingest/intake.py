@@ -15,6 +15,7 @@ from engine.sources.listing import Listed
 from engine.sources.read import SourceReader
 from engine.sources.tars import TarColumns
 from manifests.errors import FetchError, SourceError
+from manifests.formats.shards import SourcePlace
 from manifests.recipe import sha256_hex
 
 _MESSAGE_CHARACTERS = 1000
@@ -139,7 +140,8 @@ class Intake:
 def reader(root: str, config: CorpusConfig, samples: Sequence[Listed]) -> SourceReader:
     """Opens the source of samples, to read what they are hashed by."""
     rows = [
-        {"source": listed.source, "size_bytes": listed.size_bytes, "source_offset": listed.offset} for listed in samples
+        SourcePlace(source=listed.source, size_bytes=listed.size_bytes, source_offset=listed.offset)
+        for listed in samples
     ]
     return open_source(root, config, rows, beside=[listed.beside for listed in samples])
 

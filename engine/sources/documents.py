@@ -26,6 +26,7 @@ from engine.sources.listing import (
 )
 from engine.sources.values import decoded, key_text, parsed, plain
 from manifests.errors import ConfigError, SourceError
+from manifests.formats.shards import SourcePlace
 from manifests.store.uris import without_credentials
 
 LINES = (".jsonl", ".ndjson", ".json-lines")
@@ -206,7 +207,7 @@ class DocumentReader:
         self,
         root: str,
         config: CorpusConfig,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[SourcePlace],
         storage: object = None,
         *,
         beside: object = (),
@@ -214,7 +215,7 @@ class DocumentReader:
         """Takes `storage` and `beside` as every reader does: documents are not packed, and nothing lies beside them."""
         self._root = root
         self._text = config.text
-        self._sources = [row["source"] for row in rows]
+        self._sources = [row.source or "" for row in rows]
         self._rows = _OpenRows(root)
 
     def read(self, place: int) -> bytes:

@@ -1,14 +1,14 @@
 """Names the kinds of corpora: how the samples of each are listed and read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from engine.pipeline.sections import CorpusConfig
 from engine.sources.documents import DocumentReader, scan_documents
 from engine.sources.images import scan_images
 from engine.sources.listing import Listing, Notes, Scanned
 from engine.sources.read import SourceBytes, SourceReader
+from manifests.formats.shards import SourcePlace
 from manifests.store.storage import Storage
 
 
@@ -30,7 +30,7 @@ KINDS = {
 def open_source(
     root: str,
     config: CorpusConfig,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[SourcePlace],
     storage: Storage | None = None,
     *,
     beside: Sequence[Sequence[tuple[str, int, int]]] = (),

@@ -5,7 +5,7 @@ Members that lie close together in a tar of an object store are read at once; Pa
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from engine.sources.images import FORMATS, ImageFormat
 from engine.sources.tars import tar_of
 from manifests import errors
 from manifests.errors import SourceError
+from manifests.formats.shards import SourcePlace
 from manifests.store.storage import Storage
 from manifests.store.uris import is_uri
 
@@ -81,7 +82,7 @@ class SourceBytes:
         self,
         root: str,
         config: CorpusConfig,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[SourcePlace],
         storage: Storage | None = None,
         *,
         beside: Sequence[Sequence[tuple[str, int, int]]] = (),
@@ -102,11 +103,11 @@ class SourceBytes:
         self._ready: dict[int, bytes | None] = {}
         wanted: dict[ImageFormat, dict[str, set[int]]] = {}
         for place, row in enumerate(rows):
-            if row["source"] is None or row.get("source_error"):
+            if row.source is None or row.source_error:
                 continue
-            if row.get("source_offset") is not None:
-                self._add_range(place, row)
-            elif found := _row_of(row["source"]):
+            if row.source_offset is not None:
+                self._add_range(place, row, row.source, row.source_offset)
+            elif found := _row_of(row.source):
                 wanted.setdefault(found[0], {}).setdefault(found[1], set()).add(found[2])
         self._tables = {
             kind: kind.open_rows(root, config, numbers) for kind, numbers in wanted.items() if kind.open_rows
@@ -118,19 +119,21 @@ class SourceBytes:
             with suppress(KeyError):
                 return self._ready.pop(place)
         row = self._rows[place]
-        if row.get("source_error"):
-            name, _, message = row["source_error"].partition(": ")
+        if row.source_error:
+            name, _, message = row.source_error.partition(": ")
             raise _ERRORS.get(name, SourceError)(message)
         block = self._blocks.get(place)
         if block is not None:
-            begin, size = row["source_offset"], row["size_bytes"]
+            begin, size = row.source_offset or 0, row.size_bytes or 0
             data = self._block(block)[begin - block.begin : begin - block.begin + size]
             if len(data) < size:
-                raise SourceError(f"{row['source']} is cut short: {len(data):,} of {size:,} bytes; mend the tar")
+                raise SourceError(f"{row.source} is cut short: {len(data):,} of {size:,} bytes; mend the tar")
             return data
-        if found := _row_of(row["source"]):
+        if row.source is None:
+            raise SourceError("the sample was forgotten")
+        if found := _row_of(row.source):
             return self._tables[found[0]].read(found[1], found[2])
-        return listing.read_file(self._root, row["source"])
+        return listing.read_file(self._root, row.source)
 
     def fields(self, place: int) -> dict[str, Any]:
         """Returns nothing: the source columns of an image are in the samples file."""
@@ -155,7 +158,7 @@ class SourceBytes:
             if held >= limit_bytes:
                 return
             with suppress(SourceError):
-                if self._rows[place]["source"] is not None:
+                if self._rows[place].source is not None:
                     data = self.read(place)
                     held += len(data or b"")
                     self._ready[place] = data
@@ -165,13 +168,13 @@ class SourceBytes:
         for table in self._tables.values():
             table.close()
 
-    def _add_range(self, place: int, row: Mapping[str, Any]) -> None:
-        if row.get("source_pack"):
-            path, read = row["source_pack"], self._read_pack
+    def _add_range(self, place: int, row: SourcePlace, source: str, offset: int) -> None:
+        if row.source_pack:
+            path, read = row.source_pack, self._read_pack
             is_remote = self._storage is not None and not self._storage.is_local
         else:
-            path, read, is_remote = tar_of(row["source"]), self._read_source, is_uri(self._root)
-        spans = [(row["source_offset"], row["size_bytes"])]
+            path, read, is_remote = tar_of(source), self._read_source, is_uri(self._root)
+        spans = [(offset, row.size_bytes or 0)]
         spans += [(offset, size) for _, offset, size in (self._beside[place] if self._beside else ())]
         begin = min(offset for offset, _ in spans)
         end = max(offset + size for offset, size in spans)

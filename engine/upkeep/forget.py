@@ -173,7 +173,7 @@ def _forget_of_part(
         files=[path for file in sorted(held) for path in rewrite.files_of(file)],
     )
     samples = shards.read_samples(read_same(storage, part.path, part.sha256))
-    _redact_events(catalog, execution.done.run, [samples[number]["source"] for number in numbers])
+    _redact_events(catalog, execution.done.run, [source for number in numbers if (source := samples[number].source)])
     new_part = rewrite.rewrite_part(storage, part, corpus, forgotten, earlier)
     documents = catalog.recipes()
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -2,17 +2,16 @@
 
 import threading
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 from engine.plan.corpus import CorpusPlan
 from engine.sources import listing
 from engine.work.inputs import Inputs
 from engine.work.rows import ABSENT, FORGOTTEN, LoadedRow, Needs, failed
 from manifests.errors import SourceError
-from manifests.formats.shards import RESERVED_COLUMNS
+from manifests.formats.shards import Sample
 from manifests.pixels import crops, images
 from manifests.recipe import sha256_hex
 from manifests.store.uris import is_uri
@@ -163,9 +162,9 @@ class _Decoder:
             data = self._source.read(place)
             if data is None:
                 return self._let_in(job, ticket, replace(row, problem=ABSENT))
-            if sha256_hex(data) != sample["sha256"].hex():
+            if sample.sha256 is None or sha256_hex(data) != sample.sha256.hex():
                 raise SourceError(
-                    f"{sample['source']} is no longer the file that was ingested (its sha256 differs); put the old file "
+                    f"{sample.source} is no longer the file that was ingested (its sha256 differs); put the old file "
                     "back, or give the new one another name so that it becomes a sample of its own"
                 )
             stage = "decode"
@@ -219,15 +218,8 @@ def _with_fields(inputs: Inputs, place: int) -> LoadedRow:
         return replace(row, problem=failed("source", error), readable=False)
 
 
-def is_forgotten(sample: Mapping[str, Any]) -> bool:
-    """Whether a row of a samples file was forgotten: every other has the sha256 of its source, or an error in its place."""
-    return sample["sha256"] is None and not sample.get("source_error")
-
-
-def _row(plan: CorpusPlan, sample: Mapping[str, Any]) -> LoadedRow:
-    if is_forgotten(sample):
-        row, key = sample["row"], sample["key"]
-        return LoadedRow(row=row, key=key, uri="", columns={}, problem=FORGOTTEN, readable=False)
-    columns = {name: value for name, value in sample.items() if name not in RESERVED_COLUMNS}
-    uri = listing.uri(plan.root, sample["source"])
-    return LoadedRow(row=sample["row"], key=sample["key"], uri=uri, columns=columns)
+def _row(plan: CorpusPlan, sample: Sample) -> LoadedRow:
+    if sample.source is None or sample.is_forgotten:
+        return LoadedRow(row=sample.row, key=sample.key, uri="", columns={}, problem=FORGOTTEN, readable=False)
+    uri = listing.uri(plan.root, sample.source)
+    return LoadedRow(row=sample.row, key=sample.key, uri=uri, columns=sample.columns)

@@ -21,7 +21,7 @@ from engine.work.rows import Outcome
 from engine.work.worker import Worker
 from manifests.errors import ConfigError
 from manifests.formats import shards, sidecars
-from manifests.formats.shards import Status
+from manifests.formats.shards import Sample, Status
 from manifests.log.actions import TokenizerAdded
 from manifests.modality import Modality
 from manifests.recipe import canonical_json, sha256_hex
@@ -72,7 +72,7 @@ class FitSamples:
     """FitSamples of one corpus, in the order of their parts; their numbers in the item's `attempt` begin at `first`."""
 
     plan: CorpusPlan
-    samples: list[dict[str, Any]]
+    samples: list[Sample]
     first: int
 
 
@@ -93,8 +93,7 @@ def checkpoint_folder(item: FitItem, chosen: Chosen) -> str:
             if modality.name in rows.plan.modalities
         ],
         "keys": [
-            [shards.keys_digest([sample["key"] for sample in part.samples]) for part in selection]
-            for selection in chosen
+            [shards.keys_digest([sample.key for sample in part.samples]) for part in selection] for selection in chosen
         ],
         "crops": [rows.plan.crops for rows in item.rows],
     }
@@ -115,20 +114,20 @@ def _chosen(item: FitItem, worker: Worker) -> Chosen:
     return found
 
 
-def _choose(rows: FitRows, worker: Worker) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _choose(rows: FitRows, worker: Worker) -> tuple[list[Sample], list[Sample]]:
     """The samples of one corpus to fit on and to judge by, in the order of their parts."""
-    fit_samples: list[dict[str, Any]] = []
-    judged: list[dict[str, Any]] = []
+    fit_samples: list[Sample] = []
+    judged: list[Sample] = []
     for part in rows.parts:
         for sample in shards.read_samples(worker.storage.read(part.path)):
-            (judged if is_held_out(sample["key"]) else fit_samples).append(sample)
+            (judged if is_held_out(sample.key) else fit_samples).append(sample)
     most_judged = max(_HELD_OUT_AT_LEAST, rows.fit_rows // 10)
     return _first(fit_samples, rows.fit_rows), _first(judged, most_judged)
 
 
-def _first(samples: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    wanted = {sample["key"] for sample in sorted(samples, key=lambda sample: fit_order(sample["key"]))[:most]}
-    return [sample for sample in samples if sample["key"] in wanted]
+def _first(samples: list[Sample], most: int) -> list[Sample]:
+    wanted = {sample.key for sample in sorted(samples, key=lambda sample: fit_order(sample.key))[:most]}
+    return [sample for sample in samples if sample.key in wanted]
 
 
 def _labels(item: FitItem, chosen: FitSamples, modality: Modality, worker: Worker) -> Iterator[Any]:

@@ -1,11 +1,11 @@
 """Defines what every stage of the work is given: the worker's settings, and the samples with where their bytes lie."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from engine.plan.corpus import CorpusPlan
 from engine.sources.read import SourceReader
+from manifests.formats.shards import Sample
 from manifests.store.storage import Storage
 
 _GPU_DECODE_THREADS = 4
@@ -42,7 +42,7 @@ class Inputs:
     """Holds what all stages share that work on some samples: those of a part, or those that a tokenizer is fitted on."""
 
     plan: CorpusPlan
-    samples: Sequence[Mapping[str, Any]]
+    samples: Sequence[Sample]
     source: SourceReader
     storage: Storage
     settings: WorkerSettings

@@ -102,7 +102,7 @@ class LabeledRows:
         for unit in batch.units:
             if self._stopped:
                 raise InterruptedError("the item was stopped")
-            self._at_hand.begin([self._inputs.samples[row]["row"] for row, _ in unit])
+            self._at_hand.begin([self._inputs.samples[row].row for row, _ in unit])
             with ExitStack() as stack:
                 chunks = ahead
                 if chunks is None:

@@ -37,7 +37,7 @@ class ShardOutput:
         """Takes the rows that are not to be made by number (`known`), and of a shard of tokens their vocabulary."""
         self.target = target
         self._item = item
-        self._keys = [sample["key"] for sample in inputs.samples]
+        self._keys = [sample.key for sample in inputs.samples]
         self._known = dict(known)
         self._vocabulary = vocabulary
         self._storage = inputs.storage

@@ -17,11 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from engine.plan.items import Failure, Target, WorkItem
-from engine.work.decode import is_forgotten
 from engine.work.rows import NOT_SELECTED, ShardRow
 from manifests.errors import ShardError
 from manifests.formats import shards
-from manifests.formats.shards import Status
+from manifests.formats.shards import Sample, Status
 from manifests.log.actions import ShardAdded
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.store import parquet
@@ -45,20 +44,20 @@ def rows_of(storage: Storage, shard: ShardAdded, keys: Sequence[str]) -> list[Sh
 
 
 def known_rows(
-    item: WorkItem, target: Target, samples: Sequence[Mapping[str, Any]], storage: Storage
+    item: WorkItem, target: Target, samples: Sequence[Sample], storage: Storage
 ) -> tuple[dict[int, ShardRow], dict[int, ShardRow]]:
     """Returns the rows of a target that are not made: those that the item itself settles, and those of earlier attempts.
 
     Only the first decide which rows share a batch, so that another attempt finds each row in its old place.
     """
-    keys = [sample["key"] for sample in samples]
+    keys = [sample.key for sample in samples]
     selected = None if item.selected is None else np.unpackbits(np.frombuffer(item.selected, np.uint8))
     fixed: dict[int, ShardRow] = {}
     base = item.base.get(target)
     before = [None] * len(samples) if base is None else rows_of(storage, base, keys)
     for number, (sample, row) in enumerate(zip(samples, before, strict=True)):
         is_selected = selected is None or bool(selected[number])
-        if is_forgotten(sample):
+        if sample.is_forgotten:
             fixed[number] = ShardRow(Status.FORGOTTEN)
         elif row is None or row.status is Status.NOT_SELECTED:
             if not is_selected:

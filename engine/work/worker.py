@@ -4,11 +4,10 @@ No pixels leave it: it is given a `WorkItem`, writes shards, and returns their r
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from engine.plan.corpus import CorpusPlan
 from engine.plan.items import Attempt, Beat, ItemResult, Target, WorkItem
@@ -21,7 +20,7 @@ from engine.work.marks import AtHand
 from engine.work.models import Models
 from engine.work.rows import Labels
 from manifests.errors import ShardError
-from manifests.formats import shards
+from manifests.formats.shards import Sample, read_samples
 from manifests.store.storage import open_storage
 
 _PREFETCH_BYTES = 64 << 20
@@ -78,7 +77,7 @@ class Worker:
     def labels(
         self,
         plan: CorpusPlan,
-        samples: Sequence[Mapping[str, Any]],
+        samples: Sequence[Sample],
         targets: Sequence[Target],
         *,
         name: str,
@@ -91,7 +90,7 @@ class Worker:
         samples that killed a worker are left out.
         """
         # Rows have their numbers in the fit here, so that marks name them by these.
-        numbered = [{**sample, "row": first + place} for place, sample in enumerate(samples)]
+        numbered = [replace(sample, row=first + place) for place, sample in enumerate(samples)]
         at_hand = AtHand(self.storage, self.settings.run, name, writes=attempt.marks)
         loaded = load_labelers(
             plan, targets, self.models, min(self.settings.batch, attempt.batch or self.settings.batch)
@@ -119,11 +118,11 @@ class Worker:
         return self._opened(item)
 
     def _opened(self, item: WorkItem) -> Inputs:
-        samples = shards.read_samples(self.storage.read(item.part.path))
+        samples = read_samples(self.storage.read(item.part.path))
         if len(samples) != item.part.rows:
             raise ShardError(f"{item.part.path} holds {len(samples)} rows, the log says {item.part.rows}")
         return self._inputs(item.plan, samples)
 
-    def _inputs(self, plan: CorpusPlan, samples: Sequence[Mapping[str, Any]]) -> Inputs:
+    def _inputs(self, plan: CorpusPlan, samples: Sequence[Sample]) -> Inputs:
         source = open_source(plan.root, plan.config, samples, self.storage)
         return Inputs(plan=plan, samples=samples, source=source, storage=self.storage, settings=self.settings)

@@ -14,7 +14,7 @@ import re
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import IO, Any
 from urllib.parse import quote
@@ -56,6 +56,34 @@ _FAILURE_SCHEMA = pa.schema(
         ("message", pa.string()),
     ]
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcePlace:
+    """Says where the bytes of a sample lie, by the columns of a samples file; `source` is None if it was forgotten."""
+
+    source: str | None
+    size_bytes: int | None = None
+    source_offset: int | None = None
+    source_pack: str | None = None
+    source_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample(SourcePlace):
+    """Holds a row of a samples file; `columns` are its source columns."""
+
+    corpus: str
+    part: int
+    row: int
+    key: str
+    sha256: bytes | None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Tells whether the row was forgotten: every other has the sha256 of its source, or an error in its place."""
+        return self.sha256 is None and not self.source_error
 
 
 class Status(IntEnum):
@@ -324,9 +352,17 @@ def _leaves(name: str, kind: pa.DataType) -> list[str]:
     return _leaves(f"{name}.list.element", kind.value_type) if pa.types.is_nested(kind) else [name]
 
 
-def read_samples(data: bytes) -> list[dict[str, Any]]:
-    """The rows of a samples file, with their source columns. Raises ShardError where it is none."""
+def read_samples(data: bytes) -> list[Sample]:
+    """Reads the rows of a samples file. Raises ShardError if it is none."""
     try:
-        return parquet.read(data).to_pylist()
+        table = parquet.read(data)
     except pa.ArrowException as error:
         raise ShardError(f"no samples file: {error}") from error
+    if missing := [name for name in SAMPLE_COLUMNS if name not in table.column_names]:
+        raise ShardError(f"no samples file: the columns {', '.join(missing)} are missing")
+    fixed = [name for name in RESERVED_COLUMNS if name in table.column_names]
+    rows = []
+    for row in table.to_pylist():
+        known = {name: row.pop(name) for name in fixed}
+        rows.append(Sample(**known, columns=row))
+    return rows

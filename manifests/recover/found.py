@@ -225,29 +225,29 @@ def _part_alone(corpus: str, path: str, data: bytes) -> sidecars.Sidecar:
     if f"-{sha256[:8]}." not in posixpath.basename(path):
         raise ShardError(f"its sha256 is {sha256[:12]}, which is not in its name: altered or truncated")
     rows = read_samples(data)
-    keys = [row["key"] for row in rows]
+    keys = [row.key for row in rows]
     part = PartAdded(
         corpus=corpus,
-        part=rows[0]["part"],
+        part=rows[0].part,
         rows=len(rows),
         path=path,
         sha256=sha256,
         size_bytes=len(data),
         keys_sha256=keys_digest(keys),
-        source_bytes=sum(row["size_bytes"] or 0 for row in rows),
+        source_bytes=sum(row.size_bytes or 0 for row in rows),
         key_min=min(keys),
         key_max=max(keys),
-        pack_path=next((row["source_pack"] for row in rows if row.get("source_pack")), None),
+        pack_path=next((row.source_pack for row in rows if row.source_pack), None),
     )
     # Whose source is null was forgotten; the hashes of the sources, which bar them from coming back, stood in the log.
-    gone = [row for row in rows if row["sha256"] is None]
+    gone = [row for row in rows if row.sha256 is None]
     if not gone:
         return sidecars.Sidecar(of=part)
     forgotten = Forgotten(
         corpus=corpus,
         part=part.part,
-        rows=[row["row"] for row in gone],
-        keys=[row["key"] for row in gone],
+        rows=[row.row for row in gone],
+        keys=[row.key for row in gone],
         sources_sha256=[NO_BYTES] * len(gone),
         files=[],
     )

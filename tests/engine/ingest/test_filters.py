@@ -100,7 +100,7 @@ def test_duplicates_within_and_across(tmp_path: Path, make_photos: Callable[...,
         found = ingest.ingest(catalog, "photos", within, run="r")
         assert (found.new, found.dropped) == (1, 1)
         assert catalog.parts("photos")[: len(parts)] == parts
-        assert read_samples(storage.read(catalog.parts("photos")[-1].path))[0]["source"] == "new.jpg"
+        assert read_samples(storage.read(catalog.parts("photos")[-1].path))[0].source == "new.jpg"
         last = catalog.sql("SELECT corpus, sum(rows)::INT AS n FROM parts GROUP BY corpus ORDER BY corpus").to_pylist()
         assert last == [{"corpus": "photos", "n": 8}, {"corpus": "same", "n": 6}]
 

@@ -13,6 +13,7 @@ from engine.pipeline.config import CorpusConfig
 from engine.sources import scan as sources
 from engine.sources.kinds import open_source
 from manifests.errors import ConfigError, SourceError
+from manifests.formats.shards import SourcePlace
 
 
 def config_of(source: object, key: str | None = None, text: str = "text") -> CorpusConfig:
@@ -25,7 +26,7 @@ def lines(path: Path, *rows: object) -> None:
 
 
 def read_documents(root: str, names: Sequence[str], config: CorpusConfig) -> list[dict[str, Any] | SourceError]:
-    source = open_source(root, config, [{"source": name} for name in names])
+    source = open_source(root, config, [SourcePlace(source=name) for name in names])
     found: list[dict[str, Any] | SourceError] = []
     for place in range(len(names)):
         try:

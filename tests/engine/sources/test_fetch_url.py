@@ -420,10 +420,10 @@ def test_a_list_becomes_a_packed_corpus(
         ]
         parts = catalog.parts("web")
         rows = [row for part in parts for row in read_samples(storage.read(part.path))]
-        assert [row["key"] for row in rows] == [str(number) for number in range(7)]
-        assert [row["source"] for row in rows] == urls
-        assert [row["text"] for row in rows] == [f"t{number}" for number in range(7)]
-        assert [(row["source_error"] or "ok").partition(":")[0] for row in rows] == [
+        assert [row.key for row in rows] == [str(number) for number in range(7)]
+        assert [row.source for row in rows] == urls
+        assert [row.columns["text"] for row in rows] == [f"t{number}" for number in range(7)]
+        assert [(row.source_error or "ok").partition(":")[0] for row in rows] == [
             *("ok", "FetchError", "FetchRefused", "ok", "FetchRefused", "FetchError", "ok")
         ]
         errors = catalog.sql("SELECT source_error FROM samples WHERE source_error LIKE '%no JPEG%'").to_pylist()

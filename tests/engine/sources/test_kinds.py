@@ -146,7 +146,7 @@ def test_forgotten_bytes_leave_the_pack(home: Path) -> None:
         rows = shards.read_samples(storage.read(part.path))
     # All other rows are where they were.
     with tarfile.open(home / "work" / str(part.pack_path)) as tar:
-        assert len(tar.getnames()) == sum(1 for row in rows if row["sha256"]) + 1
+        assert len(tar.getnames()) == sum(1 for row in rows if row.sha256) + 1
     assert all(secret not in path.read_bytes() for path in (home / "work").rglob("*") if path.is_file())
     assert findings(home) == []
 

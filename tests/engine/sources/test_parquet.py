@@ -16,7 +16,7 @@ from engine.sources.listing import key_of
 from engine.sources.read import SourceBytes
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, SourceError
-from manifests.formats.shards import read_samples
+from manifests.formats.shards import SourcePlace, read_samples
 from manifests.log import entries as log
 from manifests.store.storage import Storage, open_storage
 
@@ -123,11 +123,11 @@ def test_only_row_groups_with_wanted_rows_are_read(tmp_path: Path, monkeypatch: 
         return original(self, *args, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
-    rows = [{"source": f"{path.name}#{number}", "size_bytes": 1} for number in range(250, 340)]
+    rows = [SourcePlace(source=f"{path.name}#{number}", size_bytes=1) for number in range(250, 340)]
     source = SourceBytes(str(tmp_path), CorpusConfig(source="x"), rows)
     assert [source.read(place) for place in range(90)] == [b"%d" % number for number in range(250, 340)]
     assert groups == [[2], [3]]
-    gone = SourceBytes(str(tmp_path), CorpusConfig(source="x"), [{"source": f"{path.name}#1000", "size_bytes": 1}])
+    gone = SourceBytes(str(tmp_path), CorpusConfig(source="x"), [SourcePlace(source=f"{path.name}#1000", size_bytes=1)])
     with pytest.raises(SourceError, match="#1000 is gone"):
         gone.read(0)
 
@@ -136,7 +136,7 @@ def test_threads_share_a_file(tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     path = write(tmp_path / "a.parquet", {"image": pa.array([b"%d" % number for number in range(600)])}, rows=64)
-    rows = [{"source": f"{path.name}#{number}", "size_bytes": 1} for number in range(600)]
+    rows = [SourcePlace(source=f"{path.name}#{number}", size_bytes=1) for number in range(600)]
     source = SourceBytes(str(tmp_path), CorpusConfig(source="x"), rows)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(source.read, range(600))) == [b"%d" % number for number in range(600)]
@@ -158,8 +158,8 @@ def test_ingest(tmp_path: Path, make_photos: Callable[..., Path], s3_bucket: str
         rows = [row for part in catalog.parts("photos") for row in read_samples(storage.read(part.path))]
         again = ingest.ingest(catalog, "photos", config, run="r")
         assert (again.new, again.changed, again.vanished) == (0, 0, 0)
-    assert [row["size_bytes"] for row in rows] == [*map(len, photos), 0]
-    assert [row["n"] for row in rows] == list(range(5))
-    assert "source_offset" not in rows[0]
+    assert [row.size_bytes for row in rows] == [*map(len, photos), 0]
+    assert [row.columns["n"] for row in rows] == list(range(5))
+    assert rows[0].source_offset is None
     source = SourceBytes(config.source, config, rows)
     assert [source.read(place) for place in range(5)] == [*photos, None]

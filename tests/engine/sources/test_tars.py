@@ -257,9 +257,9 @@ def test_ingest_keeps_where_members_lie(tmp_path: Path, make_photos: Callable[..
         rows = [row for part in parts for row in read_samples(storage.read(part.path))]
         whole = (tmp_path / "tars/a.tar").read_bytes()
         for row, photo in zip(rows, photos, strict=True):
-            begin = row["source_offset"]
-            assert whole[begin : begin + row["size_bytes"]] == photo.read_bytes()
-            assert row["source_source_offset"] == "mine"
+            begin = row.source_offset
+            assert whole[begin : begin + row.size_bytes] == photo.read_bytes()
+            assert row.columns["source_source_offset"] == "mine"
         # A tar that grew: new samples are a new part, all others stay.
         write_tar(tmp_path / "tars/a.tar", {**members, "9.jpg": photos[0].read_bytes()})
         again = ingest.ingest(catalog, "photos", config, run="r")

@@ -100,7 +100,7 @@ def test_a_reader_that_stops_early_leaves_no_thread_waiting(photos: Path, tmp_pa
     chunks.close()
     assert set(threading.enumerate()) <= before
     keys = [row.key for chunk in chunks_of(plan, samples, [rows]) for row in chunk]
-    assert keys == [sample["key"] for sample in samples]
+    assert keys == [sample.key for sample in samples]
     assert list(chunks_of(plan, samples, [])) == []
 
 

@@ -63,7 +63,7 @@ def test_an_item_goes_on_from_its_spill(tmp_path: Path, source: Path, monkeypatc
     hidden = files(storage, hidden=True)
     assert len(hidden) == 3 * len(item.targets)
     assert all(path.endswith(".tmp") for path in hidden)
-    keys = [sample["key"] for sample in _samples(workspace, item)]
+    keys = [sample.key for sample in _samples(workspace, item)]
     found = [spill.read(storage, spill.path_of(item, target), keys) for target in item.targets]
     assert {len(rows) for rows in found} == {8}
     # What is spilled is not labeled again.
@@ -80,7 +80,7 @@ def test_an_item_goes_on_from_its_spill(tmp_path: Path, source: Path, monkeypatc
     assert not calls.exists()
 
 
-def _samples(workspace: Path, item: WorkItem) -> list[dict]:
+def _samples(workspace: Path, item: WorkItem) -> list:
     from manifests.formats import shards
 
     return shards.read_samples(open_storage(workspace).read(item.part.path))
@@ -93,7 +93,7 @@ def test_another_item_or_a_damaged_spill_is_begun_anew(
     item = item_of(workspace, source, MODALITIES)
     killed_after(item, workspace, 1, monkeypatch)
     storage = open_storage(workspace)
-    keys = [sample["key"] for sample in _samples(workspace, item)]
+    keys = [sample.key for sample in _samples(workspace, item)]
     target = item.targets[0]
     path = spill.path_of(item, target)
     assert len(spill.read(storage, path, keys)) == 4

@@ -50,7 +50,7 @@ def rows(workspace: Path, record: ShardAdded) -> shards.ShardRows:
 
 def red_row(workspace: Path, item: WorkItem) -> int:
     samples = shards.read_samples(open_storage(workspace).read(item.part.path))
-    return next(sample["row"] for sample in samples if sample["source"] == "red.png")
+    return next(sample.row for sample in samples if sample.source == "red.png")
 
 
 def make(workspace: Path, item: WorkItem, **settings: Any) -> dict[str, ShardAdded]:
@@ -224,7 +224,7 @@ def test_labels_of_a_fit_are_the_same_after_a_death_but_for_what_kills(tmp_path:
     again = made(100, Attempt(strikes=2, suspects=(103, 101, 108), batch=2))
     failure = Failure(stage="label", class_name="WorkerDied", message="")
     without = made(0, Attempt(strikes=1, suspects=(5,), killers={3: failure}))
-    keys = [sample["key"] for sample in samples]
+    keys = [sample.key for sample in samples]
     assert [list(found) for found in (plain, again, without)] == [keys, keys, [*keys[:3], *keys[4:]]]
     for found in (again, without):
         assert all(np.array_equal(value, plain[key]) for key, value in found.items())
