@@ -1,4 +1,4 @@
-"""Snapshots from the command line and from the pipeline file; `manifests/snapshots/snapshot.py` makes and reads them."""
+"""Makes snapshots for the command line and for the pipeline file; `manifests/snapshots/snapshot.py` writes and reads them."""
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -56,7 +56,7 @@ def make(
 
 
 def summary(snapshot: Snapshot) -> str:
-    """A snapshot in one line."""
+    """Tells of a snapshot in one line."""
     return (
         f"snapshot {snapshot.name}: {snapshot.rows:,} rows, {snapshot.held_out_rows:,} of them held out, "
         f"{len(snapshot.modalities)} modalities, sha256 {snapshot.sha256[:12]}; train on it as {snapshot.uri}"
@@ -64,9 +64,9 @@ def summary(snapshot: Snapshot) -> str:
 
 
 def freeze(sections: Mapping[str, SnapshotConfig], catalog: Catalog, progress: Progress, done: Done) -> None:
-    """The step `snapshot` of a pipeline: makes the snapshots that are not there, and keeps those that are.
+    """Does the step `snapshot` of a pipeline: makes the snapshots that are not there, and keeps those that are.
 
-    Raises WorkspaceError where one stands that the pipeline file now describes otherwise.
+    Raises WorkspaceError if the pipeline file now describes one of these otherwise.
     """
     standing = set(snapshots.names(catalog.storage))
     for name, section in sections.items():
@@ -116,7 +116,7 @@ def _check_described(snapshot: Snapshot, section: SnapshotConfig) -> None:
 
 
 def _has_modalities(snapshot: Snapshot, asked: Sequence[str]) -> bool:
-    """Whether a snapshot has the modalities asked for, and of each the recipes that are named."""
+    """Tells whether a snapshot has the modalities asked for, and of each the recipes that are named."""
     prefixes: dict[str, list[str]] = {}
     for text in asked:
         written, _, prefix = text.strip().partition("=")
@@ -127,7 +127,7 @@ def _has_modalities(snapshot: Snapshot, asked: Sequence[str]) -> bool:
 
 
 def _has_grown(catalog: Catalog, name: str) -> bool:
-    """Whether parts or shards came after a snapshot."""
+    """Tells whether parts or shards came after a snapshot."""
     newest = catalog.sql(
         "SELECT max(version) > (SELECT version FROM snapshots WHERE snapshot = ?) AS has_grown "
         "FROM (SELECT version FROM parts UNION ALL SELECT version FROM shards)",

@@ -1,7 +1,6 @@
-"""The main job, told once: ingest, fit the tokenizers that are missing, label and tokenize what is missing, freeze,
-train.
+"""Runs the main job: ingests, fits the tokenizers that are missing, labels and tokenizes what is missing, freezes, trains.
 
-Each step does only what the manifest lacks, so that running it again finishes what a crash, a failure or new
+Each step does only what is missing in the manifest, so that running it again finishes what a crash, a failure or new
 photographs left over.
 """
 
@@ -51,7 +50,7 @@ def run(
     kind: str = "run",
     quiet: bool = False,
 ) -> Done:
-    """Runs the pipeline; what was done. Raises TooManyFailures, and any ModmillError of its parts.
+    """Runs the pipeline; returns what was done. Raises TooManyFailures, and any ModmillError of its parts.
 
     retry   classes of failures whose rows are made again, empty: every failed row, None: none
     where   SQL over `samples`: only these rows are labeled; the others of their parts stay as they are, or null
@@ -73,17 +72,14 @@ def run(
 
 
 def check_cluster(engine: pipeline.EngineConfig, steps: Sequence[Step]) -> None:
-    """Raises UserError where these steps need a Ray cluster, and nothing listens at its address."""
+    """Raises UserError if these steps need a Ray cluster, and nothing listens at its address."""
     address = ray_address.address_of(engine)
     if address is not None and not _ON_WORKERS.isdisjoint(steps):
         ray_address.check_listens(address)
 
 
 def trainer(file: str, *, quiet: bool) -> "Callable[[], TrainingResult]":
-    """What trains as a trainer file says, or goes on with it.
-
-    Raises ConfigError where the file is not right.
-    """
+    """Returns what trains as a trainer file says, or goes on with it. Raises ConfigError if the file is not right."""
     from engine.run import train as train_run
 
     loaded = train_run.load(Path(file))
@@ -98,7 +94,7 @@ def trainer(file: str, *, quiet: bool) -> "Callable[[], TrainingResult]":
 
 
 class _MainJob:
-    """One execution: what it was given, and the runner once there is work for one."""
+    """Holds one execution: what it was given, and the runner once there is work for one."""
 
     def __init__(self, config: pipeline.PipelineConfig, execution: Execution) -> None:
         self.config = config
@@ -139,7 +135,7 @@ class _MainJob:
     # -- ingest -------------------------------------------------------------------------------------------------------
 
     def _ingest(self, steps: Sequence[Step]) -> dict[str, str]:
-        """Ingests every corpus; where each one's source is."""
+        """Ingests every corpus; returns the root of each one's source."""
         roots = {}
         for corpus, section in self.config.corpora.items():
             if "ingest" not in steps:
@@ -224,7 +220,7 @@ def request_of(
     retry: Collection[str] | None,
     where: str | None,
 ) -> Request:
-    """What the options of a run ask for. Raises ConfigError for a class that no failed row has, and for `where`."""
+    """Returns what the options of a run ask for. Raises ConfigError for a class that no failed row has, and for `where`."""
     forms: frozenset[Form] = frozenset(form for step, form in _FORMS.items() if step in steps)
     for name in retry or ():
         known = planning.failure_classes(catalog)
@@ -238,7 +234,7 @@ def request_of(
 
 
 def tokenizer_names(config: pipeline.PipelineConfig) -> set[str]:
-    """The names of all tokenizers that a pipeline may need."""
+    """Returns the names of all tokenizers that a pipeline may need."""
     names = {pipeline.TEXT_TOKENIZER}
     for corpus in config.corpora:
         names |= set(corpus_modalities(config, corpus))
@@ -246,13 +242,13 @@ def tokenizer_names(config: pipeline.PipelineConfig) -> set[str]:
 
 
 def workers_of(engine: pipeline.EngineConfig) -> int:
-    """How many workers the engine's options ask for; by default as many as this machine's cores allow."""
+    """Returns how many workers the engine's options ask for; by default as many as this machine's cores allow."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return engine.workers or max(1, cores // engine.threads)
 
 
 def worker_settings(engine: pipeline.EngineConfig, run: str, pool: str = "") -> "WorkerSettings":
-    """How the workers of a run work, in a pool or in none."""
+    """Returns how the workers of a run work, in a pool or in none."""
     from engine.work.inputs import WorkerSettings
 
     own = engine.pools.get(pool)

@@ -1,4 +1,4 @@
-"""The rows of a part, read, decoded and cropped by threads, in order, within a bound of bytes."""
+"""Reads, decodes and crops the rows of a part by threads, in order, within a bound of bytes."""
 
 import threading
 from collections import deque
@@ -57,12 +57,12 @@ class ByteBudget:
 
     @property
     def fill(self) -> float:
-        """The share of the limit that is in use."""
+        """Returns the share of the limit that is in use."""
         return self._used / self.limit
 
 
 class _Decoding:
-    """A row on its way: its bytes are known before it is let in, so that a chunk never waits for itself."""
+    """Holds a row on its way. Its bytes are known before it is let in, so that a chunk never waits for itself."""
 
     def __init__(self) -> None:
         self.sized: Future[int] = Future()
@@ -151,7 +151,7 @@ class _Decoder:
         return job
 
     def _load(self, job: _Decoding, place: int, ticket: int) -> tuple[LoadedRow, int]:
-        """A row, and how many bytes of it are inside the budget."""
+        """Returns a row, and how many bytes of it are inside the budget."""
         sample = self._samples[place]
         row = _row(self._plan, sample)
         entered = 0
@@ -188,13 +188,13 @@ class _Decoder:
             return self._let_in(job, ticket, row)
 
     def _let_in(self, job: _Decoding, ticket: int, row: LoadedRow) -> tuple[LoadedRow, int]:
-        """A row without pixels takes its turn."""
+        """Gives a row without pixels its turn."""
         job.sized.set_result(0)
         self._budget.enter(ticket, 0)
         return row, 0
 
     def _decoded(self, row: LoadedRow, photo: images.Photo) -> LoadedRow:
-        """The row with its crops, cut here so that the thread of the labelers need not."""
+        """Returns the row with its crops, cut here so that the thread of the labelers need not."""
         cuts = {
             number: crops.plan_crop(self._plan.rule, row.key, number, photo.width, photo.height)
             for number in self._needs.crops

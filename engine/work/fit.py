@@ -1,4 +1,4 @@
-"""One fit item: labels of a sample of the corpora, made on the fly, and a tokenizer fitted on them.
+"""Does one fit item: labels samples of the corpora, and fits a tokenizer on the labels, which are not kept.
 
 Which rows, for how many steps and from which seed is all in the item, so that the tokenizer is the same bytes after any
 crash; checkpoints lie in `runs/fit-<name>-<id12>/` until the tokenizer is committed.
@@ -34,9 +34,9 @@ _HELD_OUT_AT_LEAST = 32
 
 
 def fit(item: FitItem, worker: Worker, on_step: Callable[[int, int, Mapping[str, float]], None]) -> TokenizerAdded:
-    """Fits the tokenizer and writes its folder; the record to be committed.
+    """Fits the tokenizer and writes its folder; returns the record to be committed.
 
-    `on_step` is told (step, of steps, losses). Raises ConfigError where no row can be fitted on.
+    `on_step` is told (step, of steps, losses). Raises ConfigError if no row can be fitted on.
     """
     chosen = _chosen(item, worker)
     with tempfile.TemporaryDirectory(prefix="modmill-fit-") as scratch:
@@ -69,7 +69,7 @@ def fit(item: FitItem, worker: Worker, on_step: Callable[[int, int, Mapping[str,
 
 @dataclass(frozen=True, kw_only=True)
 class FitSamples:
-    """FitSamples of one corpus, in the order of their parts; their numbers in the item's `attempt` begin at `first`."""
+    """Holds samples of one corpus, in the order of their parts; their numbers in the item's `attempt` begin at `first`."""
 
     plan: CorpusPlan
     samples: list[Sample]
@@ -81,7 +81,7 @@ Chosen = Sequence[tuple[FitSamples, FitSamples]]
 
 
 def checkpoint_folder(item: FitItem, chosen: Chosen) -> str:
-    """The folder of a fit's checkpoints: another for every other fit, so that none is resumed from a stranger's."""
+    """Returns the folder of a fit's checkpoints: every other fit has another, so that none resumes from a stranger's."""
     identity: dict[str, Any] = {
         "version": FIT_VERSION,
         "name": item.name,
@@ -115,7 +115,7 @@ def _chosen(item: FitItem, worker: Worker) -> Chosen:
 
 
 def _choose(rows: FitRows, worker: Worker) -> tuple[list[Sample], list[Sample]]:
-    """The samples of one corpus to fit on and to judge by, in the order of their parts."""
+    """Returns the samples of one corpus to fit on and to judge by, in the order of their parts."""
     fit_samples: list[Sample] = []
     judged: list[Sample] = []
     for part in rows.parts:
@@ -131,7 +131,7 @@ def _first(samples: list[Sample], most: int) -> list[Sample]:
 
 
 def _labels(item: FitItem, chosen: FitSamples, modality: Modality, worker: Worker) -> Iterator[Any]:
-    """The labels of a modality that can be made of these samples, in order: every crop's, or every sample's."""
+    """Yields the labels of a modality that can be made of these samples, in order: every crop's, or every sample's."""
     for found in _outcomes(item, chosen, modality, worker):
         if found.status is Status.OK:
             yield host([found.value])[0] if is_tensor(found.value) else found.value
@@ -151,7 +151,7 @@ def _outcomes(item: FitItem, chosen: FitSamples, modality: Modality, worker: Wor
 
 
 def _why_none(item: FitItem, modality: Modality, chosen: Chosen, worker: Worker) -> str:
-    """What failed first, in brackets, where nothing came of the samples of a fit; "" where nothing failed."""
+    """Tells, in brackets, what failed first if nothing came of the samples of a fit; "" if nothing failed."""
     for samples, _ in chosen:
         if modality.name not in samples.plan.modalities:
             continue
@@ -178,7 +178,7 @@ def _fit_text(item: FitItem, chosen: Chosen, worker: Worker, out: Path) -> tuple
             if modality.kind == "text" and modality.name in samples.plan.modalities:
                 texts.extend(_labels(item, samples, modality, worker))
     if not texts:
-        # Corpora without a caption are all right, captions of which none can be read are not.
+        # A corpus may be without captions, but if it has some, one of them must be readable.
         for modality in item.modalities:
             if modality.kind == "text" and (why := _why_none(item, modality, chosen, worker)):
                 raise ConfigError(
@@ -234,7 +234,7 @@ def _newest_checkpoint(worker: Worker, folder: str) -> tuple[int, bytes] | None:
 
 
 def _array(item: FitItem, chosen: Sequence[FitSamples], modality: Modality, worker: Worker, path: Path) -> np.ndarray:
-    """Labels of these samples as one array on disk, (n, *shape)."""
+    """Returns labels of these samples as one array on disk, (n, *shape)."""
     most = sum(len(part.samples) * part.plan.crops for part in chosen)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=modality.dtype, shape=(max(most, 1), *modality.shape()))
     count = 0

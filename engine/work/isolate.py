@@ -1,4 +1,4 @@
-"""What becomes of a row that fails: found by bisecting its batch, written to the failed file, counted against a budget.
+"""Finds the rows that fail by bisecting their batch, so that the others of it are made.
 
 Memory that runs out is no row's fault: the rows a call are halved first, and stay so.
 """
@@ -15,12 +15,12 @@ from manifests.formats.shards import Status
 
 @dataclass
 class MicroBatch:
-    """How many rows a call may have: as configured until memory runs out, then half of it, and half again."""
+    """Holds how many rows a call may have: as configured until memory runs out, then half of it, and half again."""
 
     size: int
 
     def halve(self) -> bool:
-        """Halves it; False where a call has one row only."""
+        """Halves it; returns False if a call has one row only."""
         if self.size <= 1:
             return False
         self.size //= 2
@@ -28,7 +28,7 @@ class MicroBatch:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a call failed for lack of memory, of this machine or of its device."""
+    """Tells whether a call failed because memory ran out, of this machine or of its device."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
@@ -43,11 +43,11 @@ def free_memory() -> None:
 def isolate(
     call: Callable[[Sequence[int]], Sequence[Any]], rows: Sequence[int], stage: str, micro: MicroBatch | None = None
 ) -> dict[int, Outcome]:
-    """Outcomes of a batch, row by row, even where rows in it raise.
+    """Returns the outcomes of a batch, row by row, even if rows in it raise.
 
     `call` is given rows of the batch (and leaves all others blank) and returns a value for each of them, None for
-    absent. Where it raises, the batch is halved until the rows that cause it stand alone. Where it lacks memory, `micro`
-    is halved, which `call` is to obey, and it is called again; in calls of one row, lack of memory is the row's failure.
+    absent. If it raises, the batch is halved until the rows that cause it stand alone. If memory runs out, `micro` is
+    halved, which `call` is to obey, and it is called again; in calls of one row that is the row's failure.
     """
     if not rows:
         return {}

@@ -1,4 +1,4 @@
-"""Labels of loaded rows: labelers of whole photographs, then labelers of crops.
+"""Labels loaded rows: first by the labelers of whole photographs, then by those of crops.
 
 Labelers of crops are given batches of one fixed size; rows that failed, and the rows after the last, are blanks in their
 place, so that a row's labels never depend on what became of its neighbors.
@@ -75,25 +75,25 @@ class Labeling:
         self._at_hand = at_hand
         # Crop-scope labelers see crops at the size of their outputs.
         self._sizes = tuple(sorted({one.use.outputs[0].size for one in self._of_crops}))
-        # The modalities labeled on whole photographs of which crops are made.
+        # Modalities that are labeled on whole photographs and then cut into crops.
         self._cut_modalities = [
             kind for one in self._of_photos for kind in one.use.outputs if kind.token_grain == "crop"
         ]
 
     @property
     def needs(self) -> Needs:
-        """What must be loaded: photographs to be labeled, crops, or only where crops lie."""
+        """Returns what must be loaded: photographs to be labeled, crops, or only the places of crops."""
         photo = any("image" in one.labeler.spec.inputs for one in self._of_photos)
         return Needs(decode=photo or bool(self._crop_numbers), photo=photo, crops=self._crop_numbers, sizes=self._sizes)
 
     @property
     def chunk(self) -> int:
-        """Rows that are loaded at once: as many whole photographs as the labelers that see them take in a call."""
+        """Returns how many rows are loaded at once: as many whole photographs as their labelers take in a call."""
         of_photos = [one.labeler.spec.batch for one in self._of_photos if "image" in one.labeler.spec.inputs]
         return min(self._batch, max(of_photos)) if of_photos else self._batch
 
     def unit(self, places: Sequence[int], chunks: Iterator[list[LoadedRow]]) -> list[Labels]:
-        """Labels of the next rows of `chunks`, which stand at these places of a batch; the other places are blank."""
+        """Returns labels of the next rows of `chunks`, which stand at these places of a batch; other places are blank."""
         pixels = {
             (number, size): np.zeros((self._batch, size, size, 3), np.uint8)
             for number in self._crop_numbers
@@ -121,7 +121,7 @@ class Labeling:
         return labels
 
     def _label_photos(self, one: Loaded, rows: Sequence[LoadedRow], labels: Sequence[Labels]) -> None:
-        """One labeler of whole photographs, on those rows that have what it needs."""
+        """Calls one labeler of whole photographs, with those rows that have what it needs."""
         spec, outputs = one.labeler.spec, one.use.outputs
         ready = []
         for at, (row, made) in enumerate(zip(rows, labels, strict=True)):
@@ -156,7 +156,7 @@ class Labeling:
             yield
 
     def _cut(self, row: LoadedRow, labels: Labels) -> None:
-        """The crops of what was labeled on the whole photograph, and what crops of a row without one have."""
+        """Cuts crops of what was labeled on the whole photograph; crops of a row without one get its problem, or are absent."""
         for number in self._crop_numbers:
             found = labels.crop.setdefault(number, {})
             crop = row.cuts.get(number)
@@ -169,11 +169,17 @@ class Labeling:
                 found[kind.name] = _cut_label(kind, labels.sample[kind.name], crop)
 
     def _label_crops(self, one: Loaded, batch: Sequence[Labels], number: int, images: np.ndarray) -> None:
+        """Calls one labeler of crops with the crops of one number, (batch, size, size, 3) with blanks between them.
+
+        A model's output may differ in its last bits with the shape of its input, and a row's with its place. So every call
+        has one fixed shape, and a row one fixed place in it, whichever of its neighbors failed, are suspects or are done.
+        """
         outputs, names = one.use.outputs, one.labeler.spec.inputs
         at_place = {made.place: made for made in batch}
         ready = [made.place for made in batch if outputs[0].name not in made.crop[number]]
 
         def call(places: Sequence[int]) -> list[dict[str, Any]]:
+            # Asked of all rows at first, then of halves of them, to find those that raise: the others are blank.
             made: list[dict[str, Any]] = []
             size = one.micro.size
             for first in range(0, self._batch, size):
@@ -207,7 +213,7 @@ def on_host(found: dict[int, Outcome]) -> dict[int, Outcome]:
 
 
 def _problem(inputs: Sequence[str], row: LoadedRow, labels: Labels) -> Outcome | None:
-    """Why a row cannot be given to a labeler with these inputs."""
+    """Returns why a row cannot be given to a labeler with these inputs, None if it can."""
     # A photograph that cannot be decoded still has a caption; a document that cannot be read has nothing.
     if row.problem is not None and ("image" in inputs or not row.readable):
         return row.problem
@@ -229,7 +235,7 @@ def _input(name: str, row: LoadedRow, labels: Labels) -> Any:
 
 
 def _window(images: np.ndarray, places: Sequence[int], first: int, size: int, *, whole: bool) -> np.ndarray:
-    """`size` rows of a batch from `first` on, every row but those at `places` blank; `whole`: the others are anyway."""
+    """Returns `size` rows of a batch from `first` on, blank but at `places`; `whole`: the others are blank already."""
     if whole and first + size <= len(images):
         return images[first : first + size]
     blanked = np.zeros((size, *images.shape[1:]), images.dtype)
@@ -241,7 +247,7 @@ def _window(images: np.ndarray, places: Sequence[int], first: int, size: int, *,
 def _labels_of(
     name: str, batch: Mapping[int, Labels], number: int, places: Sequence[int], first: int, size: int
 ) -> list[Any]:
-    """Labels of other modalities as a crop-scope labeler gets them: the crop's, else the sample's; None elsewhere."""
+    """Returns labels of another modality as a labeler of crops gets them: the crop's, else the sample's, else None."""
     values: list[Any] = [None] * size
     for place in places:
         outcome = batch[place].crop[number].get(name) or batch[place].sample.get(name) or ABSENT
@@ -250,21 +256,21 @@ def _labels_of(
 
 
 def _made(found: Mapping[str, Sequence[Any]], kind: Modality) -> Sequence[Any]:
-    """A labeler's labels of one modality; labelers know nothing of an `@size`."""
+    """Returns a labeler's labels of one modality; labelers do not know of an `@size`."""
     return found[kind.name] if kind.name in found else found[kind.base_name]
 
 
 def _on_host(made: Any, kind: Modality, count: int) -> Sequence[Any]:
-    """Labels of whole photographs: NumPy arrays, of which crops are cut. Raises LabelError where there are too few."""
+    """Returns labels of whole photographs as NumPy arrays, to be cut into crops. Raises LabelError if their number is wrong."""
     if len(made) != count:
         raise LabelError(f"{kind.name}: {len(made)} labels for {count} photographs")
     return [host([value])[0].astype(kind.dtype, copy=False) if is_tensor(value) else value for value in made]
 
 
 def _in_place(made: Any, kind: Modality, count: int) -> Sequence[Any]:
-    """Labels of crops: a tensor stays one, in the modality's dtype; rows that are not finite become their error.
+    """Returns labels of crops: a tensor stays one, in the modality's dtype; rows that are not finite become their error.
 
-    Raises LabelError where there are too few or too many.
+    Raises LabelError if their number is wrong.
     """
     if len(made) != count:
         raise LabelError(f"{kind.name}: {len(made)} labels for a batch of {count}")
@@ -284,7 +290,7 @@ def _in_place(made: Any, kind: Modality, count: int) -> Sequence[Any]:
 
 
 def _checked(kind: Modality, outcome: Outcome, *, any_size: bool = False) -> Outcome:
-    """One modality of a labeler's outcome, checked against the modality's facts."""
+    """Checks one modality of a labeler's outcome against the modality's facts."""
     if outcome.status is not Status.OK:
         return outcome
     value = outcome.value[kind.name]
@@ -303,7 +309,7 @@ def _checked(kind: Modality, outcome: Outcome, *, any_size: bool = False) -> Out
 
 
 def _check_tensor(kind: Modality, value: Any) -> None:
-    """As `check_label`, without a copy from the device; whether all is finite was asked of the batch."""
+    """Checks as `check_label`, without a copy from the device; whether all is finite was asked of the batch."""
     dtype = str(value.dtype).removeprefix("torch.")
     if tuple(value.shape) != kind.shape() or dtype != kind.dtype:
         raise LabelError(

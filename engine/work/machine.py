@@ -1,4 +1,4 @@
-"""What a worker asks of its machine: its device, its threads, its memory."""
+"""Asks the machine for what a worker needs: its device, its threads, its memory."""
 
 import ctypes
 import os
@@ -12,13 +12,13 @@ import numpy as np
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a label is a torch tensor; torch is not imported to know."""
+    """Tells whether a label is a torch tensor, without importing torch."""
     torch = loaded_torch()
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def host(arrays: Sequence[Any]) -> np.ndarray:
-    """Arrays or tensors of one shape as one NumPy array (B, ...), in one copy from whatever device they are on."""
+    """Returns arrays or tensors of one shape as one NumPy array (B, ...), in one copy from whatever device they are on."""
     first = arrays[0]
     if isinstance(first, np.ndarray):
         return np.stack([np.asarray(array) for array in arrays])
@@ -39,7 +39,7 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl", "/dev/kfd")
 
 
 def device_of(wanted: str) -> str:
-    """The device itself where `auto` was asked for."""
+    """Returns the device to compute on, which `auto` leaves to the machine."""
     if wanted != "auto":
         return wanted
     if sys.platform == "linux" and not any(Path(device).exists() for device in _GPU_DEVICES):
@@ -50,7 +50,7 @@ def device_of(wanted: str) -> str:
 
 
 def limit_threads(threads: int) -> None:
-    """The arithmetic of every process has the same number of threads, so that it has the same result."""
+    """Gives the arithmetic of every process the same number of threads, so that it has the same result."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -59,9 +59,9 @@ def limit_threads(threads: int) -> None:
 
 
 def loaded_torch() -> Any:
-    """The module torch where something has loaded it, else None: it takes seconds, and many runs need none of it.
+    """Returns the module torch if something has loaded it, else None: loading takes seconds, and many runs need no torch.
 
-    Where another thread is loading it, this one waits: until then the module is there, and most of what is in it is not.
+    If another thread is loading it, this one waits: until then the module is there, and most of its content is not.
     """
     if sys.modules.get("torch") is None:
         return None
@@ -71,7 +71,7 @@ def loaded_torch() -> Any:
 
 
 def limit_torch(threads: int) -> None:
-    """The same for torch, which is loaded only where something needs it."""
+    """Does the same for torch, if it is loaded."""
     torch = loaded_torch()
     if torch is not None:
         torch.set_num_threads(threads)
@@ -81,7 +81,7 @@ def return_memory() -> None:
     """Has glibc give big images back to the system when they are freed, and keep few pools of small ones for threads.
 
     Measured with photographs of 100 megapixels: 740 MB at the most in place of 1,170, and 30 MB after in place of 480. Some
-    memory is kept all the same: to get that of each photograph of a megapixel anew took 6 % of the lightest labelers' time.
+    memory is kept all the same: to ask the system again for that of each photograph took 6 % of the lightest labelers' time.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
@@ -92,7 +92,7 @@ def return_memory() -> None:
 
 
 def rss_bytes() -> int:
-    """The memory of this process that is in use, 0 where the system does not tell."""
+    """Returns how much memory this process uses, 0 if the system does not tell."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

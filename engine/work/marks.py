@@ -1,4 +1,4 @@
-"""Marks: what a worker has at hand, written before it is touched, so that a driver knows which rows killed a worker.
+"""Writes marks: what a worker has at hand, before it touches it, so that a driver knows which rows killed a worker.
 
 They lie in `runs/<run>/marks/`, one of an item, and are no records: replaced at every batch, removed with the item done.
 """
@@ -12,13 +12,13 @@ from typing import Literal
 
 from manifests.store.storage import Storage
 
-# How a worker ends whose batch is over its deadline, where it has a process of its own.
+# How a worker with a process of its own ends if a batch is over its deadline.
 DEADLINE_EXIT = 75
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """The rows that were at hand, and what was done to them: `decode`, `tokenize`, or the name of a labeler."""
+    """Holds the rows that were at hand, and what was done to them: `decode`, `tokenize`, or the name of a labeler."""
 
     rows: tuple[int, ...]
     doing: str
@@ -26,7 +26,7 @@ class Mark:
 
 
 def path(run: str, item: str) -> str:
-    """Where the mark of an item lies."""
+    """Returns the path of the mark of an item."""
     return f"runs/{run}/marks/{item.replace('/', '+')}.json"
 
 
@@ -37,7 +37,7 @@ def write(storage: Storage, run: str, item: str, mark: Mark) -> None:
 
 
 def read(storage: Storage, run: str, item: str) -> Mark | None:
-    """The mark of an item; None where there is none, or none that can be read."""
+    """Returns the mark of an item; None if there is no mark that can be read."""
     try:
         document = json.loads(storage.read(path(run, item)))
         return Mark(
@@ -86,7 +86,7 @@ class Stopwatch:
 
 
 class AtHand:
-    """The rows at hand in a worker: what its marks, its beats and its deadline are made of."""
+    """Holds the rows at hand in a worker, for its marks and its deadline, and times what is done with them."""
 
     def __init__(self, storage: Storage, run: str, item: str, *, writes: bool) -> None:
         self._storage = storage
@@ -98,12 +98,12 @@ class AtHand:
         self.stopwatch = Stopwatch()
 
     def begin(self, rows: Sequence[int]) -> None:
-        """A batch (or a single row) is begun: it is to be decoded first."""
+        """Begins a batch (or a single row): it is to be decoded first."""
         self._began = time.monotonic()
         self.doing("decode", rows)
 
     def doing(self, what: str, rows: Sequence[int]) -> None:
-        """The next step, with these rows of the batch."""
+        """Notes the next step, with these rows of the batch."""
         mark = Mark(rows=tuple(rows), doing=what)
         if self._writes and mark != self._mark:
             write(self._storage, self._run, self._item, mark)
@@ -117,7 +117,7 @@ class AtHand:
             yield
 
     def end(self) -> None:
-        """Nothing is at hand that could hang or kill: no row is to blame for what comes until the next batch."""
+        """Notes that no rows are at hand: none is to blame for what happens until the next batch."""
         self._began = None
         nothing = Mark(rows=(), doing="between batches")
         if self._writes and self._mark not in (None, nothing):
@@ -125,13 +125,13 @@ class AtHand:
             self._mark = nothing
 
     def finish(self) -> None:
-        """The item is done."""
+        """Notes that the item is done."""
         self.end()
         if self._writes:
             clear(self._storage, self._run, self._item)
 
     def overdue(self, deadline_s: float) -> Mark | None:
-        """What is at hand, where its batch began more than `deadline_s` ago."""
+        """Returns what is at hand if its batch began more than `deadline_s` ago, else None."""
         began, mark = self._began, self._mark
         if began is None or mark is None or time.monotonic() - began <= deadline_s:
             return None

@@ -1,4 +1,4 @@
-"""The models of a worker: loaded once, the least recently used let go where they would be too many.
+"""Keeps the models of a worker: loads each once, and lets the least recently used go if they would be too many.
 
 Who holds which is told to the driver by `identity`, so that it gives a worker what the worker can begin at once.
 """
@@ -29,7 +29,7 @@ class _Held:
 
 
 class Models:
-    """Loaded labelers and tokenizers, at most `limit_bytes` of them by their measured sizes, and always the last one.
+    """Holds loaded labelers and tokenizers, at most `limit_bytes` by their measured sizes, and always the last one.
 
     `load_s` is how many seconds all loading took. A model that is let go lives on for as long as someone uses it.
     """
@@ -47,15 +47,15 @@ class Models:
 
     @property
     def held(self) -> frozenset[str]:
-        """The identities of what is loaded."""
+        """Returns the identities of what is loaded."""
         return frozenset(self._loaded)
 
     def bytes_of(self, identity: str) -> int:
-        """The measured size of a model that is or was loaded; 0 of one that never was."""
+        """Returns the measured size of a model that is or was loaded; 0 of one that never was."""
         return self._sizes.get(identity, 0)
 
     def labeler(self, use: LabelerUse) -> labelers.Labeler:
-        """The labeler with its weights, which must have the digest of the plan. Raises ConfigError where they have not."""
+        """Returns the labeler with its weights. Raises ConfigError if they do not have the digest of the plan."""
 
         def load() -> labelers.Labeler:
             given = dict(use.parameters)
@@ -69,7 +69,7 @@ class Models:
         return self._get(identity(use), load)
 
     def tokenizer(self, storage: Storage, known: TokenizerAdded, modality: str) -> tokenizers.Tokenizer:
-        """A tokenizer of the workspace, on the device. Raises ShardError where its files are not the committed ones."""
+        """Returns a tokenizer of the workspace, on the device. Raises ShardError if its files are not the committed ones."""
         return self._get(
             identity_of_tokenizer(known, modality),
             lambda: tokenizers.load(fetch_tokenizer(storage, known), modality, self.device),
@@ -85,7 +85,7 @@ class Models:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Calls of labelers go in here: no gradients, and matrices in the dtype asked for. Tokenizers stay with float32."""
+        """Surrounds calls of labelers: no gradients, and matrices in the dtype asked for. Tokenizers stay with float32."""
         import torch
 
         dtype = self.dtype
@@ -98,7 +98,7 @@ class Models:
 
     @property
     def dtype(self) -> str:
-        """What is computed in: `auto` is bfloat16 on CUDA, else float32."""
+        """Returns the dtype to compute in: `auto` is bfloat16 on CUDA, else float32."""
         if self._dtype != "auto":
             return self._dtype
         return "bfloat16" if self.device.startswith("cuda") else "float32"
@@ -126,7 +126,7 @@ class Models:
         return self.device.startswith("cuda")
 
     def _allocated(self) -> int:
-        """Bytes of the GPU's memory that this process's tensors have."""
+        """Returns the bytes of the GPU's memory that this process's tensors have."""
         if not self._on_cuda:
             return 0
         import torch
@@ -144,13 +144,13 @@ def _built(name: str, parameters: Mapping[str, Any], device: str) -> labelers.La
 
 
 def _modules(model: Any) -> list[tuple[str, Any]]:
-    """The torch modules that are attributes of a labeler or tokenizer."""
+    """Returns the torch modules that are attributes of a labeler or tokenizer."""
     found = [(name, value) for name, value in vars(model).items() if hasattr(value, "parameters")]
     return [(name, value) for name, value in found if inspect.ismethod(value.parameters)]
 
 
 def _bytes_of_modules(model: Any) -> int:
-    """Bytes of the parameters and buffers of a model's torch modules; 0 where it has none."""
+    """Returns the bytes of the parameters and buffers of a model's torch modules; 0 if it has no module."""
     tensors = [tensor for _, module in _modules(model) for tensor in (*module.parameters(), *module.buffers())]
     return sum(tensor.numel() * tensor.element_size() for tensor in {id(tensor): tensor for tensor in tensors}.values())
 

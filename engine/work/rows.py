@@ -1,4 +1,4 @@
-"""What passes between the stages of an item: a sample that is loaded, its labels, and the rows of its shards."""
+"""Defines what passes between the stages of an item: a loaded sample, its labels, and the rows of its shards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from manifests.pixels.crops import Crop
 
 @dataclass(frozen=True, slots=True)
 class ShardRow:
-    """One row of a shard as it is written: `value` is the member's bytes in a tar, else what stands in Parquet."""
+    """Holds one row of a shard as it is written: `value` is the member's bytes in a tar, else what stands in Parquet."""
 
     status: Status
     value: Any = None
@@ -28,7 +28,7 @@ _MESSAGE_CHARACTERS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one label or token row: a value where status is OK, a failure where FAILED."""
+    """Says what became of one label or token row: it has a value if its status is OK, a failure if FAILED."""
 
     status: Status
     value: Any = None
@@ -42,14 +42,14 @@ FORGOTTEN = Outcome(Status.FORGOTTEN)
 
 
 def failed(stage: str, error: Exception) -> Outcome:
-    """The outcome of a row that raised."""
+    """Returns the outcome of a row that raised."""
     message = str(error)[:_MESSAGE_CHARACTERS]
     return Outcome(Status.FAILED, failure=Failure(stage, type(error).__name__, message))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What the labelers of a work item need of each row.
+    """Says what the labelers of a work item need of each row.
 
     decode  whether photographs are decoded at all
     photo   whether the whole photograph is needed, and not its crops alone
@@ -65,12 +65,15 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedRow:
-    """One sample, ready to be labeled.
+    """Holds one sample, ready to be labeled.
 
-    `image` is there where the whole photograph is needed and could be decoded, `size` (width and height in px, true even
-    where the decode was scaled) and `cuts` where it could be decoded; `pixels` has a crop's pixels by crop number and
-    size. `problem` says why there is none of it; the columns of a photograph that cannot be decoded are good all the same,
-    those of a document that cannot be read and of a row that is forgotten (`readable` is False) are not there.
+    image     the whole photograph, if it is needed and could be decoded
+    size      its width and height in px, true even if the decode was scaled; None if it could not be decoded
+    cuts      crops by their numbers, if it could be decoded
+    pixels    pixels of crops by crop number and size
+    problem   why nothing was decoded, if so
+    readable  False of a document that cannot be read, and of a row that is forgotten: these have no columns; those of a
+              photograph that cannot be decoded are good
     """
 
     row: int
@@ -87,7 +90,7 @@ class LoadedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """All labels of one row: of the sample (whole photograph), and of each crop, by modality.
+    """Holds all labels of one row: of the sample (whole photograph), and of each crop, by modality.
 
     `place` is the row's place in its batch. Arrays that a labeler of crops left on its device are torch tensors.
     """

@@ -63,7 +63,7 @@ class ShardOutput:
             self._quality.add([], [outcome.value for outcome in labels.values() if outcome.status is Status.OK])
 
     def rows(self, outcomes: Mapping[int, Outcome]) -> dict[int, ShardRow]:
-        """Outcomes as they are written, by row number; of no state, so that several threads may do it."""
+        """Returns outcomes as they are written, by row number. Has no state, so that several threads may call it."""
         return {row: self._row(outcome) for row, outcome in outcomes.items()}
 
     def _row(self, outcome: Outcome) -> ShardRow:
@@ -75,7 +75,7 @@ class ShardOutput:
             return ShardRow(Status.FAILED, None, failed("label", error).failure)
 
     def add(self, until: int, outcomes: Mapping[int, Outcome], rows: Mapping[int, ShardRow]) -> None:
-        """The next rows, up to `until`: those that were made, and those that were known."""
+        """Adds the next rows, up to `until`: those that were made, and those that were known."""
         values = []
         for number in range(len(self._statuses), until):
             row = self._known.pop(number, None) if number not in rows else rows[number]
@@ -113,7 +113,7 @@ class ShardOutput:
             self._values.append(row.value)
 
     def _member(self, value: Any) -> bytes:
-        """A value as a member of a tar: 8- and 16-bit pixels as PNG, all else as .npy."""
+        """Encodes a value as a member of a tar: 8- and 16-bit pixels as PNG, all else as .npy."""
         if self._vocabulary is not None:
             width = shards.token_type(self._vocabulary).to_pandas_dtype()
             return images.encode_npy(np.asarray(value, dtype=width))
@@ -122,7 +122,7 @@ class ShardOutput:
         return images.encode_npy(value)
 
     def _plain(self, value: Any) -> Any:
-        """A value as it was before it became a member of a tar."""
+        """Returns a value as it was before it became a member of a tar."""
         if not isinstance(value, bytes):
             return value
         return images.decode_npy(value) if value.startswith(images.NPY_START) else images.decode_map(value)
@@ -140,7 +140,7 @@ class ShardOutput:
         )
 
     def write(self, *, device: str, micro_batch: int, metrics: Mapping[str, float]) -> ShardAdded:
-        """Writes the shard, its failed file and its sidecar; the shard's record, with what is told of its making."""
+        """Writes the shard, its failed file and its sidecar; returns its record, with what is told of its making."""
         if len(self._statuses) != self._item.part.rows:
             raise ShardError(
                 f"{self._item.name}: {len(self._statuses)} rows for {self.target}, the part has {self._item.part.rows}"
@@ -180,7 +180,7 @@ class ShardOutput:
         }
 
     def _stem(self, sha256: str) -> str:
-        """The shard's path without its extension."""
+        """Returns the shard's path without its extension."""
         folder = f"data/{self._item.plan.corpus}/{self.target.modality}/{self.target.fingerprint[:12]}"
         return f"{folder}/{shards.file_stem(self._item.part.part, self.target.crop, sha256)}"
 

@@ -1,7 +1,7 @@
-"""Rows that are there already: of the live shard that an item builds on, and of what a killed attempt wrote aside.
+"""Reads rows that are there already: of the live shard that an item builds on, and of what a killed attempt wrote aside.
 
 A long item spills: every now and then each shard on its way writes its rows so far beside where it will stand, as a
-shard of fewer rows under a hidden name, which readers pass over and `modmill collect` takes for what it is, temporary:
+shard of fewer rows under a hidden name, which readers pass over and `modmill forget --collect` takes for what it is, temporary:
 
     data/<corpus>/<modality>/<fp12>/.spill-part-0000001.c00-<id8>.json.tmp       names the two below, with their sha256
                                     .spill-part-0000001.c00-<id8>-<rows>.parquet.tmp  or .tar.tmp: rows 0 to rows - 1
@@ -30,7 +30,7 @@ _ERRORS = (FileNotFoundError, ShardError, ValueError, KeyError, TypeError, pa.Ar
 
 
 def rows_of(storage: Storage, shard: ShardAdded, keys: Sequence[str]) -> list[ShardRow]:
-    """All rows of a live shard. Raises ShardError where it is not what the log says, or has other rows."""
+    """Returns all rows of a live shard. Raises ShardError if it is not what the log says, or has other rows."""
     data = storage.read(shard.path)
     if sha256_hex(data) != shard.sha256:
         raise ShardError(
@@ -80,7 +80,7 @@ def _is_retried(item: WorkItem, failure: Failure | None) -> bool:
 
 
 def path_of(item: WorkItem, target: Target) -> str:
-    """The path of a target's spill up to its ending. It names all that decides what the rows so far are."""
+    """Returns the path of a target's spill up to its ending. It names all that decides what the rows so far are."""
     base = item.base.get(target)
     identity = {
         "samples": item.part.sha256,
@@ -110,7 +110,7 @@ def write(storage: Storage, path: str, rows: int, data: bytes, *, is_tar: bool, 
 
 
 def read(storage: Storage, path: str, keys: Sequence[str]) -> list[ShardRow]:
-    """The first rows of a target, as a killed attempt left them; none where it left nothing, or nothing whole."""
+    """Returns the first rows of a target, as a killed attempt left them; none if it left nothing whole."""
     pointer = _pointer(storage, path)
     if pointer is None:
         return []
@@ -146,7 +146,7 @@ def _files(pointer: Mapping[str, Any] | None) -> set[str]:
 
 
 def _rows(data: bytes, is_tar: bool, failures: bytes, keys: Sequence[str]) -> list[ShardRow]:
-    """Raises ShardError where the rows are not the first ones of `keys`."""
+    """Raises ShardError if the rows are not the first ones of `keys`."""
     found = shards.read_tar(io.BytesIO(data)) if is_tar else shards.read_parquet(data)
     if found.keys != list(keys[: len(found.keys)]) or found.values is None:
         raise ShardError("the rows are not those of the part")

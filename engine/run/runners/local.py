@@ -1,4 +1,4 @@
-"""Work items in this process: the same worker as on Ray, for tests, debuggers and laptops."""
+"""Does work items in this process, by the same worker as on Ray: for tests, debuggers and laptops."""
 
 import logging
 import os
@@ -68,7 +68,6 @@ class LocalRunner:
         self._open: Generator[Any, None, None] | None = None
 
     def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
-        """Fits tokenizers; each with its item as soon as it is ready."""
         free: SimpleQueue[_Seat] = SimpleQueue()
         for seat in self._seats:
             free.put(seat)

@@ -1,4 +1,4 @@
-"""Pools of workers: what each worker of one needs, and how many a cluster has room for. Knows nothing of Ray but its words."""
+"""Defines pools: what each worker of one needs, and how many a cluster has room for. Ray itself is not imported."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ _LOCAL_ONLY_FOR_ALL = ("working_dir", "py_modules")
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Workers that serve some labelers, or "": all that no other pool serves. `workers` None: as many as fit.
+    """Describes workers that serve some labelers, or "": all that no other pool serves. `workers` None: all that fit.
 
     `needs` is what Ray sets aside for a worker: CPU and GPU in numbers, memory in bytes.
     """
@@ -31,7 +31,7 @@ class Pool:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of its actors."""
+        """Returns the options of its actors."""
         found: dict[str, Any] = {"num_cpus": self.needs["CPU"], "num_gpus": self.needs.get("GPU", 0)}
         if "memory" in self.needs:
             found["memory"] = int(self.needs["memory"])
@@ -43,7 +43,7 @@ class Pool:
         return found
 
     def fits_on(self, node: Mapping[str, Any]) -> bool:
-        """Whether a node has the labels; what they say beside plain equality is Ray's to judge."""
+        """Tells whether a node has the labels; Ray judges what they say beside plain equality."""
         labels = node.get("Labels") or {}
         plain = {name: value for name, value in self.node_labels.items() if not value.startswith(("!", "in("))}
         return all(labels.get(name) == value for name, value in plain.items())
@@ -56,7 +56,7 @@ def pools(
     has_gpus: bool,
     runtime_env: Mapping[str, Any] | None = None,
 ) -> dict[str, Pool]:
-    """Every pool of the pipeline file by name, and the one named "". `has_gpus`: whether the cluster has any GPU.
+    """Returns every pool of the pipeline file by name, and the one named "". `has_gpus`: whether the cluster has any GPU.
 
     `runtime_env` is what all workers get that the job has not.
     """
@@ -68,13 +68,13 @@ def pools(
 
 
 def pool_of(labelers: Sequence[str], engine: EngineConfig) -> str:
-    """The pool that serves these labelers; "" where they are not all of one."""
+    """Returns the pool that serves these labelers; "" if they are not all of one."""
     found = {next((name for name, pool in engine.pools.items() if use in pool.labelers), "") for use in labelers}
     return found.pop() if len(found) == 1 else ""
 
 
 def pool_of_fit(item: FitItem, engine: EngineConfig) -> str:
-    """The pool whose workers can label what a tokenizer is fitted on."""
+    """Returns the pool whose workers can label what a tokenizer is fitted on."""
     served = {modality.name for modality in item.modalities}
     uses = [use for rows in item.rows for use in rows.plan.labelers]
     return pool_of([use.name for use in uses if any(output.name in served for output in use.outputs)], engine)
@@ -83,7 +83,7 @@ def pool_of_fit(item: FitItem, engine: EngineConfig) -> str:
 def wanted_workers(
     known: Mapping[str, Pool], nodes: Sequence[Mapping[str, Any]], loads: Mapping[str, int]
 ) -> dict[str, int]:
-    """How many workers each pool should have now: never more than its items at hand.
+    """Returns how many workers each pool should have now: never more than its items at hand.
 
     A number that was asked for is asked of the cluster at once, so that autoscalers see it; else as many as the nodes
     have room for (`ray.nodes()`), at least one, shared evenly by the pools that have work.
@@ -110,7 +110,7 @@ def wanted_workers(
 
 
 def has_room(pool: Pool, nodes: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a worker of the pool could ever run on one of these nodes."""
+    """Tells whether a worker of the pool could ever run on one of these nodes."""
     return any(_take(pool, node, dict(node["Resources"])) for node in nodes if node.get("Alive"))
 
 

@@ -1,4 +1,4 @@
-"""Which work item a worker gets next. A policy: no Ray, no threads, no clock.
+"""Decides which work item a worker gets next. A policy: no Ray, no threads, no clock.
 
 Items are pulled from an iterator only as far as workers need them, so that a driver holds as much for a million items as
 for a thousand.
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 from engine.plan.items import FitItem, WorkItem
 
-# Items held for choosing among. More are pulled, up to the second number, only where a pool would stand still.
+# Items held to choose from. More are pulled, up to the second number, only if a pool would stand still.
 _WINDOW = 256
 _MOST_HELD = 8192
 
 
 @dataclass
 class _Waiting:
-    """Items that need the same models, in their order."""
+    """Holds items that need the same models, in their order."""
 
     pool: str
     needs: frozenset[str]
@@ -25,7 +25,7 @@ class _Waiting:
 
 
 class ItemQueue:
-    """Items not handed out yet, by group; first in line are those to be done again.
+    """Holds items that were not handed out yet, by group; first in line are those to be done again.
 
     `needs` tells the identities of the models that an item needs, as `Models.held` names them.
     """
@@ -41,7 +41,7 @@ class ItemQueue:
         self._exhausted = False
 
     def next(self, pool: str, held: frozenset[str] = frozenset(), *, alone: bool = True) -> WorkItem | None:
-        """The item for a worker of a pool that holds these models, None where there is none.
+        """Returns the item for a worker of a pool that holds these models, None if no item is there for it.
 
         The group with the fewest models to load comes first, of equal ones the older. A worker that has another item at
         hand (not `alone`) gets none that must run alone.
@@ -51,9 +51,9 @@ class ItemQueue:
         for group in self._groups.values():
             if group.pool != pool or not group.items or not (alone or not group.items[0].attempt.alone):
                 continue
-            lacking = len(group.needs - held)
-            if best is None or lacking < best[0]:
-                best = (lacking, group)
+            to_load = len(group.needs - held)
+            if best is None or to_load < best[0]:
+                best = (to_load, group)
         if best is None:
             return None
         self._waiting[pool] -= 1
@@ -65,13 +65,13 @@ class ItemQueue:
         self._waiting[item.pool] = self._waiting.get(item.pool, 0) + 1
 
     def waiting(self, pool: str) -> int:
-        """Items of the pool that could be handed out at once, as far as it is worth knowing (see `_WINDOW`)."""
+        """Counts the items of the pool that could be handed out at once, as far as it is worth knowing (see `_WINDOW`)."""
         self._pull(pool)
         return self._waiting.get(pool, 0)
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing is left to hand out."""
+        """Tells whether nothing is left to hand out."""
         self._pull("")
         return self._exhausted and not any(self._waiting.values())
 
@@ -96,7 +96,7 @@ class ItemQueue:
 
 
 class FitQueue:
-    """Items of another kind, in their order. Otherwise as a `ItemQueue`."""
+    """Holds fit items, in their order. Its methods are those of `ItemQueue`."""
 
     def __init__(self, items: Iterable[FitItem]) -> None:
         self._items = list(items)
@@ -119,7 +119,7 @@ class FitQueue:
 
 
 def needed_models(item: WorkItem) -> frozenset[str]:
-    """The identities of the models that an item's targets need: labelers with their parameters, tokenizers."""
+    """Returns the identities of the models that an item's targets need: labelers with their parameters, tokenizers."""
     from engine.plan.corpus import identity, identity_of_tokenizer
 
     made = {target.modality for target in item.targets}
@@ -130,7 +130,7 @@ def needed_models(item: WorkItem) -> frozenset[str]:
 
 
 def in_turn(parts: Iterable[Iterator[WorkItem]]) -> Iterator[WorkItem]:
-    """Items of several iterators by turns, so that the workers of no pool wait for another pool's items to end."""
+    """Yields items of several iterators by turns, so that no pool's workers wait for another pool's items to end."""
     rest = deque(parts)
     while rest:
         source = rest.popleft()

@@ -1,4 +1,4 @@
-"""What follows when the worker of an item dies: done again with marks, then row by row, then without the rows that kill.
+"""Decides how an item goes on whose worker died: again with marks, then row by row, then without the rows that kill.
 
 A policy: the driver tells what happened, and gets the item as it is to be done again, or the error it failed with.
 """
@@ -33,7 +33,7 @@ _SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class MarkLike(Protocol):
-    """What a worker wrote before it died (`engine/work/marks.py`): the rows at hand, and what it did with them."""
+    """Says what a worker wrote before it died (`engine/work/marks.py`): the rows at hand, and what it did with them."""
 
     @property
     def rows(self) -> Sequence[int]: ...
@@ -45,7 +45,14 @@ class MarkLike(Protocol):
 
 @dataclass
 class _Deaths:
-    """What became of one item so far."""
+    """Counts what became of one item so far.
+
+    left      times that its node left the cluster
+    stuck     deaths in a row that taught nothing: without a mark, or at the same rows as the one before
+    raised    errors that its worker raised
+    at_hand   the rows of the last mark
+    alone     deaths by row that was at hand alone
+    """
 
     left: int = 0
     count: int = 0
@@ -63,17 +70,17 @@ class Strikes:
         self._known: dict[str, _Deaths] = {}
 
     def done(self, item: Item) -> bool:
-        """Forgets an item that is done; whether there was anything to forget, such as a mark of it."""
+        """Forgets an item that is done; returns whether there was anything to forget, such as a mark of it."""
         return self._known.pop(item.name, None) is not None
 
     def raised(self, item: Item, error: Exception) -> Item | Exception:
-        """The item again, or the error: what a worker raised once may have been the worker, or the store."""
+        """Returns the item to be done again, or the error: what was raised once may have been the worker, or the store."""
         deaths = self._known.setdefault(item.name, _Deaths())
         deaths.raised += 1
         return item if deaths.raised == 1 else error
 
     def died(self, item: Item, cause: Cause, why: str, mark: MarkLike | None) -> Item | Exception:
-        """The item as it is to be done again after its worker died, or the error it fails with for good."""
+        """Returns the item as it is to be done again after its worker died, or the error it fails with for good."""
         deaths = self._known.setdefault(item.name, _Deaths())
         if cause == "left":
             deaths.left += 1
@@ -81,14 +88,18 @@ class Strikes:
         deaths.count += 1
         attempt = item.attempt
         batch = attempt.batch or self._batches.get(item.pool, 1)
+        # Memory depends on how many rows a call has, not on which: no row is suspected yet.
         if cause == "memory" and batch > 1:
             return _again(item, attempt, batch=batch // 2)
+        # The first death of an item leaves no mark, as none was asked for. From then on a death is progress only if its mark
+        # names other rows than the one before; too many without progress are the item's, or the machine's, own fault.
         at_hand = None if mark is None else tuple(mark.rows)
         deaths.stuck = deaths.stuck + 1 if at_hand is None or at_hand == deaths.at_hand else 0
         deaths.at_hand = at_hand
         if mark is not None and len(mark.rows) == 1:
             row = mark.rows[0]
             deaths.alone[row] = deaths.alone.get(row, 0) + 1
+            # A row that was no suspect before may have been at hand alone by chance, as the last of its part.
             known = row in attempt.suspects
             if known and (deaths.alone[row] >= _SURE_AT or mark.reason == "deadline"):
                 deaths.stuck = 0
@@ -116,7 +127,7 @@ class Strikes:
 
 
 def then_words(before: Item, outcome: Item | Exception) -> str:
-    """How an item goes on after its worker died, as `Strikes.died` decided: what is said of it to people."""
+    """Tells people how an item goes on after its worker died, as `Strikes.died` decided."""
     if isinstance(outcome, Exception):
         return "it fails as a whole"
     old, new = before.attempt, outcome.attempt
@@ -130,7 +141,7 @@ def then_words(before: Item, outcome: Item | Exception) -> str:
 
 
 def stops_the_run(error: BaseException) -> bool:
-    """Whether an error of an item is one that a person must see to first: a mistake, a missing package, a full disk, a hang."""
+    """Tells whether a person must see to an error first: a mistake, a missing package, a full disk, a hang."""
     full = isinstance(error, OSError) and error.errno in _SPACE
     return full or isinstance(error, UserError | ImportError | DeadlineExceeded)
 

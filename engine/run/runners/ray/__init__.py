@@ -1,1 +1,1 @@
-"""The runner on Ray. Nothing else in modmill imports ray."""
+"""Holds the runner on Ray. Nothing else in modmill imports ray."""

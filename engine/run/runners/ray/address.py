@@ -1,4 +1,4 @@
-"""Which Ray cluster a run joins, and whether anything listens there. Ray itself is not imported."""
+"""Tells which Ray cluster a run joins, and whether anything listens there. Ray itself is not imported."""
 
 import os
 import socket
@@ -10,16 +10,16 @@ _CONNECT_S = 15.0
 
 
 def address_of(engine: EngineConfig) -> str | None:
-    """The cluster to join: `engine.ray_address`, else RAY_ADDRESS; None for a Ray of this machine's own, or none at all."""
+    """Returns the cluster to join: `engine.ray_address`, else RAY_ADDRESS; None for a Ray of this machine's own, or no Ray."""
     if engine.runner != "ray":
         return None
     return engine.ray_address or os.environ.get("RAY_ADDRESS")
 
 
 def check_listens(address: str) -> None:
-    """Raises UserError where nothing listens at a host:port; Ray itself would try for minutes.
+    """Raises UserError if nothing listens at a host:port; Ray itself would try for minutes.
 
-    Of `auto` and `local` nothing is known before Ray starts.
+    `auto` and `local` are not checked: their addresses are not known before Ray starts.
     """
     if address in ("auto", "local"):
         return
@@ -35,7 +35,7 @@ def check_listens(address: str) -> None:
 
 
 def out_of_reach(address: str, why: str) -> UserError:
-    """The error of a cluster that cannot be joined."""
+    """Returns the error of a cluster that cannot be joined."""
     return UserError(
         f"the Ray cluster at {address} is out of reach: {why}; see that it runs (`ray status`), that --ray or "
         "engine.ray_address is its head's, and that RAY_AUTH_MODE and its token are set here as there"

@@ -1,4 +1,4 @@
-"""The actors of a run: as many as are wanted and fit, started, told apart from dead ones, and let go."""
+"""Keeps the actors of a run: starts as many as are wanted and fit, tells dead ones apart, and lets them go."""
 
 import contextlib
 import logging
@@ -38,7 +38,7 @@ _LOW_MEMORY = ("node running low on memory", "memory usage threshold")
 
 
 class Crew:
-    """Actors by pool. `answers` is where their calls' answers arrive."""
+    """Holds the actors of all pools, and the answers to their calls."""
 
     def __init__(self, workspace: str, known: Mapping[str, Pool]) -> None:
         self.pools = known
@@ -55,7 +55,7 @@ class Crew:
         self._say_at = 0.0
 
     def check_room(self) -> None:
-        """Raises ConfigError where a pool asks for what no node has and none will join."""
+        """Raises ConfigError if a pool asks for what no node has, and no other node will join."""
         nodes = self.nodes()
         for pool in self.pools.values():
             if not has_room(pool, nodes):
@@ -67,7 +67,7 @@ class Crew:
                 )
 
     def nodes(self) -> list[dict[str, Any]]:
-        """What Ray knows of its nodes. Raises ModmillError where the cluster is gone, before Ray ends this process for that."""
+        """Returns what Ray knows of its nodes. Raises ModmillError if the cluster is gone, before Ray ends this process."""
         asked: Future[list[dict[str, Any]]] = Future()
         threading.Thread(target=_ask_nodes, args=(asked,), name="nodes", daemon=True).start()
         try:
@@ -111,7 +111,7 @@ class Crew:
                 self._tell_waiting(pool, nodes, moment, progress)
 
     def hear(self, timeout_s: float) -> list[Answer]:
-        """Answers that came, after waiting for the first at most so long."""
+        """Returns answers that came, after waiting for the first at most so long."""
         found: list[Answer] = []
         with contextlib.suppress(Empty):
             found.append(self._answers.get(timeout=timeout_s))
@@ -120,7 +120,7 @@ class Crew:
         return found
 
     def give(self, actor: Actor, item: WorkItem) -> None:
-        """An item for an actor, after what it has; what items have in common is sent to each actor once."""
+        """Gives an actor an item, after what it has; what items have in common is sent to each actor once."""
         key = (id(item.plan), *(known.digest for known in item.tokenizers.values()))
         if key not in self._shared:
             # The plan is kept as well, so that no other one gets its id.
@@ -134,7 +134,7 @@ class Crew:
         actor.call("work", light, number, item=item)
 
     def is_ready(self, actor: Actor, result: Any, error: BaseException | None) -> None:
-        """An actor says that it is ready, or does not start. Raises ConfigError where none of its pool ever would."""
+        """Notes that an actor is ready, or does not start. Raises ConfigError if no actor of its pool ever would."""
         if error is None:
             actor.node, host, process, reason = result
             actor.name = f"{actor.name}@{host}"
@@ -158,7 +158,7 @@ class Crew:
             ) from error
 
     def cause(self, actor: Actor, error: BaseException) -> Cause:
-        """Why an actor died."""
+        """Tells why an actor died."""
         text = str(error)
         if isinstance(error, OutOfMemoryError) or any(phrase in text for phrase in _LOW_MEMORY):
             return "memory"
@@ -177,7 +177,7 @@ class Crew:
                 actor.kill()
 
     def hurry(self) -> None:
-        """The next `tend` is not put off."""
+        """Sees to it that the next `tend` is not put off."""
         self._tend_at = 0.0
 
     def _start(self, pool: Pool) -> None:
@@ -221,6 +221,6 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    """The last line that says something: where Ray puts what happened on the other side."""
+    """Returns the last line that says something: Ray tells there what happened on the other side."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

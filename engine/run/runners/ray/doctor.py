@@ -1,4 +1,4 @@
-"""What each node of a Ray cluster has and lacks for modmill: `modmill doctor [PIPELINE or WORKSPACE] --ray ADDRESS`.
+"""Tells what each node of a Ray cluster has for modmill, and what is missing: `modmill doctor [TARGET] --ray ADDRESS`.
 
 A task on every node tells its versions, processors, memory and disks, whether its cache folder takes files, whether it
 reads what this machine wrote into the workspace's store and writes there what this machine reads, and whether checkpoints
@@ -30,7 +30,7 @@ _SAME = ("python", "ray", "modmill", "torch")
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """One node: Ray's facts of it, what it told, and what is wrong with it."""
+    """Holds one node: Ray's facts of it, what it told, and what is wrong with it."""
 
     address: str
     cpus: float
@@ -40,15 +40,15 @@ class Node:
 
     @property
     def works(self) -> bool:
-        """Whether workers can come to stand there; a head without processors only manages."""
+        """Tells whether workers can run there; a head without processors only manages."""
         return self.cpus > 0
 
 
 def report(address: str, target: str | None = None) -> list[Node]:
-    """The nodes of the cluster at `address`, which is looked at with the environment that a run would have there.
+    """Looks at the nodes of the cluster at `address`, with the environment that a run would have there.
 
-    `target` is a pipeline file, a workspace, or None. Raises UserError where the cluster is out of reach, ConfigError
-    where the pipeline file is not right.
+    `target` is a pipeline file, a workspace, or None. Raises UserError if the cluster is out of reach, ConfigError if the
+    pipeline file is not right.
     """
     engine, workspace, checkpoints = _of_target(target)
     with tempfile.TemporaryDirectory(prefix="modmill-ray-") as empty:
@@ -60,7 +60,7 @@ def report(address: str, target: str | None = None) -> list[Node]:
 
 
 def text(nodes: Sequence[Node]) -> str:
-    """A table, a line a node, and below it what is wrong, a line each."""
+    """Returns a table, a line a node, and below it what is wrong, a line each."""
     head = (
         "",
         "node",
@@ -100,7 +100,7 @@ def _row(node: Node) -> tuple[str, ...]:
 
 
 def _of_target(target: str | None) -> tuple[EngineConfig, str | None, tuple[str, ...]]:
-    """The engine's options, the workspace, and the checkpoints that a pipeline file or a workspace names."""
+    """Returns the engine's options, the workspace, and the checkpoints that a pipeline file or a workspace names."""
     if target is None:
         return EngineConfig(), None, ()
     if not target.endswith((".yaml", ".yml")):
@@ -110,7 +110,7 @@ def _of_target(target: str | None) -> tuple[EngineConfig, str | None, tuple[str,
 
 
 def checkpoints_of(config: pipeline.PipelineConfig) -> tuple[str, ...]:
-    """The checkpoints of a pipeline's labelers that are paths, which every node must see; others are fetched there."""
+    """Returns the checkpoints of a pipeline's labelers that are paths, which every node must see; others are fetched there."""
     from engine.plan import weights
     from labelers import protocol
     from manifests import modality
@@ -159,7 +159,7 @@ def _look(workspace: str | None, checkpoints: Sequence[str]) -> list[Node]:
 
 
 def _answer(reference: Any) -> Mapping[str, Any] | str:
-    """What a node told, or why it did not."""
+    """Returns what a node told, or why it did not."""
     try:
         return ray.get(reference)
     except Exception as error:
@@ -173,7 +173,7 @@ def _judged(
     storage: Storage | None,
     folder: str,
 ) -> Node:
-    """A node with what is wrong with it."""
+    """Returns a node with what is wrong with it."""
     resources = node["Resources"]
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     address = node["NodeManagerAddress"]
@@ -274,7 +274,7 @@ def _facts(workspace: str | None, probe: str, checkpoints: tuple[str, ...]) -> d
 
 
 def _by_value(function: Any) -> Any:
-    """The function as one that travels whole: not by the name of a module that the other side may lack."""
+    """Returns the function as one that travels whole: its module may be missing on the other side."""
     from types import FunctionType
 
     alone = FunctionType(function.__code__, {"__builtins__": __builtins__, "__name__": "__main__"}, function.__name__)

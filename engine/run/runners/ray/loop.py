@@ -1,4 +1,4 @@
-"""The driver's loop over one kind of items: hands them out, hears answers, asks for signs of life, sees to the dead."""
+"""Leads items of one kind through the actors: hands them out, hears answers, asks for signs of life, sees to the dead."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ _BEATS_A_SECOND = 20
 
 
 class Loop:
-    """Items of one kind on their way: `method` is what an actor does with them. `done` holds what is to be given on."""
+    """Holds items of one kind on their way, as `drive` asks for it; `method` is what an actor does with them."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Loop:
 
     @property
     def busy(self) -> list[Actor]:
-        """The actors that have items."""
+        """Returns the actors that have items."""
         return [actor for actor in self._crew.actors if actor.items]
 
     @property
@@ -151,7 +151,7 @@ class Loop:
             self._progress.started(actor.items[0], actor.name)
 
     def _failed(self, actor: Actor, item: Any, error: BaseException) -> None:
-        """A call for an item ended in an error: the worker raised, or it is out of reach, or dead."""
+        """Sees to a call for an item that ended in an error: the worker raised, or is out of reach, or is dead."""
         if isinstance(error, RayTaskError):
             self._raised(actor, item, error)
         elif isinstance(error, ActorUnavailableError):
@@ -164,7 +164,7 @@ class Loop:
             raise ModmillError(f"{item.name}: Ray failed: {type(error).__name__}: {error}") from error
 
     def _raised(self, actor: Actor, item: Any, error: RayTaskError) -> None:
-        """A worker raised: for good, where that is the item's own doing."""
+        """Sees to an item whose worker raised: it is done again, or fails for good."""
         actor.items.remove(item)
         # What the worker raised, with the driver's own class, so that the command line knows it.
         cause = error.cause if isinstance(error.cause, Exception) else error
@@ -180,13 +180,13 @@ class Loop:
             self._crew.hurry()
 
     def _doubt(self, actor: Actor) -> None:
-        """An actor does not answer: its node is lost, or the network was for a moment. Ray will know in some seconds."""
+        """Doubts an actor that does not answer: its node is lost, or the network was for a moment. Ray will know in seconds."""
         if not actor.doubted:
             actor.doubted, actor.ready = True, False
             actor.call("ready", kind="doubt")
 
     def _died(self, actor: Actor, error: BaseException) -> None:
-        """An actor is dead: the item at work pays for it, the one that waited behind it or was only written does not."""
+        """Sees to a dead actor: the item at work pays for it, the one that waited behind it or was only written does not."""
         cause = self._crew.cause(actor, error)
         _log.debug("worker %s: %s", actor.name, error)
         at_work, mark = self._to_blame(actor, cause)
@@ -206,12 +206,12 @@ class Loop:
         self._again(at_work, outcome)
 
     def _to_blame(self, actor: Actor, cause: Cause) -> tuple[Any, marks.Mark | None]:
-        """The item that was at work in an actor that died, taken from it, and the mark that it left; None for neither.
-
-        While the first of two items is written the second may be labeled: a mark tells, else the last sign of life.
-        """
+        """Takes the item that was at work from an actor that died; returns it with the mark that it left, if they are there."""
         if not actor.items:
             return None, None
+        # While the first of two items is written the second may be labeled, so that the first in line is not always the one
+        # that was at work. A mark tells, as only an item with strikes writes one and runs alone; else the last sign of life
+        # does. Who leaves with its node leaves marks that accuse no one.
         found: dict[str, marks.Mark | None] = {}
         for item in actor.items if cause != "left" else ():
             found[item.name] = marks.read(self._storage, self._run, item.name)

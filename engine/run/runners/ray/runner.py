@@ -1,6 +1,6 @@
-"""Work items on Ray: actors of one class, each a worker; only items and results cross between them, never pixels.
+"""Does work items on Ray: actors of one class, each a worker; only items and results cross between them, never pixels.
 
-Ray is imported here and in `engine/ray_*.py`, and nowhere else. The driver hands out two items a worker, the second one
+Ray is imported in this folder and nowhere else. The driver hands out two items a worker, the second one
 for its bytes to be fetched ahead, and hands out again what a dead worker had, so that every attempt is counted.
 """
 
@@ -62,7 +62,7 @@ class RayRunner:
             self._crew.check_room()
 
     def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
-        """Fits tokenizers, one a worker; each with its item as soon as it is ready."""
+        """Fits tokenizers, one a worker."""
         queue = FitQueue(replace(item, pool=pool_of_fit(item, self._engine)) for item in items)
         for done in self._drive("fit", queue, progress, drain_s=None):
             yield from done
@@ -72,7 +72,7 @@ class RayRunner:
         return self._open
 
     def close(self) -> None:
-        """Ends the actors, and Ray where it was started here."""
+        """Ends the actors, and Ray if it was started here."""
         if self._open is not None:
             self._open.close()
         # A cluster that is gone keeps whoever says goodbye waiting, or ends the process.
@@ -93,7 +93,7 @@ class RayRunner:
 
 
 def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:
-    """Starts Ray, or connects to it. Raises UserError where a cluster is out of reach, ModmillError where no Ray starts."""
+    """Starts Ray, or connects to it. Raises UserError if a cluster is out of reach, ModmillError if no Ray starts."""
     if address:
         check_listens(address)
     if not sys.stdout.isatty():
@@ -130,9 +130,9 @@ def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:
 
 
 def _runtime_env(engine: EngineConfig, empty: str) -> dict[str, Any]:
-    """What workers get of this machine: by itself an empty working directory.
+    """Returns what workers get of this machine: by itself an empty working directory.
 
-    Ray puts the driver's folder first on the workers' path, where a train.py would hide ours. In a job of Ray the job's own
+    Ray puts the driver's folder first on the workers' path, and a train.py in it would hide ours. In a job of Ray the job's own
     working directory is that of the workers.
     """
     job = json.loads(os.environ.get(_JOB_VARIABLE) or "{}")
@@ -141,7 +141,7 @@ def _runtime_env(engine: EngineConfig, empty: str) -> dict[str, Any]:
 
 
 def _processors(engine: EngineConfig) -> int:
-    """CPUs that a Ray of this machine's own counts: those there are, and more where more workers are asked for."""
+    """Returns the CPUs that a Ray of this machine's own counts: at least those there are, and enough for all workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = [(engine.workers, engine.threads)]
     asked += [(pool.workers, pool.threads or engine.threads) for pool in engine.pools.values()]
