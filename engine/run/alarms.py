@@ -19,7 +19,7 @@ _MOST_TIME = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
-    """A metric of a shard that is not as those of its recipe were before: fields as the columns of the view `alarms`.
+    """Holds a metric of a shard that is not as those of its recipe were before: fields are columns of the view `alarms`.
 
     `mean` is None if the shard is the first.
     """

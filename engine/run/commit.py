@@ -43,7 +43,7 @@ def commit_recipes(catalog: Catalog, plans: Mapping[str, CorpusPlan], *, run: st
 
 
 class FailureBudget:
-    """Counts label and token rows, and raises once too many failed. Judges from a hundred rows on."""
+    """Counts the rows of labels and tokens, and raises once too many failed. Judges from a hundred rows on."""
 
     def __init__(self, most: float) -> None:
         self.most = most

@@ -62,7 +62,7 @@ def scratch() -> Iterator[Catalog]:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Labels samples of a pipeline's corpora in a scratch workspace.
+    """Labels some samples of a pipeline's corpora in a scratch workspace.
 
     catalog     of the workspace, which is only read
     scratch     of the probe's own workspace
@@ -186,7 +186,7 @@ class Probe:
         return table.take(places[_spread(len(places), most)])
 
     def _repacked(self, corpus: str, table: pa.Table) -> pa.Table:
-        """Copies bytes that lie in packs of the workspace into one pack of the scratch workspace."""
+        """Copies the bytes that lie in packs of the workspace into one pack of the scratch workspace."""
         if "source_pack" not in table.column_names:
             return table
         rows = table.select(["source_pack", "source_offset", "size_bytes"]).to_pylist()

@@ -1,4 +1,4 @@
-"""`modmill train FILE`: reads the trainer file, shows how far the run is, and records it in the workspace's log."""
+"""Does `modmill train FILE`: reads the trainer file, shows how far the run is, and records it in the workspace's log."""
 
 import os
 import secrets
@@ -21,7 +21,7 @@ _MOST_SHOWN = 12
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The configuration in a trainer file, with `--set` overrides.
+    """Reads the configuration in a trainer file, with `--set` overrides.
 
     Relative paths in the file start at its folder, an `out` that is set at the current one. Raises ConfigError with every
     mistake, a line each.
@@ -60,7 +60,7 @@ def run(config: TrainConfig, *, resume: str | None = None, quiet: bool = False) 
 
 
 class _Record:
-    """The run's entries in a workspace's log. No lease is held: an entry that loses a race is made again."""
+    """Writes the run's entries into a workspace's log. No lease is held: an entry that loses a race is made again."""
 
     def __init__(self, workspace: str, say: Callable[[str], None]) -> None:
         self.status = "failed"
@@ -70,7 +70,7 @@ class _Record:
         self._run: str | None = None
 
     def begin(self, run: str, step: int, document: Mapping[str, Any]) -> None:
-        """The run begins, or goes on after `step`: each sitting is a run of the log, with an end of its own."""
+        """Commits that the run begins, or goes on after `step`: each sitting is a run of the log, with an end of its own."""
         name = f"{run}+{step}-{secrets.token_hex(3)}" if step else run
         if self._commit(started_with(name, "train", document), name):
             self._run = name
@@ -81,7 +81,7 @@ class _Record:
             self._commit(ended, self._run)
 
     def _commit(self, action: Action, run: str) -> bool:
-        """Whether it stands in the log; training does not depend on it."""
+        """Commits an action; returns whether it stands in the log: training does not depend on it."""
         try:
             from manifests.catalog.catalog import Catalog
 
@@ -103,7 +103,7 @@ def _record(workspace: str, say: Callable[[str], None]) -> Iterator[_Record]:
 
 
 class _Told:
-    """What `train` reports, for people and for the record."""
+    """Takes what `train` reports, for people and for the record."""
 
     def __init__(self, progress: Progress, record: _Record) -> None:
         self._progress = progress
@@ -146,6 +146,6 @@ def _by_name(values: Mapping[str, float | None]) -> str:
 
 
 def _shortest(folder: str) -> str:
-    """Relative to the current folder where it lies in it."""
+    """Returns a path relative to the current folder, if it lies in it."""
     here = f"{os.getcwd()}/"
     return folder.removeprefix(here)

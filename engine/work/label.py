@@ -1,4 +1,4 @@
-"""Labels loaded rows: first by the labelers of whole photographs, then by those of crops.
+"""Makes labels of loaded rows: first by the labelers of whole photographs, then by those of crops.
 
 Labelers of crops are given batches of one fixed size; rows that failed, and the rows after the last, are blanks in their
 place, so that a row's labels never depend on what became of its neighbors.

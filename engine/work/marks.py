@@ -117,7 +117,7 @@ class AtHand:
             yield
 
     def end(self) -> None:
-        """Notes that no rows are at hand: none is to blame for what happens until the next batch."""
+        """Says that no rows are at hand: none is to blame for what happens until the next batch."""
         self._began = None
         nothing = Mark(rows=(), doing="between batches")
         if self._writes and self._mark not in (None, nothing):
@@ -125,7 +125,7 @@ class AtHand:
             self._mark = nothing
 
     def finish(self) -> None:
-        """Notes that the item is done."""
+        """Says that the item is done."""
         self.end()
         if self._writes:
             clear(self._storage, self._run, self._item)

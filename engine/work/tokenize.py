@@ -1,6 +1,6 @@
 """Makes tokens of labels.
 
-Arrays go into a tokenizer in batches of one fixed shape, blank where there is no label, so that a row's tokens never
+Arrays go into a tokenizer in batches of one fixed shape, blank for rows without a label, so that a row's tokens never
 depend on what became of its neighbors.
 """
 

@@ -108,7 +108,7 @@ class Worker:
                     yield sorted((labels for unit in units for labels in unit), key=lambda labels: labels.place)
 
     def _taken(self, item: WorkItem) -> Inputs:
-        """Returns the rows of an item's part and where their bytes come from, prefetched if they were."""
+        """Returns the rows of an item's part and the source of their bytes, prefetched if they were."""
         with self._lock:
             before, self._prefetched = self._prefetched, None
         if before is not None and before[0] == item.name:

@@ -1,1 +1,1 @@
-"""Does work items somewhere: what a runner is (`protocol`), who gets which item next, who is to blame for a death."""
+"""Runs work items: what a runner is (`protocol`), its loop (`driver`), who gets which item, who is to blame for a death."""

@@ -54,7 +54,7 @@ class _Seat:
 
 
 class LocalRunner:
-    """Runs items on `engine.workers` workers of this process; each serves every pool."""
+    """Does items on `engine.workers` workers of this process; each serves every pool."""
 
     def __init__(self, workspace: str, settings: WorkerSettings, engine: EngineConfig) -> None:
         self._engine = engine

@@ -15,7 +15,7 @@ class Runner(Protocol):
     """Does items: `LocalRunner` (`local`) in this process, `RayRunner` (`ray.runner`) on a cluster."""
 
     def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
-        """Fits tokenizers and yields each with its item as soon as it is ready."""
+        """Does fits; yields each tokenizer with its item as soon as it is ready."""
         ...
 
     def work(self, items: Iterable[WorkItem], progress: Progress) -> Iterator[Pairs]:

@@ -1,4 +1,4 @@
-"""Figures of tokens and of arrays; `engine/work/quality/records.py` has those of records and texts.
+"""Measures tokens and arrays; `engine/work/quality/records.py` has those of records and texts.
 
 The same values give the same figures whatever the batches are: counts are exact, and sums are taken a row at a time and
 then added without loss.
@@ -29,20 +29,20 @@ class Figures(Protocol):
 
 
 def rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    """Figures with six significant digits, as they stand in the log; what is not finite is left out."""
+    """Returns figures with six significant digits, as they stand in the log; what is not finite is left out."""
     return {
         name: float(f"{value:.{_DIGITS}g}") for name, value in sorted(figures.items()) if math.isfinite(float(value))
     }
 
 
 def entropy_bits(counts: np.ndarray) -> float:
-    """Shannon's entropy of counts, in bits; 0 where there are none."""
+    """Returns Shannon's entropy of counts, in bits; 0 if all are zero."""
     shares = counts[counts > 0] / max(int(counts.sum()), 1)
     return float(abs(np.sum(shares * np.log2(shares))))
 
 
 class Copies:
-    """How many rows equal an earlier one."""
+    """Counts the rows that equal an earlier one."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
@@ -57,7 +57,7 @@ class Copies:
 
 
 class Tokens:
-    """Tokens: entropy, codebook use, copies; of sequences the longest, and how many are as long as they may be."""
+    """Measures tokens: entropy, codebook use, copies; of sequences the longest, and how many are as long as they may be."""
 
     def __init__(self, modality: Modality, vocabulary: int) -> None:
         self._most = modality.tokens if modality.is_structured else None
@@ -92,7 +92,7 @@ class Tokens:
 
 
 class Arrays:
-    """Pixels, maps and vectors: moments and extremes of what is finite and no null marker, and shares of what is not."""
+    """Measures pixels, maps and vectors: moments and extremes of what is finite and no null marker, shares of the rest."""
 
     def __init__(self, modality: Modality) -> None:
         self._modality = modality
@@ -124,7 +124,7 @@ class Arrays:
             self._measure(picked)
 
     def sample(self, value: Any) -> Any:
-        """A fixed sample of an array: (n, channels that are null together)."""
+        """Returns a fixed sample of an array: (n, channels that are null together)."""
         units = value.reshape(-1, self._together)
         return units[:: _stride(units.shape[0], max(1, SAMPLED // self._together))]
 
@@ -202,7 +202,7 @@ class Arrays:
 
 @functools.cache
 def _stride(size: int, wanted: int) -> int:
-    """The step that picks about so many of `size` things; it shares no factor with the size, and so visits all columns."""
+    """Returns the step that picks about so many of `size` things; the two share no factor, so that all columns are visited."""
     step = max(1, size // wanted)
     while step > 1 and math.gcd(step, size) > 1:
         step += 1

@@ -1,4 +1,4 @@
-"""Figures of a shard, taken as its rows are made: of its values (`engine/figures*.py`), and of how modalities agree.
+"""Measures a shard as its rows are made: its values (`figures.py`, `records.py`), and how modalities agree.
 
 They go into the shard's record, and so into the views `quality` and `alarms`; `docs/quality.md` says what each means.
 Nothing here raises: what cannot be measured has no figures.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine.work.rows import Labels
 
 CAPTION_EMBEDDING = "clip_caption"
-"""The modality that holds a caption's CLIP embedding, where somebody brings one: no labeler here makes it."""
+"""The modality that holds a caption's CLIP embedding, if somebody brings one: no labeler here makes it."""
 _log = logging.getLogger(__name__)
 _PIXEL_STEP = 16
 _BOX_STEPS = 16
@@ -30,17 +30,17 @@ _MOST_BOXES = 8
 
 
 class ShardQuality:
-    """The figures of one shard: of its values, and of the labels that its tokens were made of where those are not kept."""
+    """Measures one shard: its values, and the labels behind its tokens if no shard keeps those."""
 
     def __init__(self, modality: Modality, form: Form, vocabulary: int | None = None) -> None:
-        """`vocabulary` is that of tokens, None for labels."""
+        """Takes the `vocabulary` of tokens, None for labels."""
         self._figures: Figures | None = Tokens(modality, vocabulary or 1) if form == "token" else _figures_of(modality)
         self._of_labels: Figures | None = _figures_of(modality) if form == "token" else None
 
     def add(self, values: Sequence[Any | None], labels: Sequence[Any | None] = ()) -> None:
-        """The next rows' values as they are written, None where a row is null.
+        """Takes the next rows' values as they are written, None if a row is null.
 
-        `labels` are what tokens were made of, where no shard of labels is written: NumPy arrays, or torch tensors of one
+        `labels` are what tokens were made of, if no shard of labels is written: NumPy arrays, or torch tensors of one
         shape on any device.
         """
         self._figures = _added(self._figures, values)
@@ -48,7 +48,7 @@ class ShardQuality:
             self._of_labels = _added(self._of_labels, labels)
 
     def finish(self) -> dict[str, float]:
-        """The figures by name, those of labels behind tokens with `label_` before it; none where there is nothing to tell."""
+        """Returns the figures by name; those of the labels behind tokens start with `label_`. Empty if nothing was measured."""
         of_labels = {f"label_{name}": value for name, value in _finished(self._of_labels).items()}
         return {**_finished(self._figures), **of_labels}
 
@@ -60,7 +60,7 @@ def _figures_of(modality: Modality) -> Figures:
 
 
 def _added(figures: Figures | None, values: Sequence[Any | None]) -> Figures | None:
-    """The figures with more values in; None, and so nothing to tell, where one of them cannot be measured."""
+    """Returns the figures with more values in; None if one of these cannot be measured: then nothing is told."""
     present = [value for value in values if value is not None]
     if figures is not None and present:
         try:
@@ -81,7 +81,7 @@ def _finished(figures: Figures | None) -> dict[str, float]:
 
 
 class CrossModal:
-    """How far modalities of the same crops agree, of those that one work item makes together, over all its crops.
+    """Measures how far modalities of the same crops agree, if one work item makes them together, over all its crops.
 
     Figures stand with the second of each pair: normals `agreement_with_depth`, segmentation `agreement_with_boxes`, and
     the captions' embedding `agreement_with_clip_global`.
@@ -93,7 +93,7 @@ class CrossModal:
         self._captions = _Angles()
 
     def add(self, batch: Sequence["Labels"]) -> None:
-        """The next rows, with all their labels."""
+        """Takes the next rows, with all their labels."""
         try:
             crops = [
                 {**_present(labels.sample), **_present(found)} for labels in batch for found in labels.crop.values()
@@ -117,7 +117,7 @@ class CrossModal:
             self._normals.setdefault(name, _Angles()).add(depth_normal_agreement(found))
 
     def finish(self) -> dict[str, dict[str, float]]:
-        """The figures by modality and name; none of a modality that was compared with nothing."""
+        """Returns the figures by modality and name; none of a modality that was compared with nothing."""
         found = {name: {"agreement_with_depth": angles.mean} for name, angles in self._normals.items()}
         found |= {name: {"agreement_with_boxes": boxes.agreement} for name, boxes in self._segmentation.items()}
         found[CAPTION_EMBEDDING] = {"agreement_with_clip_global": self._captions.mean}
@@ -130,7 +130,7 @@ def _present(outcomes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Angles:
-    """The mean of cosines, row by row; NaN stands for what could not be compared."""
+    """Holds the mean of cosines, row by row; NaN stands for what could not be compared."""
 
     def __init__(self) -> None:
         self._sums = array("d")
@@ -148,16 +148,16 @@ class _Angles:
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Cosines of vectors (..., c) and (..., c), NaN where one has no length or is not finite."""
+    """Returns cosines of vectors (..., c) and (..., c), NaN if one has no length or is not finite."""
     one, other = one.astype(np.float64), other.astype(np.float64)
     with np.errstate(all="ignore"):
         return (one * other).sum(-1) / (np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1))
 
 
 def depth_normal_agreement(pairs: Sequence[tuple[Any, Any]]) -> np.ndarray:
-    """Cosines between labeled normals and those of the surface that depth describes: (B, places), NaN where unknown.
+    """Returns cosines between labeled normals and those of the surface that depth describes: (B, places), NaN if unknown.
 
-    `pairs` are depth (h, w) and normals (h, w, 3) of one size, of which every sixteenth pixel each way is looked at. Depth is
+    `pairs` are depth (h, w) and normals (h, w, 3) of one size; every sixteenth pixel each way is looked at. Depth is
     taken as seen by a camera whose focal length is the crop's width (a view of 53 degrees): its scale does not matter.
     With x right, y down and z away from the camera, the surface z(u, v) has the normal
     (f z_u, f z_v, -(z + (u - c) z_u + (v - c) z_v)), towards the camera.
@@ -181,7 +181,7 @@ def depth_normal_agreement(pairs: Sequence[tuple[Any, Any]]) -> np.ndarray:
 
 
 class _Boxes:
-    """The share of boxes' areas that carries their class in a segmentation.
+    """Measures the share of boxes' areas that carries their class in a segmentation.
 
     A class that is a number is that class index. Of any other name it is the index that its boxes hold most of, over what
     the whole maps hold of it, so that a background that is everywhere is nobody's class.
@@ -220,11 +220,11 @@ class _Boxes:
 
 
 def _shares(index: np.ndarray) -> np.ndarray:
-    """The share of each class index (256,) in a map."""
+    """Returns the share of each class index (256,) in a map."""
     return np.bincount(index.ravel(), minlength=256)[:256] / max(index.size, 1)
 
 
 def _span(start: float, end: float, length: int) -> tuple[int, int]:
-    """Fractions as pixels, at least one."""
+    """Returns fractions as a range of pixels, at least one."""
     first = min(max(int(start * length), 0), length - 1)
     return first, min(max(math.ceil(end * length), first + 1), length)

@@ -1,4 +1,4 @@
-"""Figures of records and of texts, as `engine/work/quality/figures.py` has them of tokens and arrays."""
+"""Measures records and texts, as `engine/work/quality/figures.py` measures tokens and arrays."""
 
 import math
 from array import array
@@ -17,7 +17,7 @@ _ROUNDING = 1e-6
 
 
 class _Mean:
-    """The mean of numbers that come a row at a time; what is no finite number is counted apart."""
+    """Holds the mean of numbers that come a row at a time; what is no finite number is counted apart."""
 
     def __init__(self) -> None:
         self._sums = array("d")
@@ -38,7 +38,7 @@ class _Mean:
 
 
 class Texts:
-    """Texts: lengths, empty ones, copies."""
+    """Measures texts: lengths, empty ones, copies."""
 
     def __init__(self) -> None:
         self._chars, self._words = _Mean(), _Mean()
@@ -62,7 +62,7 @@ class Texts:
 
 
 class RecordMetrics:
-    """RecordMetrics: how many a row has, their scores, boxes and classes, and means of their other numbers.
+    """Measures records: how many a row has, their scores, boxes and classes, and means of their other numbers.
 
     A record that stands alone has a mean of each numeric field, one of many of each float field.
     """

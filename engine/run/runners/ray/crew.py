@@ -87,7 +87,7 @@ class Crew:
         return found
 
     def tend(self, loads: Mapping[str, int], progress: Progress, *, now: bool = False) -> None:
-        """Starts actors that are wanted and lets go of those that have nothing to do, every few seconds or at once.
+        """Starts the actors that are wanted and lets go of those that have nothing to do, every few seconds or at once.
 
         `loads` is how many items each pool has to do.
         """
@@ -134,7 +134,7 @@ class Crew:
         actor.call("work", light, number, item=item)
 
     def is_ready(self, actor: Actor, result: Any, error: BaseException | None) -> None:
-        """Notes that an actor is ready, or does not start. Raises ConfigError if no actor of its pool ever would."""
+        """Hears that an actor is ready, or does not start. Raises ConfigError if no actor of its pool ever would."""
         if error is None:
             actor.node, host, process, reason = result
             actor.name = f"{actor.name}@{host}"

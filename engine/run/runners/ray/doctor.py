@@ -210,7 +210,7 @@ def _wrote(storage: Storage, path: str) -> bool:
 
 
 def _facts(workspace: str | None, probe: str, checkpoints: tuple[str, ...]) -> dict[str, Any]:
-    """Runs on a node, maybe without modmill: what it has, and in `problems` what went wrong. Imports stand inside."""
+    """Tells on a node, maybe without modmill, what it has, and in `problems` what went wrong. Imports stand inside."""
     import os
     import platform
     import shutil

@@ -39,7 +39,7 @@ _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 class RayRunner:
-    """Runs items on actors of a Ray cluster: one of this machine's own unless an address is given.
+    """Does items on actors of a Ray cluster: one of this machine's own unless an address is given.
 
     The address is `engine.ray_address`, else the variable RAY_ADDRESS, which Ray sets inside its jobs.
     """
@@ -62,7 +62,7 @@ class RayRunner:
             self._crew.check_room()
 
     def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
-        """Fits tokenizers, one a worker."""
+        """Does fits, one a worker."""
         queue = FitQueue(replace(item, pool=pool_of_fit(item, self._engine)) for item in items)
         for done in self._drive("fit", queue, progress, drain_s=None):
             yield from done
@@ -93,7 +93,7 @@ class RayRunner:
 
 
 def start_ray(address: str | None, engine: EngineConfig, empty: str) -> None:
-    """Starts Ray, or connects to it. Raises UserError if a cluster is out of reach, ModmillError if no Ray starts."""
+    """Connects to Ray, or starts it. Raises UserError if a cluster is out of reach, ModmillError if no Ray starts."""
     if address:
         check_listens(address)
     if not sys.stdout.isatty():
