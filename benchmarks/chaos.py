@@ -1,4 +1,4 @@
-"""A run under fire: labels images on a two-node Ray cluster of this machine while workers and the driver are killed.
+"""Tries a run under fire: labels images on a two-node Ray cluster of this machine while workers and the driver are killed.
 
     python -m benchmarks.chaos FOLDER --images 30000 --worker-every 20 --drivers 3
 
@@ -40,7 +40,7 @@ _MOST_STARTS = 60
 
 
 def make_images(folder: Path, count: int, processes: int = 2) -> None:
-    """So many JPEGs: four of five are crops of photographs, one of five is a scene; half of them have captions."""
+    """Makes `count` JPEGs: four of five are crops of photographs, one of five is a scene; half of them have captions."""
     folder.mkdir(parents=True, exist_ok=True)
     there = len(list(folder.glob("*.jpg")))
     chunks = [range(start, min(start + 500, count)) for start in range(there - there % 500, count, 500)]
@@ -80,7 +80,7 @@ def _make_some(folder: Path, numbers: range) -> None:
 
 @contextlib.contextmanager
 def two_nodes(cpus_a_node: int = 1) -> Iterator[str]:
-    """A cluster of a head without processors and two nodes; its address."""
+    """Starts a cluster of a head without processors and two nodes, and yields its address."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -94,7 +94,7 @@ def two_nodes(cpus_a_node: int = 1) -> Iterator[str]:
 
 
 def workers_of(address: str) -> list[int]:
-    """The processes of actors of the cluster at this address."""
+    """Returns the processes of actors of the cluster at this address."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -111,7 +111,7 @@ def workers_of(address: str) -> list[int]:
 
 
 class Fire:
-    """Who is killed when; every kill is a line of the log."""
+    """Kills processes; every kill is a line of the log."""
 
     def __init__(self, log: Path, seed: int) -> None:
         self._random = random.Random(seed)
@@ -175,7 +175,7 @@ def _shards_done(workspace: Path) -> int:
 
 
 def judge(folder: Path, images: int) -> dict[str, Any]:
-    """What the workspace says of itself: every row of every modality is accounted for, and `verify` finds nothing."""
+    """Returns what the workspace says of itself: every row of every modality is accounted for, and `verify` finds nothing."""
     from manifests.catalog.catalog import Catalog
 
     verify = subprocess.run(
@@ -198,7 +198,7 @@ def judge(folder: Path, images: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "folder", type=Path, nargs="?", help="where images and workspace go; default: a folder that is removed"
+        "folder", type=Path, nargs="?", help="the folder of images and workspace; by default one that is removed"
     )
     parser.add_argument("--images", type=int, default=30_000)
     parser.add_argument("--part-rows", type=int, default=64)
@@ -221,7 +221,7 @@ def main() -> None:
 
 
 def under_fire(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Images, cluster, run and judgement: all counts."""
+    """Makes images, cluster, run and judgement, and returns all counts."""
     make_images(folder / "images", options.images)
     (folder / "pipeline.yaml").write_text(PIPELINE.format(folder=folder, part_rows=options.part_rows))
     subprocess.run([MODMILL, "run", str(folder / "pipeline.yaml"), "--only", "ingest"], check=True, capture_output=True)

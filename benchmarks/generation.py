@@ -1,8 +1,8 @@
-"""How right a small model is on scenes it never saw: `python -m benchmarks.generation [--out FOLDER] [--quick] [--json]`.
+"""Measures how right a small model is on scenes it never saw: `python -m benchmarks.generation [--quick] [--json]`.
 
 Renders scenes, runs a pipeline over them (rgb, depth, edges, boxes and captions, with their tokenizers), trains
 `examples/train/scenes.yaml` (about 15 minutes of one core), and generates from the first 48 held-out scenes, with the
-defaults of `modmill generate`; none is chosen. Prints what it does, and last one line of JSON:
+defaults of `modmill generate`; they are not chosen. Prints what it does, and last one line of JSON:
 
     train_cpu_min           CPU time of the training, all threads together
     steps, parameters
@@ -93,7 +93,7 @@ def measure(folder: Path, *, count: int, steps: int | None) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs it in the folder, or in a temporary one."""
     parser = argparse.ArgumentParser(description="How right a small model is on scenes it never saw.")
-    parser.add_argument("--out", type=Path, help="where all of it stays; a temporary folder otherwise")
+    parser.add_argument("--out", type=Path, help="the folder that keeps all of it; by default one that is removed")
     parser.add_argument("--quick", action="store_true", help="120 scenes and 20 steps: whether it runs, no figures")
     parser.add_argument("--json", action="store_true", help="the line of JSON alone on standard output")
     parser.add_argument("--scenes", type=int, default=2000)

@@ -1,4 +1,4 @@
-"""How fast the loader gives rows: `python -m benchmarks.loader [--quick] [--json]`.
+"""Measures how fast the loader gives rows: `python -m benchmarks.loader [--quick] [--json]`.
 
 A snapshot of 8,192 rows in parts of 2,048, with 11 modalities of fixed length (7 of 196 tokens, 2 of 256, 2 of 16) and 6
 sequences (20 to 120 tokens on average): about 2,200 tokens a row, the mix of 4M-21. Rows come shuffled, as batches of
@@ -32,7 +32,7 @@ MEANS = (20, 40, 60, 80, 100, 120)
 
 
 def make(folder: Path) -> tuple[Snapshot, Vocabulary]:
-    """The snapshot's shards, and what a model would know of them."""
+    """Writes the snapshot's shards, and returns it with what a model would know of it."""
     storage = open_storage(folder)
     rng = np.random.default_rng(0)
     parts, shards, modalities = [], [], []

@@ -1,4 +1,4 @@
-"""How fast the manifest answers and commits: `python -m benchmarks.manifest [--quick] [--json]`.
+"""Measures how fast the manifest answers and commits: `python -m benchmarks.manifest [--quick] [--json]`.
 
 A log of 1,200,000 shards (a billion images in parts of 10,000, with 12 modalities), and apart from it 20,000,000 rows of
 samples in 2,000 parts, at these sizes under --quick too. Prints what it does, and last one line of JSON:
@@ -8,7 +8,7 @@ samples in 2,000 parts, at these sizes under --quick too. Prints what it does, a
     open_ms                   a workspace opened in a new process that has imported modmill, index at hand
     point_ms                  path and counts of one shard, by corpus, part and modality
     coverage_ms               the view `coverage`: parts done and missing of every modality, over all parts
-    missing_ms                which parts lack depth by its current recipe
+    missing_ms                which parts are missing depth by its current recipe
     shards_per_s_batch        commits of 100 shards each, with a reader at work in another process
     single_commit_over_duckdb commits of one shard a second, over one-row inserts a second of bare DuckDB, both with that reader
     reader_lag_s              the longest that the reader was behind a commit
@@ -122,7 +122,7 @@ def _part(part: int, *, path: str, sha256: str, keys: tuple[str, str] | None = N
 
 
 class _Log:
-    """A log that grows entry by entry, without an index."""
+    """Grows a log entry by entry, without an index."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -136,7 +136,7 @@ class _Log:
 
 
 def make_log(storage: Storage) -> None:
-    """A workspace of PARTS parts with a shard of each modality, but for the parts that lack depth; no files."""
+    """Makes a workspace of PARTS parts with a shard of each modality, without depth in some parts; no files."""
     grown = _Log(storage)
     document = {"form": "token", "producer": "grid", "version": 1, "weights": None}
     rest = {"parameters": {}, "crop": None, "inputs": {}}
@@ -161,7 +161,7 @@ def make_log(storage: Storage) -> None:
 
 
 def make_samples(storage: Storage) -> list[str]:
-    """A workspace with SAMPLE_PARTS parts of samples, sorted by key; the first key of each part."""
+    """Makes a workspace with SAMPLE_PARTS parts of samples, sorted by key, and returns the first key of each part."""
     grown = _Log(storage)
     parts: list[actions.Action] = [_CORPUS]
     firsts = []
@@ -197,14 +197,14 @@ def make_samples(storage: Storage) -> list[str]:
 
 
 def _hex_keys(numbers: np.ndarray) -> pa.Array:
-    """uint64 (n,) as 16 hex digits each."""
+    """Formats uint64 (n,) as 16 hex digits each."""
     digits = pa.py_buffer(numbers.astype(">u8").tobytes().hex().encode())
     offsets = pa.py_buffer(np.arange(0, 16 * (len(numbers) + 1), 16, dtype=np.int32).tobytes())
     return pa.StringArray.from_buffers(len(numbers), offsets, digits)
 
 
 def measure_catalog(storage: Storage, repeats: int, say: Callable[[str], None]) -> dict[str, float]:
-    """Rebuild, size, opening, and the three questions."""
+    """Measures rebuild, size, opening, and the three questions."""
     say("an index from the log alone")
     start = time.perf_counter()
     with Catalog(storage) as catalog:
@@ -289,7 +289,7 @@ def measure_commits(storage: Storage, scratch: Path, repeats: int, say: Callable
 
 
 def measure_samples(storage: Storage, firsts: Sequence[str], repeats: int) -> dict[str, float]:
-    """A filter over all samples, and look-ups by key."""
+    """Measures a filter over all samples, and look-ups by key."""
     with Catalog(storage) as catalog:
         rows = catalog.sql("SELECT count(*) AS n FROM samples")["n"][0].as_py()
         query = "SELECT count(*) AS n, avg(height) FROM samples WHERE width > 3000 AND size_bytes < 100000"
@@ -308,7 +308,7 @@ def measure_samples(storage: Storage, firsts: Sequence[str], repeats: int) -> di
 
 
 def measure_command(folder: Path, repeats: int) -> dict[str, float]:
-    """`modmill sql` on a workspace with a corpus and ten shards."""
+    """Measures `modmill sql` on a workspace with a corpus and ten shards."""
     storage = open_storage(folder)
     grown = _Log(storage)
     parts = [_part(part, path=str(part), sha256=_digest(part)) for part in range(10)]
@@ -323,7 +323,7 @@ def measure_command(folder: Path, repeats: int) -> dict[str, float]:
 
 
 def _median(repeats: int, work: Callable[[], Any]) -> float:
-    """The median seconds of the work, after one that warms up."""
+    """Returns the median seconds of the work, after one that warms up."""
     work()
     times = []
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Procedural scenes with exact labels: shaded solids over a patterned floor, ray cast with numpy.
+"""Renders procedural scenes with exact labels: shaded solids over a patterned floor, ray cast with numpy.
 
     python -m benchmarks.scenes OUT --count 1000 --seed 0 --size 224 --workers 2 --sheet sheet.png
 
@@ -55,7 +55,7 @@ _Hits = tuple[np.ndarray, np.ndarray, np.ndarray]  # of n rays, as _trace return
 
 @dataclass(frozen=True, kw_only=True)
 class Solid:
-    """One solid: `center_m` and `yaw_rad` (about the vertical) are in world axes, `half_m` is half width and height."""
+    """Holds one solid: `center_m` and `yaw_rad` (about the vertical) are in world axes, `half_m` is half width and height."""
 
     shape: str
     color: str
@@ -68,7 +68,7 @@ class Solid:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One picture (h = w = size) and its labels.
+    """Holds one picture (h = w = size) and its labels.
 
     rgb            uint8 (h, w, 3) sRGB; edges are anti-aliased
     depth          float32 (h, w), metres along the camera's z axis, over 0 to FAR_M; NaN in the sky
@@ -92,7 +92,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class _View:
-    """A scene without its solids; colors are linear."""
+    """Holds a scene without its solids; colors are linear."""
 
     height_m: float
     pitch_rad: float
@@ -104,12 +104,12 @@ class _View:
 
 
 def intrinsics(size: int) -> np.ndarray:
-    """The float64 (3, 3) matrix from camera coordinates to points of a picture of `size` px a side."""
+    """Returns the float64 (3, 3) matrix from camera coordinates to points of a picture of `size` px a side."""
     return np.array([[FOCAL * size, 0, size / 2], [0, FOCAL * size, size / 2], [0, 0, 1]])
 
 
 def render(index: int, *, seed: int = 0, size: int = 224) -> Scene:
-    """Scene `index` of the corpus `seed`. Another size shows the same solids.
+    """Renders scene `index` of the corpus `seed`. Another size shows the same solids.
 
     Raises ValueError for a negative index or seed and for a size that is not from 32 to 4096 px.
     """
@@ -151,7 +151,7 @@ def _box(solid: Solid, mask: np.ndarray) -> dict[str, str | float]:
 
 
 def _layout(rng: np.random.Generator) -> tuple[_View, tuple[Solid, ...], str]:
-    """A view, solids that can all be seen well, from left to right, and the caption; drawn until a layout passes."""
+    """Draws a view, solids that can all be seen well, from left to right, and the caption, until a layout passes."""
     view, wanted = _draw_view(rng), int(rng.integers(1, 4))
     vain, solids, caption = 0, (), None
     while caption is None:
@@ -200,7 +200,7 @@ def _draw_solid(rng: np.random.Generator, view: _View, color: str) -> Solid:
 
 
 def _places(view: _View, solids: Sequence[Solid]) -> np.ndarray | None:
-    """Mean column, 0 to 1, and depth of each solid's visible pixels (k, 2); None if one is cut, small or half hidden."""
+    """Returns mean column, 0 to 1, and depth of each solid's pixels (k, 2); None if one is cut, small or half hidden."""
     for one, other in itertools.combinations(solids, 2):
         (x, _, z), (other_x, _, other_z), width = one.center_m, other.center_m, one.half_m[0] + other.half_m[0]
         is_apart = np.hypot(x - other_x, z - other_z) > 1.45 * max(width, 0.5)
@@ -215,7 +215,7 @@ def _places(view: _View, solids: Sequence[Solid]) -> np.ndarray | None:
 
 
 def _caption(view: _View, solids: Sequence[Solid], places: np.ndarray, subject: int) -> str | None:
-    """A sentence that relates the subject to the other solids; None where a relation is not plain to see."""
+    """Returns a sentence that relates the subject to the other solids; None if a relation is not plain to see."""
     names = [f"{one.size} {'floating ' if one.is_floating else ''}{one.color} {one.shape}" for one in solids]
     told = []
     for other in (i for i in range(len(solids)) if i != subject):
@@ -234,14 +234,14 @@ def _dot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _rays(view: _View, size: int, grid: np.ndarray) -> np.ndarray:
-    """World directions (3, n), with z = 1 in camera axes, through rows and columns (2, n)."""
+    """Returns world directions (3, n), with z = 1 in camera axes, through rows and columns (2, n)."""
     down, across = (grid + np.float32(0.5 - size / 2)) * np.float32(1 / (FOCAL * size))
     cos, sin = np.float32(np.cos(view.pitch_rad)), np.float32(np.sin(view.pitch_rad))
     return np.stack([across, down * cos + sin, cos - down * sin])
 
 
 def _trace(view: _View, solids: Sequence[Solid], rays: np.ndarray) -> _Hits:
-    """The nearest hit of each ray: depth (n,), inf for sky; owner uint8 (n,), 0 or the solid; unit normal (3, n)."""
+    """Returns the nearest hit of each ray: depth (n,), inf for sky; owner uint8 (n,), 0 or the solid; unit normal (3, n)."""
     with np.errstate(divide="ignore"):
         depth = np.float32(view.height_m) / rays[1]
     depth[(depth <= 0) | (depth > FAR_M)] = np.inf
@@ -256,7 +256,7 @@ def _trace(view: _View, solids: Sequence[Solid], rays: np.ndarray) -> _Hits:
 
 
 def _cast(solid: Solid, start: np.ndarray | int, rays: np.ndarray) -> _Hits:
-    """Where rays enter a solid: indices (k,) of rays near it, distance (k,), inf for a miss, and unit normal (3, k).
+    """Finds where rays enter a solid: indices (k,) of rays near it, distance (k,), inf for a miss, unit normal (3, k).
 
     `start` (0: the camera) or `rays` may be (3, 1) and then serves all.
     """
@@ -276,7 +276,7 @@ def _cast(solid: Solid, start: np.ndarray | int, rays: np.ndarray) -> _Hits:
 
 
 def _enter_cube(origin: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The last of three pairs of planes that is entered, if that is before the first is left."""
+    """Returns the last of three pairs of planes that is entered, if that is before the first is left."""
     inverse = 1 / np.where(way == 0, np.float32(1e-20), way)
     middle, half = -origin * inverse, np.abs(inverse)
     entries = middle - half
@@ -285,7 +285,7 @@ def _enter_cube(origin: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _enter_turned(profile: Sequence[float], origin: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The point on the curved side where the quadric falls below 0, or one before it on the end that faces the ray."""
+    """Returns the point on the curved side at which the quadric falls below 0, or one before on the end that faces the ray."""
     (p, q, r), (ox, oy, oz), (dx, dy, dz) = profile, origin, way
     a = dx * dx + dz * dz - r * dy * dy
     b = ox * dx + oz * dz - (q / 2 + r * oy) * dy
@@ -302,7 +302,7 @@ def _enter_turned(profile: Sequence[float], origin: np.ndarray, way: np.ndarray)
 
 
 def _shade(view: _View, solids: Sequence[Solid], rays: np.ndarray, hits: _Hits) -> np.ndarray:
-    """Linear rgb (3, n), 0 and up, of what the rays hit."""
+    """Returns linear rgb (3, n), 0 and up, of what the rays hit."""
     (depth, owner, normal), linear = hits, np.empty_like(rays)
     is_sky = np.isinf(depth)
     sky, floor = np.flatnonzero(is_sky), np.flatnonzero((owner == 0) & ~is_sky)
@@ -316,7 +316,7 @@ def _shade(view: _View, solids: Sequence[Solid], rays: np.ndarray, hits: _Hits) 
 
 
 def _is_sunlit(view: _View, solids: Sequence[Solid], points: np.ndarray) -> np.ndarray:
-    """Whether each point (n,) is in no solid's shadow."""
+    """Tells whether each point (n,) is in no solid's shadow."""
     is_sunlit = np.ones(points.shape[1], bool)
     for solid in solids:
         near, distance, _ = _cast(solid, points, view.light)
@@ -355,7 +355,7 @@ def _floor(view: _View, solids: Sequence[Solid], rays: np.ndarray, depth: np.nda
 
 
 def _pattern(ground: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Values (n,), about 0 to 1, of a pattern in the plane a, b."""
+    """Returns values (n,), about 0 to 1, of a pattern in the plane a, b."""
     if ground == "striped":
         return np.floor(1.4 * a) % 2
     if ground == "marbled":
@@ -380,7 +380,7 @@ def _sky(view: _View, rays: np.ndarray) -> np.ndarray:
 
 
 def _noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Smooth blots, values 0 to 1 (n,), in the plane a, b."""
+    """Returns smooth blots, values 0 to 1 (n,), in the plane a, b."""
     return 0.5 + 0.25 * (np.sin(2.3 * a + 1.9 * np.sin(1.7 * b)) + np.sin(2.9 * b + 2.1 * np.sin(1.3 * a + b)))
 
 
@@ -412,7 +412,7 @@ def write(folder: Path, count: int, *, seed: int = 0, size: int = 224, start: in
 
 
 def sheet(scenes: Sequence[Scene]) -> np.ndarray:
-    """A contact sheet, uint8 (H, W, 3) RGB: a row a scene, with rgb, depth, normals, segmentation, instances."""
+    """Paints a contact sheet, uint8 (H, W, 3) RGB: a row a scene, with rgb, depth, normals, segmentation, instances."""
     rows = []
     for scene in scenes:
         maps = np.nan_to_num(255 * np.minimum(1.3 / scene.depth, 1)), 36 * scene.segmentation, 80 * scene.instances
@@ -426,7 +426,7 @@ def sheet(scenes: Sequence[Scene]) -> np.ndarray:
 
 
 def main() -> None:
-    """Writes a corpus, and a contact sheet of its first scenes where one is asked for."""
+    """Writes a corpus, and a contact sheet of its first scenes if one is asked for."""
     parser = argparse.ArgumentParser(description="Write procedural scenes with exact labels as a corpus of files.")
     parser.add_argument("out", type=Path, metavar="OUT", help="the corpus's folder")
     parser.add_argument("--count", type=int, default=1000, help="how many scenes (%(default)s)")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = [ROOT / name for name in ("engine", "labelers", "tokenize_jobs", "train", "manifests")]
-ROOMS = [ROOT, ROOT / "docs", *FOLDERS, *(room for folder in FOLDERS for room in sorted(folder.rglob("[a-z]*/")))]
+TOP = [ROOT / name for name in ("engine", "labelers", "tokenize_jobs", "train", "manifests", "benchmarks", "examples")]
+ROOMS = [ROOT, ROOT / "docs", *TOP, *(room for folder in TOP for room in sorted(folder.rglob("[a-z]*/")))]
 ENGINE = ("export", "inference", "plan", "run", "upkeep", "work")
 UNFINISHED = (*(f"engine/{room}" for room in ENGINE), "train", "manifests")  # shrinks until it is gone
 NOUNS = re.compile(  # In -s; those that are verbs too count as verbs before an article or the like.

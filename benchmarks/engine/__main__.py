@@ -1,4 +1,4 @@
-"""How fast the engine is, beside what one would write instead: `python -m benchmarks.engine [--quick] [--json] [--only A,B]`.
+"""Measures the engine beside what one would write instead: `python -m benchmarks.engine [--quick] [--json] [--only A,B]`.
 
 All on the same images (JPEGs of 500 to 1000 px), in one run. Prints a table, and last one line of JSON:
 

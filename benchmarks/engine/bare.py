@@ -1,4 +1,4 @@
-"""What `benchmarks.engine` compares the engine with: the plain loop, and the bare model.
+"""Defines what `benchmarks.engine` compares the engine with: the plain loop, and the bare model.
 
 The loop is what one writes in an afternoon: read, decode, crop, label, encode, one file a modality; no checks, no
 retries, no record. It calls the very functions that the engine calls.
@@ -17,7 +17,7 @@ SIDE = 224
 
 
 def pin(core: int) -> None:
-    """This process and what it starts runs on one core from here on; arithmetic has one thread."""
+    """Keeps this process and what it starts on one core from here on; arithmetic has one thread."""
     import cv2
 
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -27,14 +27,14 @@ def pin(core: int) -> None:
 
 
 def light_labelers() -> dict[str, Any]:
-    """The four labelers of the light group, loaded."""
+    """Loads the four labelers of the light group."""
     from labelers import protocol
 
     return {name: protocol.build(protocol.find(name), {}) for name in LIGHT}
 
 
 def label_image(loaded: Mapping[str, Any], image: np.ndarray, key: str) -> dict[str, Any]:
-    """The four labels of one decoded photograph: its centre crop's pixels and edges, its metadata and palettes."""
+    """Returns the four labels of one decoded photograph: its centre crop's pixels and edges, its metadata and palettes."""
     from manifests.pixels import crops
 
     height, width = image.shape[:2]
@@ -106,7 +106,7 @@ def light_functions_ms(paths: Sequence[Path], repeats: int = 3) -> dict[str, flo
 def bare_model(
     labeler: str, checkpoint: str, paths: Sequence[Path], *, batch: int, threads: int, batches: int
 ) -> dict[str, float]:
-    """A model on float32 tensors that lie in memory and nothing else: wall seconds of some batches, after one to warm up.
+    """Runs a model on float32 tensors in memory and nothing else: wall seconds of some batches, after one to warm up.
 
     The tensors are the centre crops of the photographs, normalized; the model is the one that the labeler loads.
     """

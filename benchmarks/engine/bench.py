@@ -1,4 +1,4 @@
-"""What the measures of `benchmarks.engine` share: images, folders and processes of their own, and taking turns."""
+"""Holds what the measures of `benchmarks.engine` share: images, folders and processes of their own, and taking turns."""
 
 import logging
 import multiprocessing
@@ -17,7 +17,7 @@ Figures = dict[str, float]
 
 
 class Bench:
-    """What the measures share: images, folders of their own, processes, and the table."""
+    """Holds what the measures share: images, folders of their own, processes, and the table."""
 
     def __init__(self, folder: Path, scale: float, rounds: int) -> None:
         self.folder, self.scale, self.rounds = folder, scale, rounds
@@ -27,16 +27,16 @@ class Bench:
         self.images = inputs.make_images(folder / "images", self.rows(384, 32))
 
     def rows(self, wanted: int, part_rows: int) -> int:
-        """So many rows at this scale, in whole parts, four at least."""
+        """Returns `wanted` rows at this scale, in whole parts, four at least."""
         return part_rows * max(4, round(wanted * self.scale / part_rows))
 
     def new(self, name: str) -> Path:
-        """A folder's path that nothing stands at."""
+        """Returns a folder's path that nothing stands at."""
         self._made += 1
         return self.folder / f"{name}-{self._made}"
 
     def pipeline(self, rows: int, modalities: dict[str, Any], *, part_rows: int, **engine: Any) -> dict[str, Any]:
-        """A pipeline over the first images, again and again where there are fewer, in a workspace of its own."""
+        """Returns a pipeline over the first images, repeated if there are fewer, in a workspace of its own."""
         source = self.folder / f"first-{rows}"
         if not source.exists():
             inputs.folder_of([self.images[row % len(self.images)] for row in range(rows)], source)
@@ -70,13 +70,13 @@ class Bench:
 
 
 def rate(figures: Figures) -> float:
-    """Images a second."""
+    """Returns images a second."""
     return figures["rows"] / figures["wall_s"]
 
 
 @contextmanager
 def process(core: int | None = None) -> Iterator[ProcessPoolExecutor]:
-    """A fresh process that does what it is given, one thing after another; on one core, where one is named."""
+    """Yields a fresh process that does what it is given, one thing after another; on one core, if one is named."""
     context = multiprocessing.get_context("spawn")
     initial: Any = (bare.pin, (core,)) if core is not None else (None, ())
     with ProcessPoolExecutor(1, mp_context=context, initializer=initial[0], initargs=initial[1]) as pool:
@@ -85,7 +85,7 @@ def process(core: int | None = None) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def ray_of_two(bench: Bench) -> Iterator[None]:
-    """A Ray with two processors."""
+    """Starts a Ray with two processors."""
     import ray
 
     started = time.perf_counter()

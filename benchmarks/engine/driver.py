@@ -1,4 +1,4 @@
-"""How well one driver keeps many workers busy: `python -m benchmarks.engine.driver [--workers 64] [--items 3840]`.
+"""Measures how well one driver keeps many workers busy: `python -m benchmarks.engine.driver [--workers 64] [--items 3840]`.
 
 A simulated cluster (`ray.cluster_utils.Cluster`) of fake nodes on this machine. Each work item sleeps 1 s ± 50 %, by a
 hash of its document, then writes a real small shard, which the driver commits: `engine.run` as it is. Prints one line of
@@ -48,7 +48,7 @@ engine: {{runner: ray, workers: {workers}, ray_address: "{address}"}}
 
 
 class Sleeper:
-    """Modality `text`: the document as it is, after a nap whose length is told by its hash.
+    """Makes the modality `text`: the document as it is, after a nap whose length is told by its hash.
 
     Before its first nap a worker waits until all of them are here. Each tells in a file of its own when it slept.
     """
@@ -75,12 +75,12 @@ class Sleeper:
 
 
 def nap_s(text: str, mean_s: float) -> float:
-    """Mean ± 50 %, the same for the same text."""
+    """Returns the mean ± 50 %, the same for the same text."""
     return mean_s * (0.5 + int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32)
 
 
 def measure(folder: Path, *, quick: bool) -> dict[str, float]:
-    """The three figures, each measured in a process of its own."""
+    """Returns the three figures, each measured in a process of its own."""
     found: dict[str, float] = {}
     # Enough items that the last second, when workers run out of them, weighs little.
     for part, items in (("cluster", 3840 if quick else 7680), ("memory", 100_000)):
@@ -102,7 +102,7 @@ def measure(folder: Path, *, quick: bool) -> dict[str, float]:
 
 
 def on_cluster(folder: Path, items: int, workers: int, mean_s: float) -> dict[str, float]:
-    """Efficiency and CPU of the driver, with so many one-CPU workers."""
+    """Measures efficiency and CPU of the driver, with one-CPU workers."""
     from ray.cluster_utils import Cluster
 
     from engine.pipeline import config
@@ -147,7 +147,7 @@ def on_cluster(folder: Path, items: int, workers: int, mean_s: float) -> dict[st
 
 
 def _start_no_idle_workers() -> None:
-    """Ray starts an idle process for each CPU of a node, which no run of ours takes: 64 starts for nothing on one machine."""
+    """Keeps Ray from starting an idle process for each CPU of a node, which no run takes: 64 useless starts on one machine."""
     from ray._private import services
 
     start, option = services.start_ray_process, "--num_prestart_python_workers="
@@ -160,7 +160,7 @@ def _start_no_idle_workers() -> None:
 
 
 def _tried(start: Callable[[], Any]) -> Any:
-    """What starts a node: Ray gives it 30 s, which a busy machine may need more of."""
+    """Starts a node, again if it fails: Ray gives it 30 s, which a busy machine may need more of."""
     for _ in range(4):
         with contextlib.suppress(Exception):
             return start()
@@ -168,7 +168,7 @@ def _tried(start: Callable[[], Any]) -> Any:
 
 
 class _InProcess:
-    """A runner that does nothing: it takes items from the queue and makes up their records, 64 at a tick."""
+    """Takes items from the queue and makes up their records, 64 at a tick, without any work."""
 
     def __init__(self, at: tuple[int, ...]) -> None:
         self._at = at
@@ -210,7 +210,7 @@ class _InProcess:
 
 
 def in_process(folder: Path, items: int) -> dict[str, float]:
-    """Memory of the driver after 1,000 items and after all of them."""
+    """Measures the driver's memory after 1,000 items and after all of them."""
     from engine.pipeline import config
     from engine.plan.corpus import corpus_plan
     from engine.plan.missing import Request
@@ -264,7 +264,7 @@ def _record(item: Any, target: Any) -> Any:
 
 
 def _used_mb() -> float:
-    """What the process holds: memory that was freed and not given back to the system yet is no growth."""
+    """Returns what the process holds: memory that was freed and not given back to the system yet is no growth."""
     import ctypes
     import gc
 

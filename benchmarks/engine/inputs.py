@@ -1,4 +1,4 @@
-"""The inputs of `benchmarks.engine`: JPEGs as photographs have them, huge ones, and pipelines over folders of them."""
+"""Makes the inputs of `benchmarks.engine`: JPEGs as photographs have them, huge ones, and pipelines over folders of them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _SCENES = 8  # drawn once, cut many times
 
 
 def make_images(folder: Path, count: int, *, sides_px: tuple[int, int] = SIDES_PX, seed: int = 0) -> list[Path]:
-    """So many JPEGs of varied sizes: cuts of photographs that ship inside scikit-image, every fifth of a scene.
+    """Makes `count` JPEGs of varied sizes: cuts of photographs that ship inside scikit-image, every fifth of a scene.
 
     Every second one has a caption beside it. What is there already stays.
     """
@@ -43,7 +43,7 @@ def make_images(folder: Path, count: int, *, sides_px: tuple[int, int] = SIDES_P
 
 
 def _cut(source: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A window of at least two thirds of a picture's sides."""
+    """Returns a window of at least two thirds of a picture's sides."""
     height, width = (int(generator.integers(2 * side // 3, side + 1)) for side in source.shape[:2])
     top, left = (
         int(generator.integers(0, have - want + 1)) for have, want in zip(source.shape, (height, width), strict=False)
@@ -52,7 +52,7 @@ def _cut(source: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def make_huge(folder: Path, count: int) -> None:
-    """So many JPEGs of 100 million pixels, each 300 MB when decoded."""
+    """Makes `count` JPEGs of 100 million pixels, each 300 MB when decoded."""
     width, height = HUGE_PX
     columns, rows = np.arange(width, dtype=np.uint16), np.arange(height, dtype=np.uint16)[:, None]
     image = np.stack([(columns + rows) % 256, (columns // 2 + rows) % 256, (columns + rows // 3) % 256], -1)
@@ -68,7 +68,7 @@ def write_jpeg(path: Path, rgb: np.ndarray) -> None:
 def pipeline(
     source: Path, workspace: Path, modalities: Mapping[str, Mapping[str, Any]], *, part_rows: int, **engine: Any
 ) -> dict[str, Any]:
-    """A pipeline file's content: one corpus, `photos`."""
+    """Returns a pipeline file's content: one corpus, `photos`."""
     return {
         "workspace": str(workspace),
         "corpora": {"photos": {"source": str(source), "part_rows": part_rows, "modalities": dict(modalities)}},
@@ -77,7 +77,7 @@ def pipeline(
 
 
 def folder_of(paths: Sequence[Path], folder: Path) -> Path:
-    """A folder with links to some images, which may stand there several times, and to their captions: a corpus of its own."""
+    """Makes a folder with links to some images (one may occur several times) and to their captions: a corpus of its own."""
     folder.mkdir(parents=True)
     for number, path in enumerate(paths):
         for name in (path, path.with_suffix(".txt")):

@@ -1,4 +1,4 @@
-"""The measures of `benchmarks.engine`: each sets some of the figures that are named there."""
+"""Measures the engine for `benchmarks.engine`: each function sets some of the figures that are named there."""
 
 import os
 import statistics
@@ -19,7 +19,7 @@ BASE_MB = 500
 
 
 def light(bench: Bench) -> None:
-    """light_ms_per_image, light_over_loop, over_ray_data_light."""
+    """Sets light_ms_per_image, light_over_loop, over_ray_data_light."""
     # By default a part has 2,048 rows. The first part is the start.
     part_rows = max(32, round(256 * bench.scale))
     images = bench.images[:part_rows]
@@ -65,14 +65,14 @@ def light(bench: Bench) -> None:
 
 
 def on_ray(bench: Bench, rows: int, part_rows: int, modalities: dict[str, Any], **engine: Any) -> Figures:
-    """A run of ours on the Ray that runs, with two workers."""
+    """Runs the engine on the Ray that runs, with two workers."""
     workers = raydata.WORKERS
     pipeline = bench.pipeline(rows, modalities, part_rows=part_rows, runner="ray", workers=workers, **engine)
     return runs.run(pipeline, workers=workers)
 
 
 def tiny(bench: Bench) -> dict[str, Any]:
-    """Options of the modality that a small DINOv2 makes; its checkpoint is saved."""
+    """Returns options of the modality that a small DINOv2 makes; saves its checkpoint."""
     return _neural(bench, weights.dinov2_tiny, "benchmarks.engine.weights:TinyDinov2")
 
 
@@ -93,7 +93,7 @@ def _quietly(save: Callable[[Path], Path], checkpoint: Path) -> None:
 
 
 def neural(bench: Bench) -> None:
-    """engine_over_bare_tiny: one thread decodes, one computes, in parts of 32 batches (by default a part has 64)."""
+    """Sets engine_over_bare_tiny: one thread decodes, one computes, in parts of 32 batches (by default a part has 64)."""
     part_rows = 32 * max(2, round(32 * bench.scale))
     # The first part is the start.
     rows = 2 * part_rows
@@ -123,7 +123,7 @@ def neural(bench: Bench) -> None:
 
 
 def neural_on_ray(bench: Bench) -> None:
-    """over_ray_data_neural: both decode photographs whole, both have two workers with one thread each."""
+    """Sets over_ray_data_neural: both decode photographs whole, both have two workers with one thread each."""
     rows = bench.rows(256, 16)
     options = tiny(bench)
     given = {
@@ -141,7 +141,7 @@ def neural_on_ray(bench: Bench) -> None:
 
 
 def dinov2(bench: Bench) -> None:
-    """engine_over_bare_dinov2: the true size, in parts of three batches (by default a part has 256 of this size)."""
+    """Sets engine_over_bare_dinov2: the true size, in parts of three batches (by default a part has 256 of this size)."""
     options = _neural(bench, weights.dinov2, "dinov2")
     checkpoint = options["parameters"]["checkpoint"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -183,7 +183,7 @@ def dinov2(bench: Bench) -> None:
 
 
 def fused(bench: Bench) -> None:
-    """fused_over_separate, on one core: on a machine whose cores all have work no decode comes free."""
+    """Sets fused_over_separate, on one core: on a machine whose cores all have work no decode comes free."""
     rows = bench.rows(128, 32)
     every = {**SIX_LIGHT, TINY: tiny(bench), "depth": _neural(bench, weights.depth_tiny, "dpt")}
     core = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
@@ -206,7 +206,7 @@ def fused(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """worker_rss_mb_max, worker_rss_slope_mb_per_100_parts."""
+    """Sets worker_rss_mb_max, worker_rss_slope_mb_per_100_parts."""
     small = bench.folder / "small"
     parts = max(8, round(400 * bench.scale))
     some = inputs.make_images(bench.folder / "of-small", min(400, parts * 4), sides_px=(200, 400), seed=1)
@@ -238,7 +238,7 @@ def memory(bench: Bench) -> None:
 
 
 def driver(bench: Bench) -> None:
-    """driver_efficiency_64, driver_ms_per_item, driver_mb_growth."""
+    """Sets driver_efficiency_64, driver_ms_per_item, driver_mb_growth."""
     from benchmarks.engine.driver import measure
 
     for name, value in measure(bench.folder / "driver", quick=bench.scale <= 1).items():

@@ -1,4 +1,4 @@
-"""The memory of a worker, for `benchmarks.engine`: with photographs of 100 megapixels, and over 200 parts.
+"""Measures the memory of a worker, for `benchmarks.engine`: with photographs of 100 megapixels, and over 200 parts.
 
 A worker is the `local` runner in a process that does nothing else, so that its resident size is the worker's and the
 driver's together: a little more than a worker's on Ray. It is read from /proc every 10 ms.
@@ -27,7 +27,7 @@ def peak_mb(warm_up: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str
 
 
 def slope_mb_per_100_parts(pipeline: Mapping[str, Any]) -> dict[str, float]:
-    """How a worker's resident size grows over many parts, by least squares over the second half of them.
+    """Measures how a worker's resident size grows over many parts, by least squares over the second half of them.
 
     In the first half caches fill: of the allocator, which keeps some memory, and of the index.
     """
@@ -45,7 +45,7 @@ def slope_mb_per_100_parts(pipeline: Mapping[str, Any]) -> dict[str, float]:
 
 
 class _Samples:
-    """The resident size of this process, every 10 ms: (seconds since 1970, megabytes)."""
+    """Samples the resident size of this process, every 10 ms: (seconds since 1970, megabytes)."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[float, float]] = []

@@ -1,4 +1,4 @@
-"""The same work through Ray Data, for `benchmarks.engine`.
+"""Does the same work through Ray Data, for `benchmarks.engine`.
 
 `read_images(include_paths=True)` decodes in its read tasks, an actor pool labels batches with the functions that our engine
 calls, `write_parquet` writes: pixels as PNG bytes, records as lists of structs. Actors take half a processor each, so
@@ -19,7 +19,7 @@ _BATCH = 16
 
 
 class Light:
-    """The light group on decoded photographs: labels, and PNG bytes of those that are pictures."""
+    """Labels the light group on decoded photographs: labels, and PNG bytes of those that are pictures."""
 
     def __init__(self) -> None:
         import cv2
@@ -44,7 +44,7 @@ class Light:
 
 
 class Neural:
-    """A labeler of crops on decoded photographs, in batches of one size; its labels as `.npy` bytes."""
+    """Runs a labeler of crops on decoded photographs, in batches of one size; its labels are `.npy` bytes."""
 
     def __init__(self, labeler: str, parameters: dict[str, Any], modality: str, batch: int) -> None:
         import cv2

@@ -1,4 +1,4 @@
-"""Runs of this engine for `benchmarks.engine`, and how long their work took.
+"""Runs the engine for `benchmarks.engine`, and tells how long the work took.
 
 A run is the real one: `engine.run.job.run` on a pipeline, with samples, log, sidecars and commits. Its time comes from its own
 events (`runs/<run>/events.jsonl`): from the moment when the last worker committed its first work item to the commit of the
@@ -18,8 +18,8 @@ def run(pipeline: Mapping[str, Any], *, workers: int) -> dict[str, float]:
 
     wall_s    from the last worker's first committed item to the last commit
     rows      of the items committed in that time
-    start_s   from the call, ingest done, to where `wall_s` begins: one item a worker, and all that comes before it
-    cpu_s     of this process, from the call to the end (all of the work, where the runner is `local`)
+    start_s   from the call, ingest done, to the moment when `wall_s` begins: one item a worker, and all that comes before it
+    cpu_s     of this process, from the call to the end (all of the work if the runner is `local`)
     cpu_rows  the rows that `cpu_s` was for: all of them
     """
     called, cpu = _ingested(pipeline)
@@ -38,13 +38,13 @@ def run(pipeline: Mapping[str, Any], *, workers: int) -> dict[str, float]:
 
 
 def run_to_events(pipeline: Mapping[str, Any]) -> Path:
-    """Runs a pipeline; where its events are."""
+    """Runs a pipeline and returns the path of its events."""
     _ingested(pipeline)
     return _labeled(pipeline)
 
 
 def commits(events: Path) -> list[float]:
-    """When each item was committed, in seconds since 1970, in that order."""
+    """Returns when each item was committed, in seconds since 1970, in that order."""
     found = []
     for line in events.read_text().splitlines():
         event = json.loads(line)
@@ -63,7 +63,7 @@ def _ingested(pipeline: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _labeled(pipeline: Mapping[str, Any]) -> Path:
-    """Makes labels of what was ingested; the events of that run. Raises ValueError where rows failed."""
+    """Labels what was ingested and returns the path of that run's events. Raises ValueError if rows failed."""
     from engine.pipeline import config
     from engine.run import job
 

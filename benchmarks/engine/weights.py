@@ -1,4 +1,4 @@
-"""Checkpoints of true architectures with random weights, saved as the library saves the published ones.
+"""Makes checkpoints of true architectures with random weights, saved as the library saves the published ones.
 
 For tests and benchmarks on machines without weights:
 
@@ -28,13 +28,13 @@ TINY_GLOBAL = replace(MODALITIES["dinov2_global"], name="tiny_global", labeler=_
 
 
 class TinyDinov2(Dinov2):
-    """The labeler `dinov2`, for modalities of another width than ViT-B's: more than 200 images/s on one core."""
+    """Makes the labels of `dinov2`, for modalities of another width than ViT-B's: more than 200 images/s on one core."""
 
     spec: ClassVar[LabelerSpec] = replace(Dinov2.spec, name=_LABELER, outputs=("tiny_map", "tiny_global"))
 
 
 def dinov2(folder: Path, *, registers: int = 0, seed: int = 0, **config: Any) -> Path:
-    """A DINOv2: ViT-B/14 (86 million parameters) but for what `config`, of transformers' Dinov2Config, says otherwise."""
+    """Saves a DINOv2: ViT-B/14 (86 million parameters), unless `config`, of transformers' Dinov2Config, says otherwise."""
     import torch
     from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
@@ -51,13 +51,13 @@ def dinov2(folder: Path, *, registers: int = 0, seed: int = 0, **config: Any) ->
 
 
 def dinov2_tiny(folder: Path, *, seed: int = 0) -> Path:
-    """Six layers of ViT-Ti's width (3.2 million parameters) on patches of 28 px, for `TinyDinov2`."""
+    """Saves six layers of ViT-Ti's width (3.2 million parameters) on patches of 28 px, for `TinyDinov2`."""
     tiny = {"image_size": 224, "patch_size": 28, "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3}
     return dinov2(folder, seed=seed, **tiny)
 
 
 def depth_tiny(folder: Path, *, metric: bool = False, side: int = 112, seed: int = 0) -> Path:
-    """A Depth Anything V2 whose backbone has four layers of 32 channels, for photographs at `side` px."""
+    """Saves a Depth Anything V2 whose backbone has four layers of 32 channels, for photographs at `side` px."""
     import torch
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 

@@ -16,7 +16,7 @@ from engine.cli.entry import command
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes.")
 def demo(out: Path, workers: int | None) -> None:
-    """Label and tokenize photographs, scenes and texts that come with a clone, and write a report with pictures."""
+    """Labels and tokenizes photographs, scenes and texts that come with a clone, and writes a report with pictures."""
     from examples.demo.demo import run_demo
 
     report = run_demo(out, workers=workers)

@@ -1,4 +1,4 @@
-"""The demo: photographs, scenes and texts that come with a clone, through the whole pipeline, to a report with pictures.
+"""Runs the demo: photographs, scenes and texts that come with a clone, through the whole pipeline, to a report with pictures.
 
 Three corpora are laid out under the given folder as a user would have them (`sources/`), with a pipeline file beside them
 that can be run again. What is there already is not made again.
@@ -58,7 +58,7 @@ QUESTIONS: tuple[Question, ...] = (
 def run_demo(out: Path, *, workers: int | None = None, scenes: int = SCENES, settings: Sequence[str] = ()) -> Path:
     """Lays out the sources and the pipeline file in `out`, runs it, and writes the report; the report's path.
 
-    `scenes` is how many are rendered where there are none yet, `settings` are overrides as `modmill run --set` takes
+    `scenes` is how many are rendered if there are none yet, `settings` are overrides as `modmill run --set` takes
     them. Raises ConfigError if a package that brings photographs is missing, or if `out` holds another pipeline file.
     """
     progress = Progress(None)
@@ -104,7 +104,7 @@ def _model_section(
 
 
 def _trainer_file() -> str:
-    """The trainer file of the examples, with its paths as the demo's folder has them."""
+    """Returns the trainer file of the examples, with its paths as the demo's folder has them."""
     text = (HERE.parent / "train" / "tiny.yaml").read_text(encoding="utf-8")
     return text.replace("../../demo-out/workspace#", "workspace#")
 

@@ -1,4 +1,4 @@
-"""The demo's model in its report: loss curves, generated examples of scenes it never saw, and how right they are."""
+"""Judges the demo's model for its report: loss curves, generated examples of scenes it never saw, and how right they are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ Colors = Mapping[str, tuple[int, int, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes:
-    """Held-out scenes: rows of tokens by modality, and the labels that these decode to."""
+    """Holds held-out scenes: rows of tokens by modality, and the labels that these decode to."""
 
     tokens: Mapping[str, list[np.ndarray]]
     labels: Mapping[str, list[Any]]
@@ -41,14 +41,14 @@ class Scenes:
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """What the model made of held-out scenes: `rgb` from their captions, and each of `FROM_RGB` from their pixels."""
+    """Holds what the model made of held-out scenes: `rgb` from their captions, and each of `FROM_RGB` from their pixels."""
 
     scenes: Scenes
     labels: Mapping[str, list[Any]]
 
 
 def held_out(snapshot: Snapshot, checkpoint: Checkpoint, tokenizers: Tokenizers, most: int = JUDGED) -> Scenes:
-    """The first held-out scenes of a snapshot."""
+    """Returns the first held-out scenes of a snapshot."""
     entry = MixtureEntry(snapshot=snapshot, corpora=("scenes",), weight=1.0)
     with Loader([entry], vocabulary=checkpoint.vocabulary, seed=0, batch=most) as loader:
         batch = next(iter(loader.held_out_batches(most)))
@@ -72,7 +72,7 @@ def make(checkpoint: Checkpoint, tokenizers: Tokenizers, scenes: Scenes) -> Gene
 
 
 def scores(generated: Generated, colors: Colors) -> list[dict[str, Any]]:
-    """Rows of a table: what was judged, the model's figure, what needs no model, and the best that tokens allow."""
+    """Returns rows of a table: what was judged, the model's figure, what needs no model, and the best that tokens allow."""
     scenes, labels, hues = generated.scenes, generated.labels, demo_scores.chromatic(colors)
     captions = scenes.labels["caption"]
     others = [*captions[1:], captions[0]]
@@ -156,7 +156,7 @@ def model_section(page: Page, run: Path, snapshot: Snapshot, colors: Colors) -> 
 
 
 def _shared_words(found: Sequence[str], true: Sequence[str], words: set[str]) -> float:
-    """Of those of `words` that are in the true texts, the share that is in the found ones."""
+    """Returns the share of those `words` in the true texts that are also in the found ones."""
     named = [words & set(text.split()) for text in true]
     hits = sum(len(some & set(text.split())) for some, text in zip(named, found, strict=True))
     return hits / max(sum(map(len, named)), 1)

@@ -1,4 +1,4 @@
-"""How right the demo's model is on scenes it never saw: colors of captions, depth, boxes. Pure functions of labels."""
+"""Scores the demo's model on scenes it never saw: colors of captions, depth, boxes. Pure functions of labels."""
 
 import colorsys
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ _LEAST_SHARE = 0.005
 
 
 def colors_in(picture: np.ndarray, colors: Mapping[str, tuple[int, int, int]]) -> set[str]:
-    """The named colors that at least 0.5 % of a picture (h, w, 3) uint8 sRGB has; grays are left out of `colors`.
+    """Returns the named colors that at least 0.5 % of a picture (h, w, 3) uint8 sRGB has; grays are left out of `colors`.
 
-    A pixel has a color where its hue is within 11 degrees of it and it is neither pale nor dark: shading changes the
+    A pixel has a color if its hue is within 11 degrees of it and it is neither pale nor dark: shading changes the
     value of a solid and not its hue.
     """
     hue, saturation, value = np.moveaxis(cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2HSV), -1, 0)
@@ -32,14 +32,14 @@ def colors_in(picture: np.ndarray, colors: Mapping[str, tuple[int, int, int]]) -
 
 
 def chromatic(colors: Mapping[str, tuple[int, int, int]]) -> dict[str, tuple[int, int, int]]:
-    """The colors that have a hue."""
+    """Returns the colors that have a hue."""
     return {name: color for name, color in colors.items() if max(color) - min(color) > 40}
 
 
 def color_recall(
     pictures: Sequence[np.ndarray], captions: Sequence[str], colors: Mapping[str, tuple[int, int, int]]
 ) -> tuple[int, int]:
-    """How many of the colors that captions name are in their pictures, and how many are named."""
+    """Returns how many of the colors that captions name are in their pictures, and how many are named."""
     hits = named = 0
     for picture, caption in zip(pictures, captions, strict=True):
         words = set(caption.split()) & set(colors)
@@ -49,12 +49,12 @@ def color_recall(
 
 
 def depth_error(found: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> float:
-    """The mean absolute difference of standardized depths (h, w), in standard deviations of the picture's own depth."""
+    """Returns the mean absolute difference of standardized depths (h, w), in standard deviations of the picture's own depth."""
     return float(np.mean([np.abs(a - b).mean() for a, b in zip(found, true, strict=True)]))
 
 
 def overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Intersection over union of two boxes with corners x0 y0 x1 y1."""
+    """Returns intersection over union of two boxes with corners x0 y0 x1 y1."""
     width = min(one["x1"], other["x1"]) - max(one["x0"], other["x0"])
     height = min(one["y1"], other["y1"]) - max(one["y0"], other["y0"])
     shared = max(width, 0.0) * max(height, 0.0)
@@ -69,7 +69,7 @@ def box_f1(
     least_overlap: float = 0.5,
     classes: bool = True,
 ) -> float:
-    """F1 over all pictures: a found box is right where one of its class, not taken yet, overlaps it enough."""
+    """Returns F1 over all pictures: a found box is right if a true one of its class, not taken yet, overlaps it enough."""
     right = total = 0
     for some, all_true in zip(found, true, strict=True):
         total += len(some) + len(all_true)
