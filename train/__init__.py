@@ -1,4 +1,4 @@
-"""Everything that has an optimizer, and all use of trained models. Runs where neither ray nor duckdb is installed.
+"""Holds everything that has an optimizer, and all use of trained models. Runs without ray and duckdb.
 
 data        from a snapshot to masked batches
 model       the transformer and its loss

@@ -1,1 +1,1 @@
-"""From a snapshot to masked batches: vocabulary, mixture and order, loader, local cache of tokens, masks."""
+"""Turns a snapshot into masked batches: vocabulary, mixture and order, loader, local cache of tokens, masks."""

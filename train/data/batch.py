@@ -1,4 +1,4 @@
-"""What flows from the loader to the model: a batch of rows, and the same batch masked."""
+"""Defines what the loader hands to the model: a batch of rows, and the same batch masked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """The tokens of one modality in a batch of B rows, ragged: row b has `values[offsets[b]:offsets[b + 1]]`.
+    """Holds the tokens of one modality in a batch of B rows, ragged: row b has `values[offsets[b]:offsets[b + 1]]`.
 
     A row without the modality is empty. `values` has the narrow unsigned type of the shards.
     """
@@ -20,20 +20,20 @@ class Column:
     offsets: Int64[np.ndarray, "B+1"]
 
     def lengths(self) -> Int64[np.ndarray, "B"]:
-        """Tokens of each row."""
+        """Returns the number of tokens of each row."""
         return np.diff(self.offsets)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Batch:
-    """B rows of a mixture, as the snapshots hold them.
+    """Holds B rows of a mixture, as they are in the snapshots.
 
     slots    the places in the global order that the rows fill
     sources  which entry of the mixture each row came from
     parts    its part; `corpora` names the corpora, `corpus` says which one it is of
     rows     its row in the part
-    crops    which crop the tokens of crop grain are of (0 where there is none)
-    epochs   how often its source was gone through before
+    crops    which crop the tokens of crop grain are of (0 if the row has no crops)
+    epochs   how many complete passes over its source came before
     keys     the hash of (seed, epoch, corpus, part, row) that masks are drawn with
     columns  tokens by modality; every modality of the mixture is there
     """
@@ -59,7 +59,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedBatch:
-    """The tokens that the mask chose of B samples, packed: T inputs and U targets, sorted by sample, modality, position.
+    """Holds the tokens that the mask chose from B samples, packed: T inputs, U targets, sorted by sample, modality, position.
 
     *_modality  index in the vocabulary's modalities
     *_position  cell of the grid in row-major order; for a sequence its place in what is left of it
@@ -82,5 +82,5 @@ class MaskedBatch:
     target_sample: Int64[Tensor, "U"]
 
     def counts(self, modalities: int) -> Int64[Tensor, "M"]:
-        """Targets of each modality."""
+        """Returns the number of targets of each modality."""
         return torch.bincount(self.target_modality, minlength=modalities)

@@ -1,4 +1,4 @@
-"""Rows of snapshots to the tokens of a batch, read file by file without a loop over rows."""
+"""Reads the tokens of a batch's rows from snapshots, file by file and without a loop over rows."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -20,10 +20,10 @@ _COLUMNS = 16_384
 
 
 class Reader:
-    """Rows to tokens: all rows of a file are read together, and lie where their batch wants them."""
+    """Reads the tokens of rows. All rows of a file are read together and put at their places in the batch."""
 
     def __init__(self, snapshots: Sequence[Snapshot], vocabulary: Vocabulary) -> None:
-        """Raises ConfigError where a snapshot has another tokenizer than the vocabulary."""
+        """Raises ConfigError if a snapshot has another tokenizer than the vocabulary."""
         self._snapshots = tuple(snapshots)
         self._vocabulary = vocabulary
         self._corpora = tuple(sorted({part.corpus for snapshot in snapshots for part in snapshot.parts}))
@@ -38,7 +38,7 @@ class Reader:
         self._open = lru_cache(maxsize=_COLUMNS)(self._checked_column)
 
     def read(self, slot: int, picks: Picks) -> Batch:
-        """The batch of these rows; `slot` is that of the first."""
+        """Returns the batch of these rows; `slot` is that of the first."""
         corpus = np.empty_like(picks.rows)
         parts = np.empty_like(picks.rows)
         for source in np.unique(picks.sources).tolist():
@@ -68,7 +68,7 @@ class Reader:
         )
 
     def _checked_column(self, source: int, place: int, crop: int, name: str) -> TokenColumn | None:
-        """The column of a modality in a part, None where it is absent there (or has not this crop)."""
+        """Returns the column of a modality in a part, or None if the part does not have it (or not this crop)."""
         snapshot, shards = self._snapshots[source], self._shards[source]
         part = snapshot.parts[place]
         shard = shards.get((part.corpus, part.part, name, crop)) or shards.get((part.corpus, part.part, name, None))
@@ -80,7 +80,7 @@ class Reader:
 
 
 def cut(batch: Batch, first: int, last: int) -> Batch:
-    """Rows first..last-1 as a batch of their own; its arrays are views."""
+    """Returns rows first..last-1 as a batch of their own; its arrays are views."""
     rows = slice(first, last)
     columns = {}
     for name, column in batch.columns.items():
@@ -107,7 +107,7 @@ def _column(
     order: Int64[np.ndarray, "B"],
     grouped: Picks,
 ) -> Column:
-    """The tokens of a modality; the rows edges[g]..edges[g + 1] of `grouped` are those of file g, `order` their places."""
+    """Reads the tokens of a modality. Rows edges[g]..edges[g + 1] of `grouped` are in file g, `order` has their places."""
     starts, lengths = np.zeros_like(order), np.zeros_like(order)
     for column, first, last in zip(found, edges[:-1], edges[1:], strict=True):
         if column is not None:
@@ -133,7 +133,7 @@ def _column(
 def _copy_fixed(
     to: np.ndarray, places: np.ndarray, source: np.ndarray, starts: np.ndarray, lengths: np.ndarray
 ) -> None:
-    """Copies rows of one length, or of none: whole rows at once."""
+    """Copies all rows at once, each of which has the one length or is empty."""
     size = int(lengths.max())
     if size:
         present = lengths > 0
@@ -162,7 +162,7 @@ def _check_tokenizers(snapshot: Snapshot, vocabulary: Vocabulary) -> None:
 
 
 def _check_tokens(snapshot: Snapshot, shard: SnapshotShard, column: TokenColumn, modality: TokenModality) -> None:
-    """Raises ShardError for tokens that the model has no place for."""
+    """Raises ShardError if tokens are outside the model's vocabulary or too many for it."""
     where = snapshot.storage.location(shard.path)
     most = int(column.values.max(initial=0))
     if most >= modality.vocabulary:

@@ -1,4 +1,4 @@
-"""Keyed hashes: the only source of chance in training.
+"""Makes the keyed hashes that are the only source of randomness in training.
 
 Every draw is a hash of what it is for (seed, epoch, row, position), so that nothing needs a generator's state: the same
 row gets the same crop and mask whatever the number of workers, the batch it falls into, or the run that resumes.
@@ -25,20 +25,20 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 
 def name_hash(*names: str | int) -> int:
-    """A hash of names and numbers as an int64, the first bytes of the sha256 of their text; equal on every machine."""
+    """Returns a hash of names and numbers as an int64: the first bytes of the sha256 of their text, equal on every machine."""
     text = "\n".join(str(name) for name in names)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
 def mix(values: Hashes) -> Hashes:
-    """A bijection of int64 values whose every output bit depends on every input bit."""
+    """Mixes int64 values, one to one: every output bit depends on every input bit."""
     values = (values ^ _shifted(values, 30)) * _FIRST
     values = (values ^ _shifted(values, 27)) * _SECOND
     return values ^ _shifted(values, 31)
 
 
 def combine(key: Any, values: Any) -> Any:
-    """The hash of `values` under `key`, elementwise with broadcasting; `combine(combine(k, a), b)` hashes the pair.
+    """Returns the hash of `values` under `key`, elementwise with broadcasting; `combine(combine(k, a), b)` hashes the pair.
 
     The values may be one number, and so may the key.
     """
@@ -54,12 +54,12 @@ def combine(key: Any, values: Any) -> Any:
 
 
 def uniform(hashes: np.ndarray) -> np.ndarray:
-    """Float64 in the open interval (0, 1), of the upper 52 bits."""
+    """Returns float64 in the open interval (0, 1), made of the upper 52 bits."""
     return (_shifted(hashes, 12).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def below(hashes: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
-    """Int64 in 0..bound-1; the bias is under bound / 2**31. `bound` < 2**31."""
+    """Returns int64 in 0..bound-1. `bound` must be under 2**31; the bias is under bound / 2**31."""
     return (_shifted(hashes, 33) * bound) >> 31
 
 

@@ -1,4 +1,4 @@
-"""Batches from snapshots, in an order that is arithmetic.
+"""Loads batches from snapshots, in an order that is computed, not stored.
 
 Step t has the slots [t * batch, (t + 1) * batch) of the mixture, whatever the number of threads and however far ahead they
 work, so a run is resumed exactly by one number. Tokens come from the cache of `token_cache.py`.
@@ -24,14 +24,14 @@ _HOLD_OUT = "make a snapshot that holds some out: `modmill snapshot WORKSPACE NA
 
 
 class Loader:
-    """Batches of a mixture of snapshots: by step (`batch_at`), or one after the other from where it stands (iteration).
+    """Loads batches of a mixture of snapshots: by step (`batch_at`), or one after the other from its position (iteration).
 
     batch     rows of a batch
-    held_out  batches of the rows that the snapshots hold out, instead of those to train on
+    held_out  load the rows that the snapshots hold out, instead of those to train on
     workers   threads that work ahead; 0 makes batches when they are asked for
     prefetch  blocks of up to 4,096 rows that they make ahead
 
-    One thread at a time asks it. It is a context manager; `close` ends its threads.
+    Only one thread at a time may use it. It is a context manager; `close` ends its threads.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Loader:
         workers: int = 0,
         prefetch: int = 2,
     ) -> None:
-        """Raises ConfigError where a source has no such row, or other tokenizers than the vocabulary."""
+        """Raises ConfigError if a source has no such row, or other tokenizers than the vocabulary."""
         for name, value, least in (("batch", batch, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)):
             if value < least:
                 raise ConfigError(f"the loader's {name} is {value}, expected {least} or more")
@@ -66,25 +66,25 @@ class Loader:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Rows of each source: an epoch of it."""
+        """Returns the number of rows of each source: one epoch of it."""
         return tuple(order.rows for order in self._orders)
 
     def batch_at(self, step: int) -> Batch:
-        """The batch of a step, the same at every call. Raises ShardError where a shard of it cannot be used."""
+        """Returns the batch of a step, the same at every call. Raises ShardError if one of its shards cannot be used."""
         return self._slots(step * self.batch, self.batch)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches without end from where the loader stands; another iteration, `load_state` and `close` end this one."""
+        """Yields batches without end from the loader's position. Another iteration, `load_state` and `close` end this one."""
         self.close()
         self._running = self._batches()
         return self._running
 
     def held_out_batches(self, rows: int) -> Iterator[Batch]:
-        """The held-out rows of all sources, each once, at most so many, for validation; the last batch may be smaller.
+        """Returns at most `rows` of all sources' held-out rows, each once, for validation. The last batch may be smaller.
 
         Order, crops (the first) and keys are the same in every run, whatever its seed; the sources are interleaved in
         proportion to their rows. A row that two entries have of one snapshot comes from the first.
-        Raises ConfigError where no row is held out.
+        Raises ConfigError if no row is held out.
         """
         orders: list[RowOrder] = []
         taken: dict[str, set[int]] = {}
@@ -104,13 +104,13 @@ class Loader:
         return (self._reader.read(start, chosen.take(slice(start, start + self.batch))) for start in starts)
 
     def state(self) -> dict[str, Any]:
-        """Where the iteration stands, as plain JSON values; `slot` is the first of the next batch."""
+        """Returns the position of the iteration as plain JSON values; `slot` is the first of the next batch."""
         return {"batch": self.batch, "slot": self._slot, **self._identity()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state` was taken; with another batch size the same slots are grouped anew.
+        """Goes on where `state` was taken; with another batch size the same slots are grouped differently.
 
-        Raises ConfigError where it is of other snapshots, corpora, weights or seed: the order would be another one.
+        Raises ConfigError if it is of other snapshots, corpora, weights or seed: the order would be a different one.
         """
         for name, own in self._identity().items():
             if state.get(name) != own:
@@ -158,7 +158,7 @@ class Loader:
                 pool.shutdown(cancel_futures=True)
 
     def _made(self, pool: ThreadPoolExecutor | None) -> Iterator[tuple[range, Batch | None]]:
-        """The blocks in order, made here or ahead of time."""
+        """Yields the blocks in order, made here or ahead of time."""
         if pool is None:
             yield from map(self._block, self._blocks())
             return
@@ -169,7 +169,7 @@ class Loader:
                 yield ahead.popleft().result()
 
     def _blocks(self) -> Iterator[range]:
-        """The first slots of the batches of one block after the other: small blocks first, for a quick start."""
+        """Yields the first slots of the batches of each block: small blocks first, for a quick start."""
         slot, steps = self._slot, 1
         while True:
             yield range(slot, slot + steps * self.batch, self.batch)
@@ -177,7 +177,7 @@ class Loader:
             steps = max(1, min(2 * steps, _BLOCK_ROWS // self.batch))
 
     def _block(self, slots: range) -> tuple[range, Batch | None]:
-        """A block; None where it cannot be made: its batches are then made singly, and the one that cannot be raises."""
+        """Returns a block, or None if it cannot be made: its batches are then made one by one, and the bad one raises."""
         try:
             return slots, self._slots(slots.start, len(slots) * self.batch)
         except ModmillError:

@@ -1,8 +1,8 @@
-"""Masks: which tokens of a row are given, and which are asked for.
+"""Decides which tokens of a row are inputs, and which are targets.
 
-4M's recipe (arXiv 2406.09406; apple/ml-4m, fourm/data/masking.py) on whole batches, every draw keyed by the row's own
-key: a row gets the same mask in any batch, in any process, in a run that resumes. A strategy is drawn for the row, then
-how many tokens are inputs and how many targets; Dirichlet draws divide both among the modalities that the row has. A grid
+It is 4M's recipe (arXiv 2406.09406; apple/ml-4m, fourm/data/masking.py) on whole batches. Every draw is keyed by the
+row's own key: a row gets the same mask in any batch, in any process, in a run that resumes. A strategy is drawn for the
+row, then how many tokens are inputs and how many targets; Dirichlet draws divide both among the row's modalities. A grid
 gives a random set of its places as inputs and others as targets. In a sequence each token is kept or dropped (metadata:
 each record); a run of dropped tokens becomes one sentinel in the input, and the target is each sentinel with the tokens
 it stands for, then one more sentinel:
@@ -11,8 +11,8 @@ it stands for, then one more sentinel:
     input    a [S_1] on the [S_2]
     target   [S_1] red cube [S_2] grass [EOS] [S_3]
 
-Other than there, what rounding leaves over goes to the largest fractions instead of further draws. Budgets that a
-modality cannot fill stay unfilled, as there: a caption may be all that is given.
+Unlike in 4M, what rounding leaves over goes to the largest fractions instead of further draws. As in 4M, budgets that a
+modality cannot fill stay unfilled: a caption may be the only input.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from train.data.hashing import below, combine, name_hash, uniform
 from train.data.vocabulary import TokenModality, Vocabulary
 
 OTHERS = "*"
-# An alpha of 0 is nearly never drawn, and always where nothing else is there (4M).
+# A modality of alpha 0 is nearly never drawn, but always if the row has no other (as in 4M).
 _LEAST_ALPHA = 1e-9
 _GAMMA_TRIES = 8
 _KEEP_DECAY = 0.9
@@ -49,7 +49,7 @@ Budget = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)]
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """One way to mask. `inputs` and `targets` are Dirichlet alphas by modality, "*" those of all others.
+    """Holds one way to mask. `inputs` and `targets` are Dirichlet alphas by modality, "*" those of all others.
 
     A small alpha gives all to one modality, a large one divides evenly. `keep` is how many tokens of a sequence stay:
     `random` a share drawn from 0 to 1, `all` (as far as the budget reaches), `binary` all or none.
@@ -63,7 +63,7 @@ class Strategy:
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """The least and the most tokens of a row that are inputs, and targets; and the strategies, drawn by weight."""
+    """Holds the least and the most tokens of a row that are inputs, and targets; and the strategies, drawn by weight."""
 
     inputs: Budget = (128, 128)
     targets: Budget = (128, 128)
@@ -89,7 +89,7 @@ class Masking:
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
-    """What each modality of each row may give and be asked for, and the share of a sequence's tokens that stays."""
+    """Holds the most inputs and targets of each modality of each row, and the share of a sequence's tokens that stays."""
 
     inputs: Int64[np.ndarray, "B M"]
     targets: Int64[np.ndarray, "B M"]
@@ -99,7 +99,7 @@ class Budgets:
 def mask_batch(
     batch: Batch, vocabulary: Vocabulary, masking: Masking, *, device: str | torch.device = "cpu"
 ) -> MaskedBatch:
-    """A batch with the mask that its rows' keys draw. `masking` has passed its `check`."""
+    """Returns a batch with the mask that its rows' keys draw. `masking` must have passed its `check`."""
     lengths = np.stack([batch.columns[modality.name].lengths() for modality in vocabulary.modalities], axis=1)
     drawn = budgets(batch.keys, lengths, vocabulary, masking)
     inputs, targets = [_nothing(4)], [_nothing(5)]
@@ -121,7 +121,7 @@ def mask_batch(
 def budgets(
     keys: Int64[np.ndarray, "B"], lengths: Int64[np.ndarray, "B M"], vocabulary: Vocabulary, masking: Masking
 ) -> Budgets:
-    """Draws the budgets of rows whose modalities have `lengths` tokens (0: the row has it not)."""
+    """Draws the budgets of rows whose modalities have `lengths` tokens (0: the row does not have the modality)."""
     weights = np.cumsum([strategy.weight for strategy in masking.strategies])
     drawn = uniform(combine(keys, name_hash("strategy"))) * weights[-1]
     strategy = np.minimum(np.searchsorted(weights, drawn, side="right"), len(weights) - 1)
@@ -149,9 +149,9 @@ def mask_grid(
     targets: Int64[np.ndarray, "B"],
     modality: TokenModality,
 ) -> tuple[Int64[np.ndarray, "3 T"], Int64[np.ndarray, "4 U"]]:
-    """The chosen places of grids: rows sample, position, id of the inputs; and with the previous id, -1, of the targets.
+    """Returns the chosen places of grids: sample, position and id of the inputs; the same and the previous id, -1, of targets.
 
-    Places are drawn without preference: the first `inputs` of a random order are given, the next `targets` asked for.
+    All places are equally likely: the first `inputs` of a random order are inputs, the next `targets` are targets.
     """
     rows = np.flatnonzero(column.lengths())
     tokens = column.values.reshape(len(rows), modality.tokens)
@@ -178,10 +178,10 @@ def mask_sequence(
     keep: Float[np.ndarray, "B"],
     modality: TokenModality,
 ) -> tuple[Int64[np.ndarray, "3 T"], Int64[np.ndarray, "4 U"]]:
-    """The spans of sequences, as `mask_grid` gives places; previous ids are of the token table.
+    """Returns the spans of sequences in the form of `mask_grid`; previous ids are of the token table.
 
-    A sequence without an input budget is asked for whole and gives not even a sentinel. The kept share shrinks until
-    the input fits. A target over its budget begins at one of its sentinels, never the last, and is cut.
+    A sequence without an input budget is a target as a whole, and not even a sentinel of it is an input. The kept share
+    shrinks until the input fits. A target over its budget begins at one of its sentinels, never the last, and is cut.
     """
     tokens = column.values.astype(np.int64)
     lengths = column.lengths()
@@ -190,11 +190,13 @@ def mask_sequence(
     drawn = uniform(combine(keys[row], _units(tokens, place, modality)))
 
     def cut(share: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Which tokens stay, which begin a run of dropped ones, and how many runs each row has."""
+        """Returns which tokens stay, which begin a run of dropped ones, and how many runs each row has."""
         kept = drawn < share[row]
         begins = ~kept & ((place == 0) | np.concatenate([[True], kept[:-1]]))
         return kept, begins, _sum(begins, row, len(lengths))
 
+    # How many tokens the input has depends on how the draws fall into runs, since each run adds a sentinel: the share is
+    # lowered until input and sentinels fit, the last time to 0 (one run). Two sentinels are kept back for the target's end.
     share = np.where(inputs > 0, keep, 0.0)
     kept, begins, runs = cut(share)
     for attempt in range(_DECAYS):
@@ -224,7 +226,7 @@ def _spans(
     targets: np.ndarray,
     modality: TokenModality,
 ) -> np.ndarray:
-    """The targets of sequences: each is laid out whole, its tokens with the sentinel of their run before them."""
+    """Returns the targets of sequences: each is laid out whole, its tokens with the sentinel of their run before them."""
     count = _sum(dropped, row, len(runs))
     asked = np.where((runs > 0) & (targets > 0), count + runs + 1, 0)
     first = np.cumsum(asked) - asked
@@ -251,7 +253,7 @@ def _spans(
 
 
 def _units(tokens: np.ndarray, place: np.ndarray, modality: TokenModality) -> np.ndarray:
-    """What is kept or dropped as one, numbered in a row: tokens, or records (the end is one of its own)."""
+    """Returns a number for what is kept or dropped together in each row: tokens, or records (the end counts as a record)."""
     if modality.record_start is None:
         return place
     low, high = modality.record_start
@@ -268,9 +270,9 @@ def _alphas(given: Mapping[str, float], names: list[str]) -> list[float]:
 def _log_gamma(
     keys: np.ndarray, side: str, names: list[str], alpha: Float[np.ndarray, "B M"]
 ) -> Float[np.ndarray, "B M"]:
-    """The logarithm of gamma draws: Marsaglia and Tsang 2000, with the power of a uniform for alphas under 1.
+    """Returns the logarithm of gamma draws: Marsaglia and Tsang 2000, with the power of a uniform for alphas under 1.
 
-    In logarithms, since a draw with alpha 0.01 may be under 1e-300. A rejected proposal is drawn again a fixed number of times;
+    The logarithm, since a draw with alpha 0.01 may be under 1e-300. A rejected proposal is drawn again a fixed number of times;
     the last stands (one in 10**10).
     """
     logs = np.empty(alpha.shape)
@@ -292,7 +294,7 @@ def _log_gamma(
 
 
 def _divided(total: np.ndarray, logs: np.ndarray, present: np.ndarray) -> Int64[np.ndarray, "B M"]:
-    """Integers that add up to `total` in the proportions exp(logs), 0 where not present (all, where nothing is)."""
+    """Returns integers that add up to `total` in the proportions exp(logs), 0 if not present (all 0 if none is present)."""
     logs = np.where(present, logs, -np.inf)
     most = np.where(present.any(axis=1), logs.max(axis=1), 0.0)
     shares = np.exp(logs - most[:, None])
@@ -310,7 +312,7 @@ def _sum(flags: np.ndarray, row: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _place(flags: np.ndarray, row: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """How many of the flags stand before each place in its own row."""
+    """Counts the flags before each place in its own row."""
     before = np.cumsum(flags) - flags
     first = np.cumsum(lengths) - lengths
     return before - before[np.minimum(first, len(before) - 1)][row]
@@ -321,7 +323,7 @@ def _nothing(fields: int) -> np.ndarray:
 
 
 def _packed(inputs: np.ndarray, targets: np.ndarray, samples: int, device: str | torch.device) -> MaskedBatch:
-    """The columns sample, modality, position, id(, previous id), sorted, as tensors."""
+    """Sorts the columns sample, modality, position, id(, previous id) and returns them as tensors."""
 
     def tensors(columns: np.ndarray) -> list[torch.Tensor]:
         order = np.lexsort((columns[2], columns[1], columns[0]))

@@ -1,4 +1,4 @@
-"""Which row comes when: arithmetic on (seed, slot), without a state.
+"""Decides which row comes when, by arithmetic on (seed, slot) and without a state.
 
 A run fills slots 0, 1, 2, ... `Mixture` says which source fills a slot and which draw of that source it is; `RowOrder`
 says which row a draw is. Nothing depends on batches, workers or ranks, so another grouping of the slots sees the same rows.
@@ -28,7 +28,7 @@ _CROP = hashing.name_hash("first crop")
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureEntry:
-    """A source of a mixture: the rows of a snapshot, of some of its corpora or of all (None), and its share of the slots."""
+    """Holds a source of a mixture: the rows of a snapshot, of some of its corpora or of all (None), and its weight."""
 
     snapshot: Snapshot
     corpora: tuple[str, ...] | None = None
@@ -37,7 +37,7 @@ class MixtureEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Picks:
-    """B rows: their source, the place of their part in the source's `snapshot.parts`, and the rest as `Batch` has it."""
+    """Identifies B rows: their source, the place of their part in the source's `snapshot.parts`, and the rest as in `Batch`."""
 
     sources: Int64[np.ndarray, "B"]
     places: Int64[np.ndarray, "B"]
@@ -47,19 +47,19 @@ class Picks:
     keys: Int64[np.ndarray, "B"]
 
     def take(self, index: Int64[np.ndarray, "C"] | slice) -> "Picks":
-        """Some of the rows."""
+        """Returns some of the rows."""
         return Picks(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
 def join(picks: Sequence[Picks]) -> Picks:
-    """The rows of all, one after the other."""
+    """Concatenates picks."""
     return Picks(
         **{field.name: np.concatenate([getattr(some, field.name) for some in picks]) for field in fields(Picks)}
     )
 
 
 class Mixture:
-    """Slots to sources: every window of 4,096 slots has the same number of each source, in an order of its own.
+    """Assigns slots to sources: every window of 4,096 slots has the same number of each source, in an order of its own.
 
     counts  slots of each source in a window: its share by largest remainder, at least one
     """
@@ -72,7 +72,7 @@ class Mixture:
         self._window = lru_cache(maxsize=4)(self._shuffled)
 
     def draws(self, slots: Int64[np.ndarray, "B"]) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
-        """The source that fills each slot, and how many slots that source filled before."""
+        """Returns the source that fills each slot, and how many slots that source filled before."""
         windows, within = np.divmod(slots, WINDOW_SLOTS)
         sources, draws = np.empty_like(slots), np.empty_like(slots)
         for window in np.unique(windows).tolist():
@@ -91,16 +91,16 @@ class Mixture:
 
 
 class RowOrder:
-    """The order of one source's rows, epoch after epoch: of those to train on, or of those held out.
+    """Orders one source's rows, epoch after epoch: those to train on, or those held out.
 
-    rows    how many such rows there are
+    rows    the number of these rows
     places  the places of their parts in `snapshot.parts`
     """
 
     def __init__(
         self, entry: MixtureEntry, source: int, *, seed: int | str, held_out: bool, without: Collection[int] = ()
     ) -> None:
-        """`source` is the place of the entry in its mixture; the parts at the places `without` are left out."""
+        """Takes the place of the entry in its mixture, `source`, and leaves out the parts at the places `without`."""
         self._source, self._held_out = source, held_out
         self._parts = entry.snapshot.parts
         self._seed = hashing.name_hash("rows", seed)
@@ -118,7 +118,7 @@ class RowOrder:
         self._window = lru_cache(maxsize=4)(self._row_order)
 
     def picks(self, draws: Int64[np.ndarray, "B"]) -> Picks:
-        """The rows that are these draws of the source; its first draw is 0."""
+        """Returns the rows that are these draws of the source; its first draw is 0."""
         epochs, positions = np.divmod(draws, max(self.rows, 1))
         places, rows, keys = np.empty_like(draws), np.empty_like(draws), np.empty_like(draws)
         for epoch in np.unique(epochs).tolist():
@@ -137,7 +137,7 @@ class RowOrder:
         )
 
     def first_picks(self, most: int) -> Picks:
-        """The first rows of epoch 0, at most so many, each with its part's first crop."""
+        """Returns the first rows of epoch 0, at most `most`, each with its part's first crop."""
         picks = self.picks(np.arange(min(most, self.rows)))
         return replace(picks, crops=self._crops[picks.places, 0])
 
@@ -145,19 +145,19 @@ class RowOrder:
         return part.selected & (part.held_out == self._held_out)
 
     def _part_order(self, epoch: int) -> tuple[Int64[np.ndarray, "P"], Int64[np.ndarray, "W"]]:
-        """The places of the parts in the epoch's order, and the position at which each window of parts begins."""
+        """Returns the places of the parts in the epoch's order, and the position at which each window of parts begins."""
         order = self.places[np.argsort(self._part_keys(epoch, self.places), kind="stable")]
         ends = np.cumsum(self._counts[order])
         return order, np.concatenate([[0], ends[WINDOW_PARTS - 1 : -1 : WINDOW_PARTS]])
 
     def _row_order(self, epoch: int, window: int) -> tuple[Int64[np.ndarray, "R"], ...]:
-        """Places, rows and keys of a window of parts, in the epoch's order."""
+        """Returns places, rows and keys of a window of parts, in the epoch's order."""
         order, _ = self._epoch(epoch)
         held = order[window * WINDOW_PARTS : (window + 1) * WINDOW_PARTS]
         places = np.repeat(held, self._counts[held])
         rows = np.concatenate([np.flatnonzero(self._chosen(self._parts[place])) for place in held])
         keys = self._row_keys(epoch, places, rows)
-        # A hash of the keys: masks are drawn with the keys themselves, and must not follow the order.
+        # Sorted by a hash of the keys, not by the keys: masks are drawn with those, and must not correlate with the order.
         shuffled = np.argsort(hashing.combine(keys, _SHUFFLE), kind="stable")
         return places[shuffled], rows[shuffled], keys[shuffled]
 
@@ -172,7 +172,7 @@ class RowOrder:
 
 
 def _shares(weights: Sequence[float]) -> Int64[np.ndarray, "S"]:
-    """Slots of each source in a window. Raises ConfigError for a weight that is not positive and finite."""
+    """Returns the slots of each source in a window. Raises ConfigError for a weight that is not positive and finite."""
     for weight in weights:
         if not (isinstance(weight, int | float) and math.isfinite(weight) and weight > 0):
             raise ConfigError(
@@ -200,7 +200,7 @@ def _corpora(entry: MixtureEntry) -> set[str]:
 
 
 def _crop_numbers(snapshot: Snapshot) -> tuple[Int64[np.ndarray, "P C"], Int64[np.ndarray, "P"]]:
-    """The crop numbers that each part has in any modality, and how many; crop 0 where it has none."""
+    """Returns the crop numbers that each part has in any modality, and how many; crop 0 if it has no crops."""
     numbers: dict[tuple[str, int], set[int]] = {(part.corpus, part.part): set() for part in snapshot.parts}
     for shard in snapshot.shards:
         if shard.crop is not None:

@@ -1,12 +1,12 @@
-"""Token shards as arrays on a local disk, mapped into memory.
+"""Keeps token shards as arrays on a local disk, mapped into memory.
 
-Parquet is what a workspace keeps, since everybody reads it; unpacking it is what training would wait for. So a shard is
+A workspace keeps Parquet, since every program reads it, but training would wait for its unpacking. So a shard is
 unpacked once, into `<cache>/tokens/<sha256 of the shard>.arrow` (Arrow IPC, uncompressed: about the bytes of its tokens),
 and from then on its pages are those of the operating system's file cache, shared by all processes. `<cache>` is
 $MODMILL_CACHE, else $XDG_CACHE_HOME/modmill, else ~/.cache/modmill. Only `modmill forget` deletes from the folder, but
-anybody may at any time: what is missing is made again.
+anybody may at any time: a missing file is made again.
 
-A file there holds the columns `tokens` (a large list, empty where there is none) and `present` (uint8), and the
+A file there holds the columns `tokens` (a large list, empty if the row has no tokens) and `present` (uint8), and the
 digest of the rows' keys in the metadata of its schema.
 """
 
@@ -34,7 +34,7 @@ _TYPES: Mapping[pa.DataType, type] = {pa.uint8(): np.uint8, pa.uint16(): np.uint
 
 @dataclass(frozen=True, kw_only=True)
 class TokenColumn:
-    """The tokens of a shard's R rows: row r has `values[offsets[r]:offsets[r + 1]]`, none where it is not ok.
+    """Holds the tokens of a shard's R rows: row r has `values[offsets[r]:offsets[r + 1]]`, empty if the row is not ok.
 
     `values` (uint8, uint16 or uint32) and `offsets` are views of a mapped file and cannot be written.
     """
@@ -45,10 +45,10 @@ class TokenColumn:
 
 
 def open_column(snapshot: Snapshot, shard: SnapshotShard) -> TokenColumn:
-    """The tokens of a shard of the snapshot. Threads and processes may ask for one at once.
+    """Returns the tokens of a shard of the snapshot. Several threads and processes may open the same one at once.
 
-    Raises ShardError where the shard is missing, its bytes are not those of the snapshot, it is no Parquet shard of tokens,
-    or its rows are not the part's; ConfigError where the cache cannot be written.
+    Raises ShardError if the shard is missing, its bytes are not those of the snapshot, it is no Parquet shard of tokens, or
+    its rows are not the part's; ConfigError if the cache cannot be written.
     """
     path = _path_of(shard.sha256)
     batch = _map(path)
@@ -69,7 +69,7 @@ def open_column(snapshot: Snapshot, shard: SnapshotShard) -> TokenColumn:
 
 
 def forget_shards(shards_sha256: Iterable[str]) -> int:
-    """Takes the unpacked tokens of shards out of this user's cache; how many there were."""
+    """Removes the unpacked tokens of shards from this user's cache and returns how many there were."""
     removed = 0
     for sha256 in shards_sha256:
         try:
@@ -90,7 +90,7 @@ def _part(snapshot: Snapshot, shard: SnapshotShard) -> SnapshotPart:
 
 
 def _map(path: Path) -> pa.RecordBatch | None:
-    """What a cache file holds, None where there is no whole one."""
+    """Returns what a cache file holds, or None if there is no whole file."""
     try:
         # Closed at once: the mapping lives as long as its arrays, and thousands of open files would be over the limit.
         with pa.memory_map(str(path)) as file:
@@ -113,7 +113,7 @@ def _column(batch: pa.RecordBatch) -> TokenColumn:
 
 
 def _unpack(snapshot: Snapshot, shard: SnapshotShard) -> pa.RecordBatch:
-    """What the cache holds of a Parquet shard, checked against the snapshot."""
+    """Unpacks a Parquet shard into the table that the cache holds, checked against the snapshot."""
     where = _location(snapshot, shard)
     if shard.format != "parquet":
         raise ShardError(f"{where}: token shards are trained on from Parquet, this one is {shard.format!r}")
@@ -146,7 +146,7 @@ def _unpack(snapshot: Snapshot, shard: SnapshotShard) -> pa.RecordBatch:
 
 
 def _write(path: Path, batch: pa.RecordBatch) -> None:
-    """Puts a whole file there or none. Several may do so at once: the bytes are the same, the last one stays."""
+    """Writes the whole file or nothing. Several processes may do so at once: the bytes are the same, the last one stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

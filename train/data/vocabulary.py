@@ -1,4 +1,4 @@
-"""The modalities of a model with their places in its one token table and its one head table."""
+"""Gives the modalities of a model their places in its one token table and its one head table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,17 +9,17 @@ from typing import Any, Self
 from manifests.errors import ConfigError, nearest
 from manifests.snapshots.snapshot import Snapshot, SnapshotModality
 
-# Sequences are cut to a window of so many tokens unless the trainer file says otherwise.
+# Sequences are cut to windows of this many tokens unless the trainer file says otherwise.
 MOST_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenModality:
-    """One modality as a model sees it.
+    """Holds one modality as a model sees it.
 
     sequence     whether it is a sequence (spans, sentinels, left to right) or a set of places (grid, vector)
     vocabulary   tokens are 0 <= token < vocabulary
-    tokens       tokens a row; for a sequence the most that a model sees of one
+    tokens       tokens per row; for a sequence the most that a model sees of it
     offset       where its tokens begin in the token table and in the head table
     tokenizer, digest, path   the tokenizer, and its folder in the workspace
     first_sentinel, sentinels   [S_0] and how many there are; sequences only
@@ -42,14 +42,14 @@ class TokenModality:
 
     @property
     def side(self) -> int | None:
-        """The side of a square grid of tokens, None for sequences and for what is no square."""
+        """Returns the side of a square grid of tokens, or None for sequences and grids that are not square."""
         side = isqrt(self.tokens)
         return side if not self.sequence and side * side == self.tokens else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """All modalities of a model, in a fixed order; both tables have `size` rows.
+    """Holds all modalities of a model, in a fixed order; both tables have `size` rows.
 
     Modalities of one tokenizer share its rows, so that documents teach the words of captions.
     """
@@ -58,7 +58,7 @@ class Vocabulary:
     size: int
 
     def index(self, name: str) -> int:
-        """The place of a modality. Raises ConfigError with the nearest name where the model has it not."""
+        """Returns the place of a modality. Raises ConfigError with the nearest name if the model does not have it."""
         names = [modality.name for modality in self.modalities]
         if name not in names:
             raise ConfigError(f"the model has no modality {name!r}; {nearest(name, names)}")
@@ -68,12 +68,12 @@ class Vocabulary:
         return self.modalities[self.index(name)]
 
     def document(self) -> dict[str, Any]:
-        """The vocabulary as plain JSON values, as a checkpoint holds it."""
+        """Returns the vocabulary as plain JSON values, as a checkpoint holds it."""
         return {"size": self.size, "modalities": [asdict(modality) for modality in self.modalities]}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """What `document` wrote."""
+        """Returns the vocabulary that `document` wrote."""
         modalities = []
         for fields in document["modalities"]:
             start = fields.get("record_start")
@@ -82,9 +82,9 @@ class Vocabulary:
 
 
 def of_snapshots(snapshots: Sequence[Snapshot], *, most_tokens: int = MOST_TOKENS) -> Vocabulary:
-    """The vocabulary of all modalities of some snapshots, by name.
+    """Returns the vocabulary of all modalities of some snapshots, ordered by name.
 
-    Raises ConfigError where a modality has another tokenizer in one snapshot than in another, or none of them has any.
+    Raises ConfigError if a modality has different tokenizers in two snapshots, or if the snapshots have no modality.
     """
     found: dict[str, tuple[Snapshot, SnapshotModality]] = {}
     for snapshot in snapshots:
@@ -117,7 +117,9 @@ def _modality(snapshot: Snapshot, facts: SnapshotModality, offset: int, most_tok
         tokens = min(tokens or most_tokens, most_tokens)
         marks = _marks(snapshot, facts)
     if tokens is None:
-        raise ConfigError(f"{snapshot.uri}: modality {facts.modality!r} states no tokens a row; make the snapshot anew")
+        raise ConfigError(
+            f"{snapshot.uri}: modality {facts.modality!r} states no tokens per row; make the snapshot again"
+        )
     return TokenModality(
         name=facts.modality,
         sequence=facts.is_sequence,
@@ -132,7 +134,7 @@ def _modality(snapshot: Snapshot, facts: SnapshotModality, offset: int, most_tok
 
 
 def _marks(snapshot: Snapshot, facts: SnapshotModality) -> dict[str, Any]:
-    """The ids of a text tokenizer that masking needs, from its tokenizer.json (no library is needed to look them up)."""
+    """Reads the ids that masking needs from a text tokenizer's tokenizer.json (no library is needed to look them up)."""
     path = f"{facts.tokenizer_path}/tokenizer.json"
     try:
         document = json.loads(snapshot.storage.read(path))

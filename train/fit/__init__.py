@@ -1,1 +1,1 @@
-"""Fits tokenizers on labels."""
+"""Fits the tokenizers on labels."""

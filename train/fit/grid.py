@@ -1,6 +1,6 @@
-"""Fit a grid tokenizer to the labels of one modality.
+"""Fits a grid tokenizer to the labels of one modality.
 
-Begins at vector quantization of principal components (`networks.start_from`, `vq.start_codebook`) and improves encoder,
+It begins at vector quantization of principal components (`networks.start_from`, `vq.start_codebook`) and improves encoder,
 decoder and codebook together by stochastic gradients on windows of the crops. Every random choice is a function of
 (seed, step), so that a fit that was killed and resumed ends in the same bytes as one that was not.
 """
@@ -34,17 +34,17 @@ _NULL_WEIGHTS: dict[Rule, float] = {"range": 0.1, "standardize": 0.1, "direction
 
 @dataclass(frozen=True, kw_only=True)
 class GridOptions:
-    """What decides a fit beside its labels. Plain JSON values.
+    """Holds everything that decides a fit besides its labels, as plain JSON values.
 
     The defaults fit 224 px crops on one CPU core in about a minute. On a GPU raise `codebook` to 8192 or 16384, `width` to
     512, `depth` to 8, `batch` to 256, `window` to 224 and `steps` to 50,000 or more, and lower both rates to a quarter.
 
     patch           side of a token's square, px; of a feature map, cells
     codebook        codes
-    latent          values a code
+    latent          values per code
     width, depth    channels, and ConvNeXt blocks on either side
     class_channels  channels that classes are embedded in at most
-    steps, batch    updates, and windows an update
+    steps, batch    updates, and windows per update
     window          side of the window that is cut from a crop, px; rounded down to whole patches
     mirror          mirror half of the windows
     rate            Adam's highest learning rate, for vectors, kernels and the linear maps
@@ -77,7 +77,7 @@ class GridOptions:
 
 @dataclass(kw_only=True)
 class _State:
-    """All that a step changes; what a checkpoint holds. `reference` is the error of the best constant picture."""
+    """Holds all that a step changes and a checkpoint saves. `reference` is the error of the best constant picture."""
 
     network: GridNetwork
     averages: MovingAverages
@@ -87,7 +87,7 @@ class _State:
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """The labels and how windows are drawn from them."""
+    """Cuts windows out of the labels, at random."""
 
     labels: np.ndarray
     coding: Coding
@@ -97,7 +97,7 @@ class _Source:
     device: str
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-        """Prepared windows of `count` crops, and which of their pixels have a value, (count, side, side)."""
+        """Returns prepared windows of `count` crops, and which of their pixels have a value, (count, side, side)."""
         total, size = len(self.labels), self.labels.shape[1]
         rows = rng.choice(total, size=count, replace=total < count)
         corners = rng.integers(size - self.side + 1, size=(2, count))
@@ -125,13 +125,14 @@ def fit_grid(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     device: str = "cpu",
 ) -> dict[str, float]:
-    """Fit on labels (N, *modality.shape()), write config.json and model.safetensors into `out`, measure on `judged`.
+    """Fits a tokenizer on labels (N, *modality.shape()), writes it into `out` and measures it on `judged`.
 
-    `labels` may be a memory map: only windows of it are read at a time. `save` is given the steps done and a checkpoint
-    (safetensors) every `checkpoint_every` steps; `resume` takes such a pair, made with equal labels, options and threads,
-    and the files are then the same to the bit as without the interruption. `on_step` is given the steps done and the
-    losses. Returns the figures of `tokenize_jobs.reconstruction.measure`. On a CPU equal arguments give equal files;
-    `threads` is set for the whole process. Raises ConfigError on labels or options that do not fit the modality.
+    The files are config.json and model.safetensors. `labels` may be a memory map: only windows of it are read at a time.
+    `save` is given the steps done and a checkpoint (safetensors) every `checkpoint_every` steps; `resume` takes such a
+    pair, made with equal labels, options and threads, and the files are then the same to the bit as without the
+    interruption. `on_step` is given the steps done and the losses. Returns the figures of
+    `tokenize_jobs.reconstruction.measure`. On a CPU equal arguments give equal files; `threads` is set for the whole
+    process. Raises ConfigError on labels or options that do not fit the modality.
     """
     torch.set_num_threads(threads)
     _check(labels, modality, options)
@@ -180,7 +181,7 @@ def _check(labels: np.ndarray, modality: Modality, options: GridOptions) -> None
 
 
 def _known_classes(coding: Coding, labels: np.ndarray) -> Coding:
-    """The coding with the number of classes that occur, where its rule is `classes`."""
+    """Returns the coding with the number of classes that occur, if its rule is `classes`."""
     if coding.rule != "classes":
         return coding
     largest = -1
@@ -207,7 +208,7 @@ def _network_shape(coding: Coding, options: GridOptions) -> dict[str, int]:
 
 @torch.no_grad()
 def _start(source: _Source, shape: dict[str, int], options: GridOptions) -> _State:
-    """The state before the first step: principal components and k-means."""
+    """Returns the state before the first step: principal components and k-means."""
     generator = torch.Generator().manual_seed(options.seed)
     network = empty(**shape)
     initialize(network, generator)
@@ -227,9 +228,9 @@ def _start(source: _Source, shape: dict[str, int], options: GridOptions) -> _Sta
 
 
 def _optimizer(network: GridNetwork) -> MuonAdam:
-    """Muon for the matrices of the residual trunks, Adam for the rest.
+    """Returns Muon for the matrices of the residual trunks and Adam for the rest.
 
-    Muon reached in 300 steps what Adam alone reached in about 700, at a sixth more time a step. The linear maps are
+    Muon reached in 300 steps what Adam alone reached in about 700, at a sixth more time per step. The linear maps are
     left to Adam: they start at a good place, and a Muon step moves every direction of a matrix alike.
     """
     matrices, others = {}, {}
@@ -241,7 +242,7 @@ def _optimizer(network: GridNetwork) -> MuonAdam:
 
 
 def _step(state: _State, source: _Source, options: GridOptions, step: int) -> dict[str, float]:
-    """One update; `step` counts from 0."""
+    """Makes one update; `step` counts from 0."""
     rng = np.random.default_rng((options.seed, 1, step))
     inputs, valid = source.draw(rng, options.batch)
     network = state.network
@@ -262,7 +263,7 @@ def _step(state: _State, source: _Source, options: GridOptions, step: int) -> di
 
 
 def _error(coding: Coding, outputs: Tensor, inputs: Tensor, valid: Tensor) -> Tensor:
-    """Mean error of a pixel: cross-entropy in nats, else squared (absolute from 1 on where unbounded)."""
+    """Returns the mean error of a pixel: cross-entropy in nats, or else squared (absolute from 1 on if unbounded)."""
     weights = torch.where(valid, 1.0, _NULL_WEIGHTS[coding.rule])
     if coding.rule == "classes":
         flat = outputs.flatten(0, 2), inputs.flatten()
@@ -277,7 +278,7 @@ def _error(coding: Coding, outputs: Tensor, inputs: Tensor, valid: Tensor) -> Te
 
 
 def _constant_error(coding: Coding, inputs: Tensor, valid: Tensor) -> Tensor:
-    """The error of the best constant picture: the unit of reconstruction errors, equal for all modalities."""
+    """Returns the error of the best constant picture: the unit that makes reconstruction errors of modalities comparable."""
     if coding.rule == "classes":
         share = torch.bincount(inputs[valid], minlength=coding.classes) / valid.sum().clamp(min=1)
         outputs = share.clamp(min=1e-6).log().expand(*inputs.shape, coding.classes)
@@ -287,7 +288,7 @@ def _constant_error(coding: Coding, inputs: Tensor, valid: Tensor) -> Tensor:
 
 
 def _checkpoint(state: _State) -> bytes:
-    """The state as safetensors."""
+    """Packs the state as safetensors."""
     tensors = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
     tensors |= {"count": state.averages.count, "total": state.averages.total, "reference": state.reference}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in state.optimizer.state.items()}
@@ -295,7 +296,7 @@ def _checkpoint(state: _State) -> bytes:
 
 
 def _restored(checkpoint: bytes, shape: dict[str, int], device: str) -> _State:
-    """The state that `_checkpoint` wrote. Raises ConfigError where it is of another network."""
+    """Returns the state that `_checkpoint` wrote. Raises ConfigError if it is of another network."""
     try:
         tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load(checkpoint).items()}
         network = empty(**shape)

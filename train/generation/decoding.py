@@ -1,4 +1,4 @@
-"""How tokens are drawn from what a model predicts: options, schedules, filters, guidance and the draw itself."""
+"""Decides which tokens are drawn from what a model predicts: options, schedules, filters, guidance and the draw itself."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -33,19 +33,19 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeOptions:
-    """How one modality is decoded.
+    """Holds how one modality is decoded.
 
-    steps        grids: in how many steps the cells are decoded; no more than there are cells
-    schedule     grids: `linear` decodes as many cells in every step, `cosine` few at first (MaskGIT, arXiv 2202.04200)
-    order        grids: `confidence` decodes all that is left in every step and keeps the likeliest (MaskGIT, without its
+    steps        grids: the number of steps in which the cells are decoded; at most one per cell
+    schedule     grids: `linear` decodes equally many cells in every step, `cosine` few at first (MaskGIT, arXiv 2202.04200)
+    order        grids: `confidence` decodes all remaining cells in every step and keeps the likeliest (MaskGIT, without its
                  noise); `random` decodes cells in random order (4M's ROAR)
     temperature  divides the logits; 0 takes the likeliest token
     temperature_schedule  `constant`, or `linear`: falls towards 0 at the last step (grids) or the longest length (sequences)
-    top_k        only so many of the likeliest tokens; None: all
+    top_k        only this many of the likeliest tokens; None: all
     top_p        only the likeliest tokens that hold this share of the probability before `temperature`, as in 4M
     guidance     w of l_u + w (l_c - l_u), the logits without and with the conditions (arXiv 2207.12598); 1 is without guidance,
                  0 without conditions
-    tokens       sequences: the most tokens; None: as many as the model sees of one
+    tokens       sequences: the most tokens; None: as many as the model sees of a sequence
     """
 
     steps: int = 25
@@ -74,7 +74,7 @@ class DecodeOptions:
                 raise ConfigError(f"{name}: {getattr(self, name)!r}; expected {' or '.join(get_args(kind))}")
 
     def temperature_at(self, done: float) -> float:
-        """The temperature when the share `done` of all steps is done."""
+        """Returns the temperature when the share `done` of all steps is done."""
         return self.temperature * (1 - done if self.temperature_schedule == "linear" else 1.0)
 
 
@@ -85,9 +85,9 @@ _RECORD = DecodeOptions(temperature=0.1, top_p=0.8)
 
 
 def defaults(modality: TokenModality, conditions: Collection[str]) -> DecodeOptions:
-    """What is used of a modality's options where nothing else is asked for; `conditions` are the modalities that it has.
+    """Returns the options of a modality that are used by default; `conditions` are the modalities that are given.
 
-    Maps of a given `rgb` in one step, captions and boxes at temperature 0.3, palettes and metadata at 0.1: 4M's
+    Maps from a given `rgb` in one step, captions and boxes at temperature 0.3, palettes and metadata at 0.1: 4M's
     (apple/ml-4m, fourm/demo_4M_sampler.py). Other grids in 25 steps of random order at temperature 0.5 with top_p 0.9 and
     guidance 3: those of its text-to-image figures for rgb.
     """
@@ -100,10 +100,10 @@ def defaults(modality: TokenModality, conditions: Collection[str]) -> DecodeOpti
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
-    """What is to differ from `defaults`: names and values of `DecodeOptions`.
+    """Holds what differs from `defaults`: names and values of `DecodeOptions`.
 
     every  for every modality
-    each   for some, by name; these count before `every`
+    each   for some, by name; these take precedence over `every`
     """
 
     every: Mapping[str, Any] = field(default_factory=dict)
@@ -117,13 +117,13 @@ class GenerateOptions:
             DecodeOptions(**given)
 
     def of(self, modality: TokenModality, conditions: Collection[str]) -> DecodeOptions:
-        """The options of one modality, made from `conditions`."""
+        """Returns the options of one modality, generated from `conditions`."""
         changed = {**asdict(defaults(modality, conditions)), **self.every, **self.each.get(modality.name, {})}
         return DecodeOptions(**changed)
 
 
 def counts(cells: int, steps: int, schedule: Schedule) -> list[int]:
-    """How many of so many cells each step decodes: at least one, and all in min(cells, steps) steps."""
+    """Returns how many of `cells` cells each step decodes: at least one, and all in min(cells, steps) steps."""
     steps = min(cells, steps)
     known = [0]
     for step in range(1, steps + 1):
@@ -136,13 +136,13 @@ def counts(cells: int, steps: int, schedule: Schedule) -> list[int]:
 def guided(
     with_conditions: Float[Tensor, "n V"], without: Float[Tensor, "n V"] | None, guidance: float
 ) -> Float[Tensor, "n V"]:
-    """Logits in float64; `without` is None where there are no conditions to leave out."""
+    """Returns guided logits in float64; `without` is None if there are no conditions to leave out."""
     logits = with_conditions.double()
     return logits if without is None else without.double() + guidance * (logits - without.double())
 
 
 def filtered(logits: Float[Tensor, "n V"], top_k: int | None, top_p: float) -> Float[Tensor, "n V"]:
-    """Logits with those outside the `top_k` and outside the nucleus of `top_p` at minus infinity; one always stays."""
+    """Sets logits outside the `top_k` and outside the nucleus of `top_p` to minus infinity; one always stays."""
     if top_k is None and top_p >= 1:
         return logits
     ordered, places = logits.sort(dim=-1, descending=True, stable=True)
@@ -162,9 +162,9 @@ def draw(
     top_k: int | None = None,
     top_p: float = 1.0,
 ) -> tuple[Int64[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """A token for each row of float64 logits, and how likely the model thinks it: its share before temperature and filters.
+    """Returns a token for each row of float64 logits, and its probability before temperature and filters.
 
-    `chances` in (0, 1) are where in the distribution each token is taken, so that equal ones give equal tokens.
+    `chances` in (0, 1) say at which point of the distribution each token is taken: equal chances give equal tokens.
     """
     if temperature == 0:
         tokens = logits.argmax(dim=-1)
@@ -180,7 +180,7 @@ def draw(
 
 
 def _check_names(given: Any, where: str) -> None:
-    """Raises ConfigError where a mapping has a key that is no decode option."""
+    """Raises ConfigError if a mapping has a key that is no decode option."""
     known = [one.name for one in fields(DecodeOptions)]
     for name in given:
         if name not in known:

@@ -1,8 +1,8 @@
-"""Generation: from what is given of some modalities to others, one after the other.
+"""Generates modalities from others that are given, one after the other.
 
 As 4M does it (apple/ml-4m, fourm/models/generate.py): a modality that is finished is an input of the next. Cells of a
 grid are decoded many at a time; those that are known are inputs of the encoder and the rest are asked for, which is how
-the model is trained. Sequences are decoded left to right after their first sentinel, as one that was masked whole.
+the model is trained. Sequences are decoded left to right after their first sentinel, like one that was masked whole.
 
 Every draw is a hash of (seed, number of the sample, modality, step, place): a sample does not depend on those beside it.
 """
@@ -31,7 +31,7 @@ UNKNOWN = -1
 
 @dataclass(frozen=True, kw_only=True)
 class _Goal:
-    """One modality that is being made; `keys` (B,) are what its draws are keyed with."""
+    """Holds one modality that is being made; its draws are keyed with `keys` (B,)."""
 
     model: Model
     index: int
@@ -44,7 +44,7 @@ class _Goal:
         return self.model.vocabulary.modalities[self.index]
 
     def contexts(self, cells: np.ndarray | None = None) -> list[Context]:
-        """What the encoder knows with the conditions, and without them where guidance needs it."""
+        """Encodes what is known with the conditions, and also without them if guidance needs it."""
         own = {} if cells is None else {self.facts.name: list(cells)}
         found = [_encode(self.model, {**self.known, **own}, len(self.keys))]
         if self.options.guidance != 1 and self.known:
@@ -52,21 +52,21 @@ class _Goal:
         return found
 
     def logits(self, contexts: Sequence[Context], place: np.ndarray, sample: np.ndarray) -> Float[Tensor, "n V"]:
-        """Guided logits of cells of a grid; they are sorted by sample."""
+        """Returns guided logits of cells of a grid; the cells are sorted by sample."""
         device = contexts[0].hidden.device
         mask, modality = np.full_like(place, -1), np.full_like(place, self.index)
         tensors = [torch.from_numpy(row).to(device) for row in (mask, modality, place, sample)]
         return self.guided([self.model.decode(context, *tensors) for context in contexts])
 
     def guided(self, hidden: Sequence[Float[Tensor, "n D"]]) -> Float[Tensor, "n V"]:
-        """Logits of what the decoder knows with the conditions, and without them where `contexts` had both."""
+        """Returns guided logits of the decoder's output with the conditions, and without them if `contexts` had both."""
         found = [self.model.logits(one, self.index).float() for one in hidden]
         return guided(found[0], found[1] if len(found) > 1 else None, self.options.guidance)
 
     def draw(
         self, logits: Tensor, sample: np.ndarray, place: np.ndarray, step: int, done: float
     ) -> tuple[Int64[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-        """Tokens and how likely they are."""
+        """Returns drawn tokens and their probabilities."""
         chances = uniform(combine(combine(self.keys[sample], step), place))
         options = self.options
         return draw(logits, chances, options.temperature_at(done), top_k=options.top_k, top_p=options.top_p)
@@ -82,14 +82,15 @@ def generate(
     samples: int | None = None,
     first: int = 0,
 ) -> dict[str, list[Int64[np.ndarray, "tokens"]]]:
-    """Tokens of the wanted modalities, made in this order, of B samples; a finished one is an input of the next.
+    """Generates tokens of the wanted modalities of B samples, in this order; a finished modality is an input of the next.
 
-    `given` holds B rows of tokens by modality, None where a sample has none; a grid may have `UNKNOWN` cells, which are
-    made where the modality is wanted too. A row that is given whole stays. `samples` is B, needed only where nothing is
-    given. `first` is the number of the first sample: samples made in several calls are those of one. A row of a
-    sequence ends with its end token but where the model closed or filled it without one.
+    `given` holds B rows of tokens by modality, None if a sample does not have it. A grid may have `UNKNOWN` cells, which are
+    made if the modality is wanted too. A row that is given whole stays. `samples` is B, needed only if nothing is given.
+    `first` is the number of the first sample: several calls make the same samples as one. A row of a sequence ends with
+    its end token, unless the model closed or filled it without one.
 
-    Raises ConfigError on a modality that the model has not, nothing or the same twice wanted, and tokens that do not fit.
+    Raises ConfigError if the model does not have a modality, if nothing or one modality twice is wanted, and for tokens
+    that do not fit.
     """
     options = options or GenerateOptions()
     vocabulary = model.vocabulary
@@ -121,7 +122,7 @@ def generate(
 
 
 def _grids(goal: _Goal, own: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-    """Grids, some of whose cells may be known."""
+    """Decodes grids, some of whose cells may be known, a few cells a step."""
     empty = np.full(goal.facts.tokens, UNKNOWN)
     cells = np.stack([empty if row is None else row for row in own])
     options = goal.options
@@ -137,6 +138,7 @@ def _grids(goal: _Goal, own: Sequence[np.ndarray | None]) -> list[np.ndarray]:
         tokens, confidence = goal.draw(logits, sample, place, step, step / options.steps)
         drawn = np.full_like(cells, UNKNOWN)
         drawn[sample, place] = tokens
+        # By confidence, all unknown cells were drawn above, and only the likeliest of them are kept.
         if by_confidence:
             rank = np.zeros(cells.shape)
             rank[sample, place] = -confidence
@@ -148,7 +150,7 @@ def _grids(goal: _Goal, own: Sequence[np.ndarray | None]) -> list[np.ndarray]:
 def _first(
     many: Int64[np.ndarray, "B"], rank: Float[np.ndarray, "B K"], among: Bool[np.ndarray, "B K"]
 ) -> Bool[np.ndarray, "B K"]:
-    """In each row the so many of the lowest rank among some."""
+    """Returns in each row the `many` places of the lowest rank among some."""
     order = np.argsort(np.where(among, rank, np.inf), axis=1, kind="stable")
     found = np.zeros(among.shape, dtype=bool)
     np.put_along_axis(found, order, np.arange(among.shape[1]) < many[:, None], axis=1)
@@ -156,10 +158,10 @@ def _first(
 
 
 def _sequences(goal: _Goal, own: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-    """Sequences, left to right."""
+    """Decodes sequences, left to right."""
     facts = goal.facts
     opening, closing = facts.first_sentinel + 1, facts.first_sentinel + 2
-    # One that was masked whole has no other sentinels in it.
+    # In training, a sequence that was masked whole had only these two sentinels: the others are never drawn.
     others = [id_ for id_ in range(facts.first_sentinel, facts.first_sentinel + facts.sentinels) if id_ != closing]
     most = min(facts.tokens, goal.options.tokens or facts.tokens)
     written = np.full((len(own), most + 1), opening)
@@ -187,7 +189,7 @@ def _sequences(goal: _Goal, own: Sequence[np.ndarray | None]) -> list[np.ndarray
 
 
 def _encode(model: Model, known: Mapping[str, Sequence[np.ndarray | None]], samples: int) -> Context:
-    """The encoder's view of all known tokens."""
+    """Encodes all known tokens."""
     columns = [np.empty((4, 0), dtype=np.int64)]
     for name, rows in known.items():
         index = model.vocabulary.index(name)
@@ -204,7 +206,7 @@ def _encode(model: Model, known: Mapping[str, Sequence[np.ndarray | None]], samp
 
 
 def _checked(facts: TokenModality, row: np.ndarray | None) -> np.ndarray | None:
-    """A row of tokens as int64. Raises ConfigError where it does not fit the modality."""
+    """Returns a row of tokens as int64. Raises ConfigError if it does not fit the modality."""
     if row is None:
         return None
     tokens = np.asarray(row)
@@ -222,7 +224,7 @@ def _checked(facts: TokenModality, row: np.ndarray | None) -> np.ndarray | None:
 
 
 class Tokenizers:
-    """The tokenizers that a model's vocabulary names, each loaded when it is first needed.
+    """Holds the tokenizers that a model's vocabulary names, each loaded when it is first needed.
 
     `workspaces` are the URIs of the workspaces that hold them, by modality (`Checkpoint.workspaces`).
     """
@@ -233,13 +235,13 @@ class Tokenizers:
         self._loaded: dict[str, protocol.Tokenizer] = {}
 
     def get(self, modality: str) -> protocol.Tokenizer:
-        """The tokenizer of a modality. Raises ConfigError where it is not the one that the model was trained with."""
+        """Returns the tokenizer of a modality. Raises ConfigError if it is not the one that the model was trained with."""
         if modality not in self._loaded:
             self._loaded[modality] = protocol.load(self._folder(self.vocabulary[modality]), modality)
         return self._loaded[modality]
 
     def encode(self, modality: str, label: Any) -> Int64[np.ndarray, "tokens"]:
-        """The tokens of one label. Raises ConfigError for one that the tokenizer refuses, or that is too long."""
+        """Returns the tokens of one label. Raises ConfigError if the tokenizer refuses it, or if it is too long."""
         facts = self.vocabulary[modality]
         labels = label[None] if isinstance(label, np.ndarray) else [label]
         try:
@@ -256,11 +258,11 @@ class Tokenizers:
         return tokens
 
     def decode(self, modality: str, tokens: Sequence[np.ndarray]) -> list[Any]:
-        """The labels of rows of tokens."""
+        """Returns the labels of rows of tokens."""
         return list(self.get(modality).decode(list(tokens)))
 
     def _folder(self, facts: TokenModality) -> Path:
-        """A local folder with the tokenizer, its files checked."""
+        """Returns a local folder with the tokenizer, its files checked."""
         storage = open_storage(self.workspaces[facts.name])
         folder, found = protocol.fetch(storage, facts.path)
         if found != facts.digest:

@@ -1,7 +1,7 @@
-"""A sequence decoded token by token, without going through what already stands again.
+"""Decodes a sequence token by token, without computing again what was decoded before.
 
-The same arithmetic as `Model.decode` of the whole prefix (a test compares them): keys and values of the tokens that stand
-are kept, those of the context are made once.
+It is the same arithmetic as `Model.decode` of the whole prefix (a test compares them). Keys and values of the tokens so
+far are kept, those of the context are made once.
 """
 
 from dataclasses import dataclass, replace
@@ -17,10 +17,10 @@ from train.model.transformer import Context, DecoderBlock, Model
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """A prefixes of t tokens of one modality; what a decoder block needs of them, a list item a block.
+    """Holds A prefixes of t tokens of one modality: what each decoder block needs of them, a list item per block.
 
     context  keys and values of the context, (2, A, H, N, d), of which `seen` (A, 1, 1, N) hold anything
-    own      keys and values of the tokens that stand, (2, A, H, t, d)
+    own      keys and values of the tokens so far, (2, A, H, t, d)
     """
 
     modality: int
@@ -30,7 +30,7 @@ class Prefix:
 
     @classmethod
     def start(cls, model: Model, context: Context, modality: int) -> "Prefix":
-        """Empty prefixes, one for each sample of the context."""
+        """Returns empty prefixes, one for each sample of the context."""
         kept, own = [], []
         for block in _blocks(model):
             laid = context.layout.spread(block.cross.kv(block.context_norm(context.hidden)))
@@ -39,7 +39,7 @@ class Prefix:
         return cls(modality=modality, context=tuple(kept), seen=context.seen, own=tuple(own))
 
     def only(self, rows: Int64[Tensor, "a"]) -> "Prefix":
-        """Some of the prefixes."""
+        """Returns some of the prefixes."""
         return replace(
             self,
             context=tuple(kept[:, rows] for kept in self.context),
@@ -48,7 +48,7 @@ class Prefix:
         )
 
     def extended(self, model: Model, previous_ids: Int64[Tensor, "A"]) -> tuple[Float[Tensor, "A D"], "Prefix"]:
-        """What is known of the next token, for `Model.logits`; and the prefixes with `previous_ids` (of the token table)."""
+        """Returns the decoder's output for the next token (for `Model.logits`), and the prefixes with `previous_ids` added."""
         position = torch.full_like(previous_ids, self.own[0].shape[3])
         x = model.tokens(previous_ids) + model.where(torch.full_like(previous_ids, self.modality), position)
         grown = []
@@ -63,7 +63,7 @@ class Prefix:
 
 
 def _attended(q: Float[Tensor, "A D"], kv: Float[Tensor, "2 A H n d"], seen: Tensor | None) -> Float[Tensor, "A D"]:
-    """Attention of one query a row."""
+    """Computes the attention of one query per row."""
     by_head = _by_head(q[:, None], 1, kv.shape[2])[0]
     return functional.scaled_dot_product_attention(by_head, kv[0], kv[1], attn_mask=seen).flatten(1)
 

@@ -1,1 +1,1 @@
-"""The any-to-any transformer, and the loss by modality."""
+"""Defines the any-to-any transformer, and the loss by modality."""

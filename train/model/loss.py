@@ -1,4 +1,4 @@
-"""The loss: cross-entropy per modality, normalized by how many targets each has in the whole step."""
+"""Computes the loss: cross-entropy per modality, normalized by how many targets each has in the whole step."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,9 +10,9 @@ from train.model.transformer import Model
 
 
 def sums(model: Model, hidden: Float[Tensor, "U D"], batch: MaskedBatch) -> Float[Tensor, "M"]:
-    """The cross-entropy in nats of each modality's targets, summed; 0 where it has none.
+    """Returns the summed cross-entropy in nats of each modality's targets; 0 if it has no targets.
 
-    Logits are made for a modality's own targets over its own vocabulary, and never for more.
+    Logits are computed for a modality's own targets over its own vocabulary only.
     """
     found = []
     for modality in range(len(model.vocabulary.modalities)):
@@ -28,7 +28,7 @@ def sums(model: Model, hidden: Float[Tensor, "U D"], batch: MaskedBatch) -> Floa
 def total(
     sums: Float[Tensor, "M"], counts: Int64[Tensor, "M"], weights: Float[Tensor, "M"] | None = None
 ) -> Float[Tensor, ""]:
-    """The weighted mean over modalities of nats a target; a modality without targets in the step has no part in it.
+    """Returns the weighted mean over modalities of nats per target; modalities without targets in the step do not count.
 
     `counts` are of the whole step: the losses of its micro-batches add up to the loss of the step, however it is cut.
     """

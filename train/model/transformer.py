@@ -1,6 +1,6 @@
-"""The any-to-any model: an encoder over the tokens that are given, a decoder for the tokens that are asked for.
+"""Defines the any-to-any model: an encoder over the tokens that are given, a decoder for the tokens that are asked for.
 
-After 4M (arXiv 2312.06647; apple/ml-4m, fourm/models/fm.py): pre-norm blocks without biases, SwiGLU, fixed sine
+It follows 4M (arXiv 2312.06647; apple/ml-4m, fourm/models/fm.py): pre-norm blocks without biases, SwiGLU, fixed sine
 positions (on grids at other frequencies), a learned embedding of each modality; targets of a grid see each other, those of
 a sequence see what is before them, and those of different modalities do not see each other. Unlike there, all modalities
 share one token table and one head table (with an offset each), and only the tokens that the mask chose are embedded: they
@@ -30,9 +30,9 @@ _NORM_EPSILON = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The size of a model. `depth` is the dial: width 64 x depth, as many heads and blocks on either side as depth.
+    """Holds the size of a model. `depth` sets it: width 64 x depth, `depth` heads, and `depth` blocks on either side.
 
-    So 6 is 4M's Ti, 8 its S, 12 its B; L and XL set `dim` and `heads` themselves.
+    Depth 6 is 4M's Ti, 8 its S, 12 its B; L and XL set `dim` and `heads` themselves.
     """
 
     depth: PositiveInt = 12
@@ -44,7 +44,7 @@ class ModelConfig:
 
     @property
     def width(self) -> int:
-        """D. Raises ConfigError where it does not divide into heads of an even width."""
+        """Returns D. Raises ConfigError if it does not divide into heads of an even width."""
         width = self.dim or _WIDTH_A_DEPTH * self.depth
         if width % (4 * self.head_count):
             raise ConfigError(
@@ -54,18 +54,18 @@ class ModelConfig:
 
     @property
     def head_count(self) -> int:
-        """H."""
+        """Returns H."""
         return self.heads or self.depth
 
     @property
     def hidden(self) -> int:
-        """Width inside a block's gated MLP, which has two thirds of a plain one's."""
+        """Returns the width inside a block's gated MLP: two thirds of a plain one's."""
         return int(2 / 3 * self.mlp_ratio * self.width)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where packed rows stand when they are laid out by sample: row i at `place[i]` of B x N."""
+    """Lays packed rows out by sample: row i goes to `place[i]` of B x N."""
 
     samples: int
     longest: int
@@ -73,7 +73,7 @@ class Layout:
 
     @classmethod
     def of(cls, sample: Int64[Tensor, "T"], samples: int) -> "Layout":
-        """The layout of rows that are sorted by sample."""
+        """Returns the layout of rows that are sorted by sample."""
         counts = torch.bincount(sample, minlength=samples)
         longest = max(1, int(counts.max()))
         first = counts.cumsum(0) - counts
@@ -81,22 +81,22 @@ class Layout:
         return cls(samples=samples, longest=longest, place=sample * longest + within)
 
     def spread(self, packed: Tensor) -> Tensor:
-        """(T, ...) to (B, N, ...), zeros where there is no row."""
+        """Turns (T, ...) into (B, N, ...), zeros at places without a row."""
         laid = packed.new_zeros((self.samples * self.longest, *packed.shape[1:]))
         return laid.index_copy(0, self.place, packed).unflatten(0, (self.samples, self.longest))
 
     def gather(self, laid: Tensor) -> Tensor:
-        """(B, N, ...) back to (T, ...)."""
+        """Turns (B, N, ...) back into (T, ...)."""
         return laid.flatten(0, 1).index_select(0, self.place)
 
     def filled(self) -> Bool[Tensor, "B N"]:
-        """Where rows stand."""
+        """Returns which places hold a row."""
         return self.spread(torch.ones_like(self.place, dtype=torch.bool))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What the encoder knows of B samples, as the decoder looks at it; `seen` (B, 1, 1, N) is which places hold anything."""
+    """Holds the encoder's output for B samples, as the decoder attends to it; `seen` (B, 1, 1, N) marks places in use."""
 
     hidden: Float[Tensor, "T D"]
     layout: Layout
@@ -104,7 +104,7 @@ class Context:
 
 
 class Norm(nn.Module):
-    """Layer normalization with a weight and no bias."""
+    """Normalizes layers, with a weight and no bias."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Norm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """SwiGLU."""
+    """Computes SwiGLU."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Mlp(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of packed rows among themselves."""
+    """Computes the attention of packed rows among themselves."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of packed rows to those of a context."""
+    """Computes the attention of packed rows to those of a context."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class CrossAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention and MLP."""
+    """Applies self-attention and MLP."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Self-attention, attention to the context, and MLP."""
+    """Applies self-attention, attention to the context, and MLP."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class DecoderBlock(nn.Module):
 
 
 class Model(nn.Module):
-    """An encoder and a decoder over the modalities of a vocabulary."""
+    """Holds an encoder and a decoder over the modalities of a vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary, config: ModelConfig) -> None:
         super().__init__()
@@ -255,7 +255,7 @@ class Model(nn.Module):
         sample: Int64[Tensor, "T"],
         samples: int,
     ) -> Context:
-        """What is known from the inputs; rows are sorted by sample, and a sample may have none."""
+        """Encodes the inputs; rows are sorted by sample, and a sample may have no rows."""
         layout = Layout.of(sample, samples)
         seen = layout.filled()
         # A softmax over nothing is not a number: a sample without inputs looks at one empty place.
@@ -275,7 +275,7 @@ class Model(nn.Module):
         position: Int64[Tensor, "U"],
         sample: Int64[Tensor, "U"],
     ) -> Float[Tensor, "U D"]:
-        """What is known of each target, for `logits`; rows are sorted by sample."""
+        """Returns the decoder's output for each target, for `logits`; rows are sorted by sample."""
         layout = Layout.of(sample, context.layout.samples)
         seen = self._seen_targets(layout, modality, position)
         embedded = self.tokens(previous_ids.clamp(min=0))
@@ -285,7 +285,7 @@ class Model(nn.Module):
         return self.decoder_norm(x)
 
     def forward(self, batch: MaskedBatch) -> Float[Tensor, "U D"]:
-        """What is known of each target of a batch."""
+        """Returns the decoder's output for each target of a batch."""
         context = self.encode(
             batch.input_ids, batch.input_modality, batch.input_position, batch.input_sample, batch.samples
         )
@@ -294,17 +294,17 @@ class Model(nn.Module):
         )
 
     def logits(self, hidden: Float[Tensor, "n D"], modality: int) -> Float[Tensor, "n vocabulary"]:
-        """Unnormalized log-probabilities of the tokens of one modality."""
+        """Returns unnormalized log-probabilities of the tokens of one modality."""
         facts = self.vocabulary.modalities[modality]
         return functional.linear(hidden, self.head.weight[facts.offset : facts.offset + facts.vocabulary])
 
     def where(self, modality: Tensor, position: Tensor) -> Tensor:
-        """The embedding of modality and position."""
+        """Returns the embedding of modality and position."""
         table: Tensor = self.get_buffer("position_table")
         return self.modalities(modality) + table[self.get_buffer("position_start")[modality] + position]
 
     def _seen_targets(self, layout: Layout, modality: Tensor, position: Tensor) -> Bool[Tensor, "B 1 N N"]:
-        """Which targets see which: those of one modality each other, in a sequence what is not after them."""
+        """Returns which targets see which: those of one modality each other, but in a sequence none that come later."""
         # 0 is where no row stands.
         group = layout.spread(modality + 1)
         order = layout.spread(torch.where(self.get_buffer("ordered")[modality], position, 0))
@@ -314,7 +314,7 @@ class Model(nn.Module):
 
 
 def positions(vocabulary: Vocabulary, width: int) -> tuple[Float[Tensor, "P D"], Int64[Tensor, "M"]]:
-    """One table of all sine positions, and where each modality's begin; equal shapes share theirs."""
+    """Returns one table of all sine positions, and where those of each modality begin; equal shapes share rows."""
     tables: list[Tensor] = []
     begin: dict[Any, int] = {}
     starts = []
@@ -337,14 +337,14 @@ def _positions_of(modality: TokenModality, width: int) -> tuple[Any, Callable[[]
 
 
 def _line(places: Tensor, width: int) -> Float[Tensor, "P D"]:
-    """Sines and cosines of places at wavelengths from 2 pi to 10,000 x 2 pi, evenly spread by ratio (arXiv 1706.03762)."""
+    """Returns sines and cosines of places at wavelengths from 2 pi to 10,000 x 2 pi, spread by ratio (arXiv 1706.03762)."""
     return _waves(places, 10_000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2)))
 
 
 def _plane(side: int, width: int) -> Float[Tensor, "P D"]:
-    """Half the width for the row of a cell, half for its column: sines and cosines at evenly spread frequencies.
+    """Returns sines and cosines at evenly spread frequencies: half the width for the row of a cell, half for its column.
 
-    So the embeddings of any two rows are nearly orthogonal, and a target finds its own cell. At wavelengths up to 10,000
+    The embeddings of any two rows are thus nearly orthogonal, and a target finds its own cell. At wavelengths up to 10,000
     (4M's) most sines are the same all over a grid, and a small model did not learn to copy 14 x 14 cells in 300 steps.
     """
     cells = torch.arange(side * side)
@@ -363,5 +363,5 @@ def _by_head(x: Float[Tensor, "B N D"], heads: int) -> Float[Tensor, "B H N d"]:
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:
-    """The module that a parameter's name belongs to."""
+    """Returns the module that a parameter's name belongs to."""
     return model.get_submodule(name.rpartition(".")[0])

@@ -1,1 +1,1 @@
-"""Optimizers (AdamW, Muon) and the schedule of the learning rate."""
+"""Defines optimizers (AdamW, Muon) and the schedule of the learning rate."""

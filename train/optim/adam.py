@@ -1,4 +1,4 @@
-"""The optimizer of a training run: torch's AdamW, fused where it can be."""
+"""Makes the optimizer of a training run: torch's AdamW, fused if it can be."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from torch.optim import Adam, AdamW
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions:
-    """AdamW (decoupled decay), or Adam with the decay in the gradient where `decoupled` is false."""
+    """Holds the options of AdamW (decoupled decay), or of Adam with the decay in the gradient if `decoupled` is false."""
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -20,7 +20,7 @@ class OptimizerOptions:
 
 
 def adam(model: nn.Module, options: OptimizerOptions, device: torch.device) -> Adam:
-    """AdamW (arXiv 1711.05101), or Adam where decay is not decoupled; embeddings, norms and biases do not decay."""
+    """Returns AdamW (arXiv 1711.05101), or Adam if decay is not decoupled. Embeddings, norms and biases do not decay."""
     embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     decays: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():

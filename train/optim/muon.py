@@ -1,4 +1,4 @@
-"""The optimizer of tokenizers: Muon for matrices, Adam for the rest."""
+"""Implements the optimizer of tokenizers: Muon for matrices, Adam for the rest."""
 
 from collections.abc import Mapping
 
@@ -13,9 +13,9 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class MuonAdam:
-    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for `matrices`, Adam (arXiv 1412.6980) for `others`.
+    """Applies Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) to `matrices`, Adam (arXiv 1412.6980) to `others`.
 
-    Both are named parameters. All state is `state`: named tensors, as a checkpoint wants them. Not made of torch.optim:
+    Both are named parameters. All state is in `state`: named tensors, as a checkpoint needs them. torch.optim is not used:
     its Muon computes in bfloat16, 26 times slower than this on CPUs without bfloat16 units, and its first step
     imports torch's compiler, which takes longer than a tenth of a small fit.
     """
@@ -29,7 +29,7 @@ class MuonAdam:
 
     @torch.no_grad()
     def step(self, number: int, *, matrix_rate: float, rate: float) -> None:
-        """Take step `number` (from 1) along the gradients, which every parameter has, and clear them."""
+        """Takes step `number` (from 1) along the gradients, which every parameter must have, and clears them."""
         for name, parameter in self.matrices.items():
             gradient, momentum = _taken(parameter), self.state[f"momentum.{name}"]
             momentum.mul_(_MUON_MOMENTUM).add_(gradient)
@@ -46,7 +46,7 @@ class MuonAdam:
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """The matrix with its singular values brought to between 0.7 and 1.2, by five Newton-Schulz rounds."""
+    """Returns the matrix with its singular values brought to between 0.7 and 1.2, by five Newton-Schulz rounds."""
     a, b, c = _QUINTIC
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=1e-7)
@@ -57,7 +57,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 def _taken(parameter: Tensor) -> Tensor:
-    """The parameter's gradient, taken away from it."""
+    """Takes the gradient away from the parameter and returns it."""
     gradient = parameter.grad
     if gradient is None:
         raise ValueError(f"a parameter of shape {tuple(parameter.shape)} has no gradient: run backward first")

@@ -1,4 +1,4 @@
-"""The learning rate of a step: a pure function, with the names and the shapes of DeepSpeed's schedulers."""
+"""Computes the learning rate of a step: a pure function, with the names and the shapes of DeepSpeed's schedulers."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Warm-up from `start` to `peak`, then constant, linear to 0 or half a cosine to `end` (deepspeed/runtime/lr_schedules.py).
+    """Rises from `start` to `peak`, then stays, falls linearly to 0, or falls by half a cosine to `end`.
+
+    As in deepspeed/runtime/lr_schedules.py.
 
     warmup_steps  steps of the warm-up
     total_steps   the step at which the decay has ended; None is the run's last
@@ -23,7 +25,7 @@ class Schedule:
     decay: Literal["constant", "linear", "cosine"] = "constant"
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of the update after `step` updates, in a run of `steps`."""
+        """Returns the learning rate of the update after `step` updates, in a run of `steps`."""
         if step < self.warmup_steps:
             risen = step / self.warmup_steps
             if self.warmup == "log" and self.warmup_steps > 1:

@@ -1,1 +1,1 @@
-"""One training run: `run` tells the story; folder, checkpoints, metrics and random generators stand beside it."""
+"""Carries out one training run: `run` holds the loop; folder, checkpoints, metrics and random generators stand beside it."""

@@ -1,11 +1,11 @@
-"""Checkpoints: all that a run needs to go on, and all that a model needs to be used.
+"""Writes and reads checkpoints: all that a run needs to go on, and all that a model needs to be used.
 
 A checkpoint is a folder `<run>/checkpoints/step-00000400/`:
 
     model.safetensors       the parameters
     optimizer.safetensors   Adam's moments and step counts, `exp_avg.<parameter>`
-    checkpoint.json         written last, so that a folder without it is none: step, sizes and sha256 of the two, loader,
-                            vocabulary, configuration, tokenizers and where they lie, generators, versions, losses
+    checkpoint.json         written last, so that a folder without it is no checkpoint: step, sizes and sha256 of the two,
+                            loader, vocabulary, configuration, tokenizers and where they lie, generators, versions, losses
 
 Everything goes through `Storage.put`, to a local folder and to an object store alike. No pickle.
 """
@@ -43,7 +43,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """A whole checkpoint on disk: its folder in the storage, and its document."""
+    """Holds a whole checkpoint on disk: its folder in the storage, and its document."""
 
     storage: Storage
     path: str
@@ -51,22 +51,22 @@ class Saved:
 
     @property
     def step(self) -> int:
-        """Updates that were made."""
+        """Returns the number of updates that were made."""
         return self.document["step"]
 
     @property
     def location(self) -> str:
-        """Where it is, for messages."""
+        """Returns where it is, for messages."""
         return self.storage.location(self.path)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one of its files, checked. Raises ShardError where the bytes are not those that were saved."""
+        """Returns the tensors of one of its files, checked. Raises ShardError if the bytes are not those that were saved."""
         return _tensors(self.storage, self.path, self.document, name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint to use.
+    """Holds a checkpoint to use.
 
     config     the trainer's configuration, as plain JSON values
     workspace  the URI of the first snapshot's workspace
@@ -86,7 +86,7 @@ class Checkpoint:
 
 
 def folder_of(step: int) -> str:
-    """The folder of a step's checkpoint in a run's folder."""
+    """Returns the folder of a step's checkpoint in a run's folder."""
     return f"{FOLDER}/{_PREFIX}{step:08d}"
 
 
@@ -99,9 +99,9 @@ def save(
     document: Mapping[str, Any],
     keep: int,
 ) -> Saved:
-    """Saves a step's checkpoint in a run's folder, then removes all but the newest `keep`; `document` are its further facts.
+    """Saves a step's checkpoint in a run's folder, then removes all but the newest `keep`; `document` has its further facts.
 
-    Raises UserError where the disk is full: what was written of this one is gone then, and those before it stay.
+    Raises UserError if the disk is full: what was written of this checkpoint is removed, and those before it stay.
     """
     path = folder_of(step)
     try:
@@ -129,7 +129,7 @@ def save(
 
 
 def remove_after(storage: Storage, step: int) -> list[str]:
-    """Removes the checkpoints after a step, from which a run goes on, and says which."""
+    """Removes the checkpoints after the step from which a run goes on, and returns their names."""
     newer = [name for name in _folders(storage) if name > posixpath.basename(folder_of(step))]
     for name in newer:
         storage.remove_folder(f"{FOLDER}/{name}")
@@ -137,7 +137,7 @@ def remove_after(storage: Storage, step: int) -> list[str]:
 
 
 def _files(model: nn.Module, optimizer: Optimizer) -> dict[str, Callable[[], bytes]]:
-    """The files' bytes, each made when it is its turn: they are as large as the model."""
+    """Returns functions that make the files' bytes, one file at a time, since each is as large as the model."""
     return {
         MODEL: lambda: _packed(model.state_dict()),
         OPTIMIZER: lambda: _packed(
@@ -155,7 +155,7 @@ def _packed(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _put(storage: Storage, path: str, data: bytes) -> dict[str, Any]:
-    # An object store says "taken" of our own file too, where its first answer got lost.
+    # An object store may refuse our own file as already there: its answer to the first attempt got lost.
     if not storage.put(path, data) and storage.read(path) != data:
         raise UserError(
             f"{storage.location(path)} stands already: another process trains in this run's folder; end one"
@@ -167,7 +167,7 @@ def _put(storage: Storage, path: str, data: bytes) -> dict[str, Any]:
 
 
 def latest(storage: Storage, say: Callable[[str], None]) -> Saved | None:
-    """The newest whole checkpoint of a run's folder, None where it has none; `say` is told of each that is passed over."""
+    """Returns the newest whole checkpoint of a run's folder, or None. `say` is told of each that is skipped."""
     for name in reversed(_folders(storage)):
         try:
             saved = read(storage, f"{FOLDER}/{name}")
@@ -181,7 +181,7 @@ def latest(storage: Storage, say: Callable[[str], None]) -> Saved | None:
 
 
 def read(storage: Storage, path: str) -> Saved:
-    """The checkpoint in a folder, its large files unread. Raises ShardError where there is none that is whole."""
+    """Reads the checkpoint in a folder, but not its large files. Raises ShardError if it is missing or incomplete."""
     where = storage.location(path)
     try:
         document = json.loads(storage.read(posixpath.join(path, MARK)))
@@ -229,10 +229,10 @@ def _tensors(storage: Storage, path: str, document: Mapping[str, Any], name: str
 
 
 def check_vocabulary(saved: Saved, vocabulary: Vocabulary) -> None:
-    """Raises ConfigError where a model of this vocabulary cannot go on from the checkpoint, with modality and digests."""
+    """Raises ConfigError, with modality and digests, if a model of this vocabulary cannot go on from the checkpoint."""
     held = {one.name: one for one in Vocabulary.from_document(saved.document["vocabulary"]).modalities}
     wanted = {one.name: one for one in vocabulary.modalities}
-    remedy = "give it the snapshot that it was trained on, or train anew"
+    remedy = "give it the snapshot that it was trained on, or train a new one"
     for name in sorted(held.keys() | wanted.keys()):
         if name not in held or name not in wanted:
             which = "no" if name not in held else "a"
@@ -251,7 +251,7 @@ def check_vocabulary(saved: Saved, vocabulary: Vocabulary) -> None:
 
 
 def load_model(saved: Saved, model: nn.Module) -> None:
-    """Puts the checkpoint's parameters into a model. Raises ConfigError where they are of another one."""
+    """Puts the checkpoint's parameters into a model. Raises ConfigError if they are of another model."""
     try:
         model.load_state_dict(saved.tensors(MODEL))
     except RuntimeError as error:
@@ -267,15 +267,15 @@ def load_optimizer(saved: Saved, model: nn.Module, optimizer: Optimizer) -> None
         for kind in _STATE:
             value = tensors.get(f"{kind}.{name}")
             if value is not None:
-                # A step count stays on the CPU but where a fused step reads it on the device.
+                # A step count stays on the CPU, unless a fused step reads it on the device.
                 there = kind != "step" or parameter in fused
                 optimizer.state[parameter][kind] = value.to(parameter.device) if there else value
 
 
 def open_checkpoint(uri: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint in a folder, or the newest whole one of a run's folder; its model is on the CPU, ready to evaluate.
+    """Opens the checkpoint in a folder, or the newest whole one of a run's folder. Its model is on the CPU, ready to evaluate.
 
-    Raises ConfigError where there is none, ShardError where a file is not the one that was saved.
+    Raises ConfigError if there is no checkpoint, ShardError if a file is not the one that was saved.
     """
     saved = find(str(uri).rstrip("/"))
     document = saved.document
@@ -295,7 +295,7 @@ def open_checkpoint(uri: str | os.PathLike[str]) -> Checkpoint:
 
 
 def find(uri: str) -> Saved:
-    """The checkpoint in a folder, or the newest whole one of a run's folder. Raises ConfigError where there is none."""
+    """Finds the checkpoint in a folder, or the newest whole one of a run's folder. Raises ConfigError if there is none."""
     storage = open_storage(uri)
     if storage.exists(MARK):
         run, _, step = storage.uri.rpartition(f"/{FOLDER}/")
@@ -312,7 +312,7 @@ def find(uri: str) -> Saved:
 
 
 def relative_uri(workspace: Storage, run: Storage) -> str:
-    """How a run's folder names a workspace: relative where the run lies in it, so that both can be moved together."""
+    """Returns how a run's folder names a workspace: relative if the run lies in it, so that both can be moved together."""
     inside = run.full("").rstrip("/")
     root = workspace.root.rstrip("/")
     same_store = workspace.is_local == run.is_local and (run.is_local or type(workspace.fs) is type(run.fs))
@@ -322,7 +322,7 @@ def relative_uri(workspace: Storage, run: Storage) -> str:
 
 
 def resolved(uri: str, run: Storage) -> str:
-    """The URI of a workspace that `relative_uri` named in the run's folder `run`."""
+    """Returns the URI of a workspace that `relative_uri` named in the run's folder `run`."""
     if "://" in uri or os.path.isabs(uri):
         return uri
     if run.is_local:

@@ -1,4 +1,4 @@
-"""The states of the process's random generators, as plain JSON values.
+"""Saves and restores the states of the process's random generators, as plain JSON values.
 
 Training draws from keyed hashes alone; these are kept for whatever a library draws from them.
 """
@@ -13,7 +13,7 @@ import torch
 
 
 def states() -> dict[str, Any]:
-    """Those of Python, numpy (the legacy one) and torch, each GPU's included."""
+    """Returns the states of Python, numpy (the legacy generator) and torch, including each GPU's."""
     version, words, gauss = random.getstate()
     kind, array, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -27,7 +27,7 @@ def states() -> dict[str, Any]:
 
 
 def restore(document: Mapping[str, Any]) -> None:
-    """Sets the generators to what `states` gave; GPUs that this machine has not are passed over."""
+    """Sets the generators to what `states` returned; GPUs that this machine does not have are skipped."""
     version, words, gauss = document["python"]
     random.setstate((version, tuple(words), gauss))
     kind, array, position, has_gauss, cached = document["numpy"]

@@ -1,12 +1,12 @@
-"""What a run writes about itself: metrics.jsonl always, TensorBoard where it is installed; and the loss of guessing.
+"""Writes a run's metrics: always metrics.jsonl, TensorBoard if it is installed; and computes the loss of guessing.
 
-A line of metrics.jsonl is one JSON object with `kind` and `time`; numbers a modality stand in an object by its name:
+A line of metrics.jsonl is one JSON object with `kind` and `time`; numbers per modality stand in an object by its name:
 
     {"kind": "unigram", ...}      what guessing by frequency costs, see `Unigram`
     {"kind": "train", "step": 20, "loss": .., "losses": {"rgb": ..}, "lr": .., "gradient_norm": .., "tokens_per_s": .., ...}
     {"kind": "validation", "step": 100, "loss": .., "losses": {"rgb": ..}, "targets": {"rgb": ..}}
 
-Losses are nats a target. `train` lines are means over the steps since the line before.
+Losses are nats per target. `train` lines are means over the steps since the line before.
 """
 
 import json
@@ -32,9 +32,9 @@ _TENSORBOARD = "tensorboard"
 
 
 class Metrics:
-    """The lines of a run's metrics, kept in a local folder and copied to the run's own where that is on an object store.
+    """Writes the lines of a run's metrics to a local folder, and copies them to the run's own if that is on an object store.
 
-    `step` is where the run goes on: later lines are cut off first, so that the file tells one story.
+    `step` is where the run goes on: later lines are removed first, so that each step stands there once.
     """
 
     def __init__(self, storage: Storage, local: Path, *, step: int, say: Callable[[str], None]) -> None:
@@ -48,7 +48,7 @@ class Metrics:
         self._writer = _tensorboard(local / _TENSORBOARD, step, say)
 
     def write(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """One line, which is returned; its numbers go to TensorBoard where the line has a step."""
+        """Writes one line and returns it. Its numbers go to TensorBoard if the line has a step."""
         line = {"kind": kind, "time": now(), **fields}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -71,7 +71,7 @@ class Metrics:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; one that a crash cut off is passed over."""
+    """Returns the whole lines of a metrics file; one that a crash cut off is skipped."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -82,7 +82,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Takes away the lines after a step, and what is no whole line."""
+    """Removes the lines after a step, and incomplete lines."""
     if not path.exists():
         return
     kept = [line for line in read_lines(path) if line.get("step", 0) <= step]
@@ -92,7 +92,7 @@ def _cut(path: Path, step: int) -> None:
 
 
 def _tensorboard(folder: Path, step: int, say: Callable[[str], None]) -> Any:
-    """TensorBoard's writer, None where it is not installed."""
+    """Returns TensorBoard's writer, or None if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -116,7 +116,7 @@ def _scalars(fields: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
 
 @dataclass(kw_only=True)
 class Window:
-    """Sums over the steps since the last line of metrics; part of a checkpoint, so that lines do not depend on it."""
+    """Adds up the steps since the last line of metrics. It is part of a checkpoint: a stop does not change the lines."""
 
     steps: int
     loss: float
@@ -126,11 +126,11 @@ class Window:
 
     @classmethod
     def empty(cls, modalities: int) -> Self:
-        """Before the first step."""
+        """Returns the window before the first step."""
         return cls(steps=0, loss=0.0, norm=0.0, sums=[0.0] * modalities, counts=[0] * modalities)
 
     def add(self, value: float, sums: Sequence[float], counts: Sequence[int], norm: float) -> None:
-        """One step more: its loss, nats and targets by modality, gradient norm."""
+        """Adds a step: its loss, nats and targets by modality, gradient norm."""
         self.steps += 1
         self.loss += value
         self.norm += norm
@@ -138,7 +138,7 @@ class Window:
         self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
 
     def means(self, names: Sequence[str]) -> dict[str, Any]:
-        """The fields of a line of metrics."""
+        """Returns the fields of a line of metrics."""
         return {
             "loss": self.loss / max(1, self.steps),
             "losses": per_target(names, self.sums, self.counts),
@@ -147,7 +147,7 @@ class Window:
 
 
 class Clock:
-    """Time and rows since the last line of metrics."""
+    """Measures time, rows and tokens since the last line of metrics."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -157,7 +157,7 @@ class Clock:
 
 
 def per_target(names: Sequence[str], sums: Sequence[float], counts: Sequence[int]) -> dict[str, float | None]:
-    """Nats a target by modality, None where there was none."""
+    """Returns nats per target by modality, None if it had no target."""
     return {name: total / count if count else None for name, total, count in zip(names, sums, counts, strict=True)}
 
 
@@ -166,7 +166,7 @@ def per_target(names: Sequence[str], sums: Sequence[float], counts: Sequence[int
 
 @dataclass(frozen=True, kw_only=True)
 class Unigram:
-    """How often each token was a target in masked training rows: what a model knows that looks at nothing.
+    """Counts how often each token was a target in masked training rows: what a model that looks at nothing can know.
 
     rows    training rows that were counted
     counts  by modality, of each token
@@ -176,7 +176,7 @@ class Unigram:
     counts: Mapping[str, Int64[np.ndarray, "vocabulary"]]
 
     def entropies(self) -> dict[str, float | None]:
-        """Nats a target of the counted rows themselves, by modality; None where it had no target."""
+        """Returns nats per target of the counted rows themselves, by modality; None if it had no target."""
         found: dict[str, float | None] = {}
         for name, counts in self.counts.items():
             shares = counts[counts > 0] / max(1, counts.sum())
@@ -184,9 +184,9 @@ class Unigram:
         return found
 
     def cross_entropies(self, held_out: "Unigram") -> dict[str, float | None]:
-        """Nats a target of other rows when each token is guessed as often as it was counted here, plus one.
+        """Returns nats per target of other rows if each token is guessed as often as it was counted here, plus one.
 
-        This is the loss that a model has to beat there; None where the modality has no target there.
+        A model has to beat this loss on those rows. None if the modality has no target there.
         """
         found: dict[str, float | None] = {}
         for name, counts in self.counts.items():
@@ -197,7 +197,7 @@ class Unigram:
 
 
 def count_targets(batches: Iterable[MaskedBatch], vocabulary: Vocabulary) -> Unigram:
-    """The targets of masked batches, counted."""
+    """Counts the targets of masked batches."""
     counts = [torch.zeros(one.vocabulary, dtype=torch.int64) for one in vocabulary.modalities]
     rows = 0
     for batch in batches:

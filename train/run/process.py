@@ -1,4 +1,4 @@
-"""What a run sets in its process, for as long as it lasts: device, threads, determinism, signals."""
+"""Sets device, threads, determinism and signals of the process for as long as a run lasts."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ from manifests.errors import ConfigError
 
 
 def device(wanted: str) -> torch.device:
-    """The device of a name; `auto` is a GPU where there is one. Raises ConfigError where it cannot be used."""
+    """Returns the device of a name; `auto` is a GPU if there is one. Raises ConfigError if it cannot be used."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -27,11 +27,11 @@ def device(wanted: str) -> torch.device:
 
 @contextmanager
 def torch_settings(device: torch.device, wanted_threads: int | None) -> Iterator[None]:
-    """Threads, and on a CPU deterministic algorithms, for the time of the run."""
+    """Sets threads, and on a CPU deterministic algorithms, for the time of the run."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(wanted_threads or threads)
     torch.use_deterministic_algorithms(deterministic or device.type == "cpu")
-    # Filling every new tensor took a fifth of a step, and changes nothing but what is read before it is written.
+    # Deterministic mode fills every new tensor, which took a fifth of a step; only reads of unwritten memory would differ.
     settings: Any = torch.utils.deterministic
     filled, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
     try:
@@ -44,7 +44,7 @@ def torch_settings(device: torch.device, wanted_threads: int | None) -> Iterator
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """The event is set by the first Ctrl-C or SIGTERM; the second interrupts at once."""
+    """Yields an event that the first Ctrl-C or SIGTERM sets; the second interrupts at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked

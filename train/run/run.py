@@ -1,7 +1,7 @@
-"""A training run, told once: snapshots → vocabulary → loader → model → optimizer → steps, with validation and checkpoints.
+"""Trains a model: snapshots → vocabulary → loader → model → optimizer → steps, with validation and checkpoints.
 
-One process. After a kill, a run that goes on from its last checkpoint has the losses that it would have had: order and
-masks are arithmetic, and on a CPU torch is told to be deterministic.
+It is one process. After a kill, a run that goes on from its last checkpoint has the losses that it would have had: order
+and masks are computed, not stored, and on a CPU torch is deterministic.
 """
 
 import math
@@ -40,13 +40,13 @@ _ROWS_NAMED = 4
 _RECORDED = ("modmill", "torch", "numpy", "safetensors", "pyarrow")
 
 Status = Literal["done", "interrupted"]
-# Is told what happens: `run`, `message`, `unigram`, `train`, `validation`, `checkpoint`, each with its facts.
+# Called with what happens: `run`, `message`, `unigram`, `train`, `validation`, `checkpoint`, each with its facts.
 Report = Callable[[str, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """How a run ended. `step` are the updates in all, `steps_done` those of this sitting."""
+    """Tells how a run ended. `step` counts all updates, `steps_done` those of this sitting."""
 
     run: str
     folder: str
@@ -61,7 +61,7 @@ def train(
     """Trains as the file says; `resume` is None (a new run), `auto` (its newest run, if there is one) or a run's folder.
 
     The first Ctrl-C or SIGTERM ends the run after its step, with a checkpoint. Raises ConfigError for what cannot be trained
-    or gone on with, UserError for a full disk and for a loss that is not finite; checkpoints before it stay.
+    or resumed, UserError for a full disk and for a loss that is not finite; checkpoints before it stay.
     """
 
     def say(text: str) -> None:
@@ -78,14 +78,14 @@ def train(
     out = config.out or snapshots[0].storage.uri.rstrip("/") + "/runs"
     saved = _checkpoint(resume, out, config, identity, say)
     storage = run_folder.new(out, config) if saved is None else saved.storage
-    # All that may be wrong with the file is found before anything is written.
-    story = _Training(config, snapshots, vocabulary, storage, device, identity, report, say)
+    # Everything that can be wrong with the file is found before anything is written.
+    training = _Training(config, snapshots, vocabulary, storage, device, identity, report, say)
     with run_folder.only_writer(storage), process.torch_settings(device, config.threads):
-        return story.tell(saved)
+        return training.run(saved)
 
 
 class _Training:
-    """One sitting: what it was given, and what its steps change."""
+    """Trains one sitting of a run: holds what it was given, and what its steps change."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class _Training:
             self.entries, vocabulary=vocabulary, seed=config.seed, batch=engine.micro_batch, workers=config.workers
         )
         model = Model(vocabulary, config.model)
-        # Before it moves: every device begins with the same numbers.
+        # On the CPU, before it moves: every device begins with the same numbers.
         model.initialize(config.seed)
         self.model = model.to(device)
         self.optimizer = adam(self.model, engine.optimizer, device)
@@ -129,7 +129,7 @@ class _Training:
         self.window = Window.empty(len(vocabulary.modalities))
         self.losses: dict[str, Any] = {}
 
-    def tell(self, saved: Saved | None) -> TrainingResult:
+    def run(self, saved: Saved | None) -> TrainingResult:
         if saved is not None:
             self._restore(saved)
         begun = self.step
@@ -191,16 +191,17 @@ class _Training:
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def _update(self, batches: Sequence[Batch]) -> int:
-        """One update on the batches of a step; how many tokens it saw."""
+        """Makes one update on the batches of a step and returns how many tokens it saw."""
         masked = [self._masked(batch) for batch in batches]
         modalities = len(self.vocabulary.modalities)
+        # Of the whole step, so that the loss does not depend on how it is cut into micro-batches.
         counts = torch.stack([batch.counts(modalities) for batch in masked]).sum(0)
         sums = torch.zeros(modalities, device=self.device)
         value = 0.0
         for batch, shown in zip(batches, masked, strict=True):
             found = self._sums(shown)
             part = loss.total(found, counts, self.weights)
-            # A few rows may have nothing to ask for.
+            # A small micro-batch may have no targets, and its loss then no gradient.
             if part.requires_grad:
                 part.backward()
             value += part.item()
@@ -273,7 +274,7 @@ class _Training:
         self.report("validation", line)
 
     def _held_out(self) -> list[MaskedBatch]:
-        """The rows to validate on, masked once."""
+        """Returns the rows to validate on, masked once."""
         rows = self.config.validation.rows
         return [self._masked(batch) for batch in self.loader.held_out_batches(rows)] if rows else []
 
@@ -304,7 +305,7 @@ class _Training:
         self.report("checkpoint", {"step": self.step, "path": saved.location})
 
     def _facts(self) -> dict[str, Any]:
-        """What is the same in every checkpoint of the run."""
+        """Returns what is the same in every checkpoint of the run."""
         found = {snapshot.uri: snapshot for snapshot in self.snapshots}
         homes = list({snapshot.storage.uri: snapshot.storage for snapshot in found.values()}.values())
         places = [home.uri for home in homes]
@@ -369,7 +370,7 @@ class _Training:
 def _checkpoint(
     resume: str | None, out: str, config: TrainConfig, identity: str, say: Callable[[str], None]
 ) -> Saved | None:
-    """The checkpoint to go on from, None to begin."""
+    """Returns the checkpoint to go on from, or None to begin."""
     if resume is None:
         return None
     if resume != "auto":

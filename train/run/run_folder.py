@@ -1,4 +1,4 @@
-"""The folders of runs: their names, which one a run goes on in, and that only one process writes there."""
+"""Names the folders of runs, finds the one that a run goes on in, and lets only one process write there."""
 
 import fcntl
 import os
@@ -23,7 +23,7 @@ _FREE = ("out", "steps", "log_every", "validation", "checkpoint", "threads", "de
 
 
 def identity(config: TrainConfig, snapshots: Sequence[Snapshot]) -> str:
-    """The sha256 of everything that decides a run's losses but how long it is; wherever the snapshots lie."""
+    """Returns the sha256 of all that decides a run's losses, except its length and the place of its snapshots."""
     document = {name: value for name, value in config.document().items() if name not in _FREE}
     for entry, snapshot in zip(document["mixture"], snapshots, strict=True):
         entry["snapshot"] = snapshot.sha256
@@ -31,13 +31,13 @@ def identity(config: TrainConfig, snapshots: Sequence[Snapshot]) -> str:
 
 
 def new(out: str, config: TrainConfig) -> Storage:
-    """The folder of a run that begins; nothing is created."""
+    """Returns the folder of a new run; nothing is created."""
     stamp = now()[:19].replace(":", "").replace("-", "")
     return open_storage(f"{out}/{config.name}-{stamp}-{secrets.token_hex(3)}")
 
 
 def newest(out: str, config: TrainConfig, wanted: str, say: Callable[[str], None]) -> Saved | None:
-    """The last checkpoint of the newest run of this name and identity, None where there is none."""
+    """Returns the last checkpoint of the newest run of this name and identity, or None."""
     mine = re.compile(f"{re.escape(config.name)}-{_STAMP}")
     runs = [name for name in open_storage(out).names("") if mine.fullmatch(name)]
     for name in reversed(runs):
@@ -48,7 +48,7 @@ def newest(out: str, config: TrainConfig, wanted: str, say: Callable[[str], None
 
 
 def named(uri: str) -> Saved:
-    """The checkpoint that a person named. Raises ConfigError where there is none."""
+    """Returns the checkpoint that a person named. Raises ConfigError if there is none."""
     try:
         return checkpoint.find(uri)
     except ShardError as error:
@@ -57,7 +57,7 @@ def named(uri: str) -> Saved:
 
 @contextmanager
 def only_writer(storage: Storage) -> Iterator[None]:
-    """Holds a run's folder of this machine. Raises UserError where another process does."""
+    """Locks a run's local folder. Raises UserError if another process holds it."""
     if not storage.is_local:
         yield
         return

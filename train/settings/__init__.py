@@ -1,1 +1,1 @@
-"""The trainer file: what it may say, and which of DeepSpeed's keys are honored."""
+"""Reads the trainer file, and honors DeepSpeed's keys in it."""
