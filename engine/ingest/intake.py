@@ -122,17 +122,19 @@ class Intake:
             error = f"{type(problem).__name__}: {problem}"[:_MESSAGE_CHARACTERS]
         sha256 = bytes.fromhex(sha256_hex(data or b""))
         size = None if data is None else self._judge.size_of(data)
-        if self.packing is None:
-            size_bytes = len(data or b"") if listed.size_bytes is None else listed.size_bytes
-            return Taken(listed=listed, sha256=sha256, size_bytes=size_bytes, size=size)
-        if data is not None:
+        size_bytes = listed.size_bytes
+        if self.packing is not None and data is not None:
             self.packing.put(number, data)
+        if self.packing is not None or size_bytes is None:
+            size_bytes = len(data or b"")
+        is_packed = self.packing is not None and data is not None
         return Taken(
             listed=listed,
             sha256=sha256,
-            size_bytes=len(data or b""),
-            number=None if data is None else number,
-            error=error,
+            size_bytes=size_bytes,
+            number=number if is_packed else None,
+            # What is read in place fails when it is worked on, and may be mended until then.
+            error=error if self.packing is not None else None,
             size=size,
         )
 

@@ -24,6 +24,7 @@ from engine.sources.listing import (
     row_of,
     suffix,
 )
+from engine.sources.read import SourceReader
 from engine.sources.values import decoded, key_text, parsed, plain
 from manifests.errors import ConfigError, SourceError
 from manifests.formats.shards import SourcePlace
@@ -197,11 +198,8 @@ class DocumentColumns:
         return {name: value for name, value in fields.items() if name not in self._left_out}
 
 
-class DocumentReader:
-    """Reads the documents of some rows of a samples file, by their place among them."""
-
-    # One file is open at a time, which threads would have to take turns at.
-    threads = 1
+class DocumentReader(SourceReader):
+    """Reads the documents of some rows of a samples file; one file is open at a time, so one thread may read."""
 
     def __init__(
         self,
@@ -235,13 +233,6 @@ class DocumentReader:
                 f"fields {', '.join(fields) or 'none'}"
             )
         return fields
-
-    def read_beside(self, place: int) -> dict[str, bytes]:
-        """Returns nothing: the other fields of a document are in its row."""
-        return {}
-
-    def prefetch(self, limit_bytes: int) -> None:
-        """Reads nothing ahead: documents are small beside what is made of them."""
 
     def close(self) -> None:
         """Closes the file that is open."""

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from engine.pipeline.sections import CorpusConfig
 from engine.sources import listing
@@ -44,36 +44,32 @@ class _ByteRange:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class SourceReader(Protocol):
-    """Reads the samples of some rows by their place among them; quick in their order, from any thread."""
+class SourceReader:
+    """Reads the samples of some rows by their place among them; quick in their order."""
 
-    @property
-    def threads(self) -> int:
-        """Returns how many threads may read at once with profit."""
-        ...
+    # How many threads may read at once with profit.
+    threads = 1
 
     def read(self, place: int) -> bytes | None:
         """Returns the bytes a sample is hashed by, None if its source has none. Raises SourceError if it cannot be read."""
-        ...
+        raise NotImplementedError
 
     def fields(self, place: int) -> dict[str, Any]:
         """Returns the columns that are read with a sample, such as a document's. Raises SourceError as `read`."""
-        ...
+        return {}
 
     def read_beside(self, place: int) -> dict[str, bytes]:
-        """Returns the members beside a sample, by suffix."""
-        ...
+        """Returns the members beside a sample, by suffix, without those that are cut short."""
+        return {}
 
     def prefetch(self, limit_bytes: int) -> None:
         """Reads the first samples into memory, up to `limit_bytes`; what cannot be read is left for `read` to raise."""
-        ...
 
     def close(self) -> None:
         """Closes the files that are open."""
-        ...
 
 
-class SourceBytes:
+class SourceBytes(SourceReader):
     """Reads the source bytes of images, by their place among `rows`; quick in their order, from any thread."""
 
     threads = _READERS
@@ -134,10 +130,6 @@ class SourceBytes:
         if found := _row_of(row.source):
             return self._tables[found[0]].read(found[1], found[2])
         return listing.read_file(self._root, row.source)
-
-    def fields(self, place: int) -> dict[str, Any]:
-        """Returns nothing: the source columns of an image are in the samples file."""
-        return {}
 
     def read_beside(self, place: int) -> dict[str, bytes]:
         """Returns the members beside a sample, by suffix, without those that are cut short.
