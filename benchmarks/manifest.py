@@ -42,6 +42,7 @@ from manifests.catalog.catalog import Catalog
 from manifests.formats import shards
 from manifests.log import actions
 from manifests.log import entries as log
+from manifests.store import paths
 from manifests.store.storage import Storage, cache_folder, open_storage
 
 PARTS, PART_ROWS, COMMIT = 100_200, 10_000, 100
@@ -90,7 +91,7 @@ def _shard(part: int, modality: str) -> actions.ShardAdded:
         modality=modality,
         form="token",
         fingerprint=recipe,
-        path=f"data/web/{modality}/{recipe[:12]}/part-{part:07d}-{sha256[:8]}.parquet",
+        path=paths.shard("web", modality, recipe, part, None, sha256, is_tar=False),
         format="parquet",
         sha256=sha256,
         size_bytes=3_900_000 + part * 37 % 10_007,
@@ -149,7 +150,9 @@ def make_log(storage: Storage) -> None:
     grown.add(begun)
     for first in range(0, PARTS, 1000):
         numbers = range(first, min(first + 1000, PARTS))
-        grown.add([_part(part, path=f"data/web/_samples/{part}", sha256=_digest(part)) for part in numbers])
+        grown.add(
+            [_part(part, path=paths.samples("web", part, _digest(part)), sha256=_digest(part)) for part in numbers]
+        )
     waiting: list[actions.Action] = []
     for part in range(PARTS):
         waiting += [_shard(part, name) for name in MODALITIES if name != "depth" or part % _LACK_DEPTH]
@@ -185,7 +188,7 @@ def make_samples(storage: Storage) -> list[str]:
                 "height": pa.array(rng.integers(200, 4000, PART_ROWS, dtype=np.int32)),
             }
         )
-        path = f"data/web/_samples/part-{part:07d}.parquet"
+        path = paths.samples("web", part, _digest(part))
         target = Path(storage.full(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(shards.encode_samples(table))

@@ -34,6 +34,7 @@ from manifests.log.actions import (
     TokenizerAdded,
 )
 from manifests.recipe import canonical_json, sha256_hex, sha256_of_stream
+from manifests.store import paths
 from manifests.store.storage import Storage
 
 _THREADS = 4
@@ -79,7 +80,7 @@ def copy_workspace(source: Catalog, target: Storage, asked: Asked, *, quiet: boo
 
 
 def _check_target(source: Catalog, target: Storage) -> None:
-    if not target.exists(log.FORMAT_PATH):
+    if not target.exists(paths.FORMAT):
         if names := target.names(""):
             raise ConfigError(f"{target.uri} is no workspace and not empty ({names[0]}, ...); copy to a new folder")
         return
@@ -276,7 +277,7 @@ def _actions(storage: Storage, entry: log.Entry) -> Iterator[Action]:
         action = actions.from_json(document)
         if action is None:
             raise WorkspaceError(
-                f"{storage.location(log.entry_path(entry.version))} has an action {document.get('action')!r} that this "
+                f"{storage.location(paths.log_entry(entry.version))} has an action {document.get('action')!r} that this "
                 "modmill does not know, so it cannot be copied; install a newer modmill"
             )
         yield action

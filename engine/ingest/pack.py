@@ -7,8 +7,8 @@ import threading
 from collections.abc import Mapping
 from typing import IO
 
-from manifests.formats.shards import file_stem
 from manifests.recipe import sha256_of_stream
+from manifests.store import paths
 from manifests.store.storage import Storage, put_same
 
 _STARTS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
@@ -65,7 +65,7 @@ class Packing:
                     tar.addfile(info, io.BytesIO(data))
             file.seek(0)
             sha256 = sha256_of_stream(file)
-            path = f"data/{corpus}/_source/{file_stem(part, None, sha256)}.tar"
+            path = paths.pack(corpus, part, sha256)
             file.seek(0)
             put_same(storage, path, file, sha256)
         self._compact()

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from engine.ingest.filters import dropped_table
 from engine.ingest.intake import Intake, Taken
 from engine.sources.scan import Scan
 from manifests.catalog.catalog import Catalog
-from manifests.formats.shards import RESERVED_COLUMNS, file_stem, keys_digest, write_samples
+from manifests.formats.shards import RESERVED_COLUMNS, keys_digest, write_samples
 from manifests.log.actions import PartAdded, SamplesDropped, SourcesChanged
 from manifests.recipe import sha256_hex
+from manifests.store import paths
 from manifests.store.storage import Storage, put_same
 
 _PLACES = {"source_offset": pa.int64(), "source_pack": pa.string(), "source_error": pa.string()}
@@ -78,7 +79,7 @@ def write_part(
 def put_part(storage: Storage, corpus: str, part: int, keys: Sequence[str], data: bytes) -> PartAdded:
     """Puts the samples file of a part with these keys into the workspace, and returns its record to be committed."""
     sha256 = sha256_hex(data)
-    path = f"data/{corpus}/_samples/{file_stem(part, None, sha256)}.parquet"
+    path = paths.samples(corpus, part, sha256)
     put_same(storage, path, data, sha256)
     return PartAdded(
         corpus=corpus,
@@ -95,23 +96,23 @@ def put_part(storage: Storage, corpus: str, part: int, keys: Sequence[str], data
 def write_changes(catalog: Catalog, corpus: str, vanished: Sequence[str], changed: Sequence[str]) -> SourcesChanged:
     """Writes the keys of samples whose source is gone or altered; returns the record."""
     changes = ["vanished"] * len(vanished) + ["changed"] * len(changed)
-    path = _write_table(catalog, corpus, "changes", pa.table({"key": [*vanished, *changed], "change": changes}))
+    path = _write_table(catalog, corpus, paths.changes, pa.table({"key": [*vanished, *changed], "change": changes}))
     return SourcesChanged(corpus=corpus, path=path, vanished=len(vanished), changed=len(changed))
 
 
 def write_dropped(catalog: Catalog, corpus: str, rows: Sequence[Mapping[str, Any]]) -> SamplesDropped:
     """Writes the samples that the filter left out, rows of the view `dropped`; returns the record."""
-    path = _write_table(catalog, corpus, "dropped", dropped_table(corpus, rows))
+    path = _write_table(catalog, corpus, paths.dropped, dropped_table(corpus, rows))
     counts = dict(sorted(Counter(row["reason"] for row in rows).items()))
     return SamplesDropped(corpus=corpus, path=path, rows=len(rows), counts=counts)
 
 
-def _write_table(catalog: Catalog, corpus: str, name: str, table: pa.Table) -> str:
+def _write_table(catalog: Catalog, corpus: str, path_of: Callable[[str, str], str], table: pa.Table) -> str:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue().to_pybytes()
     sha256 = sha256_hex(data)
-    path = f"data/{corpus}/_samples/{name}-{sha256[:8]}.parquet"
+    path = path_of(corpus, sha256)
     put_same(catalog.storage, path, data, sha256)
     return path
 

@@ -35,11 +35,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from manifests.errors import ModmillError
+from manifests.store import paths
 from manifests.store.storage import Storage
 
 _STORE_EVERY_S = 15.0
 _TAIL_BYTES = 1 << 20
-_SEGMENT = re.compile(r"events-(\d{6})\.jsonl")
 _STATE = b'"event": "state"'
 
 _log = logging.getLogger(__name__)
@@ -61,9 +61,7 @@ class EventSink(Protocol):
 
 def sink(storage: Storage, run: str) -> EventSink:
     """Returns a writer for the events of a run that begins."""
-    return (
-        _EventFile(Path(storage.full(f"runs/{run}/events.jsonl"))) if storage.is_local else _SegmentWriter(storage, run)
-    )
+    return _EventFile(Path(storage.full(paths.events(run)))) if storage.is_local else _SegmentWriter(storage, run)
 
 
 class _EventFile:
@@ -113,7 +111,7 @@ class _SegmentWriter:
         if len(self._held) == self._put or (not now and time.monotonic() < self._next):
             return
         try:
-            self._storage.replace(f"runs/{self._run}/events-{self._number:06d}.jsonl", self._held)
+            self._storage.replace(paths.events_segment(self._run, self._number), self._held)
             self._put = len(self._held)
         except (ModmillError, OSError) as error:
             _log.info("events were not written, it is tried again: %s", error)
@@ -134,24 +132,24 @@ class EventReader:
         return self._read_file() if self._storage.is_local else self._read_segments()
 
     def _read_file(self) -> list[dict[str, Any]]:
-        with open(self._storage.full(f"runs/{self._run}/events.jsonl"), "rb") as file:
+        with open(self._storage.full(paths.events(self._run)), "rb") as file:
             if self._at < 0:
                 self._at = _newest_state(file)
             file.seek(self._at)
             return self._whole(file.read())
 
     def _read_segments(self) -> list[dict[str, Any]]:
-        found = (_SEGMENT.fullmatch(name) for name in self._storage.names(f"runs/{self._run}"))
-        newest = max((int(match[1]) for match in found if match), default=0)
+        found = (paths.EVENTS_SEGMENT.parse(path) for path in files(self._storage, self._run))
+        newest = max((fields["segment"] for fields in found if fields), default=0)
         if not newest:
-            raise FileNotFoundError(self._storage.location(f"runs/{self._run}"))
+            raise FileNotFoundError(self._storage.location(paths.run(self._run)))
         events = []
         if self._at < 0:
             self._segment, self._at = newest, 0
         for number in range(self._segment, newest + 1):
             if number > self._segment:
                 self._segment, self._at = number, 0
-            data = self._storage.read(f"runs/{self._run}/events-{number:06d}.jsonl")
+            data = self._storage.read(paths.events_segment(self._run, number))
             events += self._whole(data[self._at :])
         return events
 
@@ -164,13 +162,13 @@ class EventReader:
 
 def files(storage: Storage, run: str) -> list[str]:
     """Returns the files that hold the events of a run, in order; empty if it has no events."""
-    names = storage.names(f"runs/{run}")
-    return [f"runs/{run}/{name}" for name in names if name == "events.jsonl" or _SEGMENT.fullmatch(name)]
+    found = (f"{paths.run(run)}/{name}" for name in storage.names(paths.run(run)))
+    return [path for path in found if path == paths.events(run) or paths.EVENTS_SEGMENT.match(path)]
 
 
 def redact(storage: Storage, named: re.Pattern[str], *, but: str) -> None:
     """Replaces texts that match a pattern by "(forgotten)" in the events of all runs but one."""
-    for run in storage.names("runs"):
+    for run in storage.names(paths.RUNS):
         for path in files(storage, run) if run != but else []:
             text = storage.read(path).decode()
             left = "".join(_redacted(line, named) for line in text.splitlines(keepends=True))

@@ -12,6 +12,7 @@ from engine.progress.state import RunState
 from manifests.errors import WorkspaceError
 from manifests.log import entries as log
 from manifests.log import lease
+from manifests.store import paths
 from manifests.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Watched:
 
 def newest(storage: Storage) -> Watched | None:
     """Returns the run of a workspace that began last, None if no run has told anything."""
-    found = ((_RUN.fullmatch(name), name) for name in storage.names("runs"))
+    found = ((_RUN.fullmatch(name), name) for name in storage.names(paths.RUNS))
     for _, run in sorted(((match[1], name) for match, name in found if match), reverse=True):
         try:
             return Watched(storage, run)

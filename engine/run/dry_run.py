@@ -34,7 +34,7 @@ from engine.sources import scan as sources
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.log.actions import TokenizerAdded
-from manifests.log.entries import FORMAT_PATH
+from manifests.store import paths
 from manifests.store.storage import open_storage
 
 _WALLS = (1, 10, 100)
@@ -76,7 +76,7 @@ def dry_run(
         raise ConfigError(
             f"the contact sheet {path} lies in the workspace, which a dry run does not change; start from another folder"
         )
-    is_there = workspace.exists(FORMAT_PATH)
+    is_there = workspace.exists(paths.FORMAT)
     if where is not None and not is_there:
         raise ConfigError("--where asks for samples, and there are none yet; run with --only ingest first")
     with ExitStack() as stack:

@@ -27,6 +27,7 @@ from manifests.log import entries as log
 from manifests.log.actions import TokenizerAdded
 from manifests.modality import Form
 from manifests.queries import planning
+from manifests.store import paths
 from manifests.store.storage import open_storage
 
 if TYPE_CHECKING:
@@ -201,9 +202,10 @@ class _MainJob:
                 self.progress.stage(f"fit {item.name}", int(item.options["steps"]), "steps")
         for item, fitted in runner.fit(items, self.progress):
             self.catalog.commit([fitted], run=self.done.run)
-            for stale in self.catalog.storage.names("runs"):
-                if stale.startswith(f"fit-{item.name}-"):
-                    self.catalog.storage.remove_folder(f"runs/{stale}")
+            for stale in self.catalog.storage.names(paths.RUNS):
+                fields = paths.FIT.parse(paths.run(stale))
+                if fields is not None and fields["tokenizer"] == item.name:
+                    self.catalog.storage.remove_folder(paths.run(stale))
             self.done.add("tokenizers_fitted", 1)
             self.progress.update(f"fit {item.name}", int(item.options.get("steps", 0)))
             figures = ", ".join(f"{name} {value:.4g}" for name, value in fitted.metrics.items())

@@ -38,7 +38,7 @@ from manifests.log import entries as log
 from manifests.log.actions import PartAdded, ShardAdded, TokenizerAdded
 from manifests.queries import planning
 from manifests.recipe import sha256_hex
-from manifests.store import parquet
+from manifests.store import parquet, paths
 from manifests.store.storage import cache_folder, open_storage, put_same
 
 SAMPLES = 64
@@ -197,7 +197,7 @@ class Probe:
         ]
         data = b"".join(copied)
         sha256 = sha256_hex(data)
-        path = f"data/{corpus}/_samples/pack-{sha256[:8]}"
+        path = paths.pack(corpus, 0, sha256)
         put_same(self.scratch.storage, path, data, sha256)
         for row, begin in zip(rows, accumulate(map(len, copied), initial=0), strict=False):
             if row["source_pack"]:

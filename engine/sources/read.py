@@ -17,6 +17,7 @@ from engine.sources.tars import tar_of
 from manifests import errors
 from manifests.errors import SourceError
 from manifests.formats.shards import SourcePlace
+from manifests.store import paths
 from manifests.store.storage import Storage
 from manifests.store.uris import is_uri
 
@@ -163,6 +164,7 @@ class SourceBytes(SourceReader):
     def _add_range(self, place: int, row: SourcePlace, source: str, offset: int) -> None:
         if row.source_pack:
             path, read = row.source_pack, self._read_pack
+            paths.check(path, paths.PACK, where=f"the samples file that names {source!r}, `source_pack`")
             is_remote = self._storage is not None and not self._storage.is_local
         else:
             path, read, is_remote = tar_of(source), self._read_source, is_uri(self._root)

@@ -5,7 +5,6 @@ replaces. What holds forgotten rows goes at once. Files that no record names may
 """
 
 import datetime
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,15 +16,13 @@ from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.queries import retention
 from manifests.snapshots import successor
+from manifests.store import paths
 from manifests.store.storage import Storage, StoredFile, open_storage
 
 RETENTION_DAYS = 7.0
 _ORPHANS_AFTER = datetime.timedelta(hours=24)
 _CHECKPOINTS_KEPT = 2
 _THREADS = 8
-# Only names that modmill gives: what people put beside their data is theirs.
-_OURS = re.compile(r"(?:part-\d{7}(?:\.c\d{2,})?|changes|dropped)-[0-9a-f]{8}(?=\.)")
-_TEMPORARY = re.compile(r"\..+\.tmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +58,8 @@ def collect(uri: str, *, retention_days: float = RETENTION_DAYS, quiet: bool = F
         deletions = plan(catalog, retention_days=retention_days)
         execution.progress.stage("collect", len(deletions), "files")
         with ThreadPoolExecutor(_THREADS) as pool:
-            paths = [deletion.path for deletion in deletions]
-            for done, _ in enumerate(pool.map(storage.remove, paths), start=1):
+            removed = pool.map(storage.remove, (deletion.path for deletion in deletions))
+            for done, _ in enumerate(removed, start=1):
                 execution.progress.update("collect", done)
         clear_caches(catalog)
         execution.done.add("files_deleted", len(deletions))
@@ -75,10 +72,10 @@ class _Needs:
 
     def __init__(self, catalog: Catalog, since: int) -> None:
         ends = retention.ends_of_files(catalog)
-        live = {_stem(path) for path, end in ends.items() if end is None}
-        self._ended = {_stem(path): end for path, end in ends.items() if end is not None}
-        self.forgotten = {_stem(path) for action in retention.forgotten(catalog) for path in action.files} - live
-        frozen = {_stem(shard.path) for snapshot in successor.standing(catalog) for shard in snapshot.shards}
+        live = {paths.stem(path) for path, end in ends.items() if end is None}
+        self._ended = {paths.stem(path): end for path, end in ends.items() if end is not None}
+        self.forgotten = {paths.stem(path) for action in retention.forgotten(catalog) for path in action.files} - live
+        frozen = {paths.stem(shard.path) for snapshot in successor.standing(catalog) for shard in snapshot.shards}
         recent = {stem for stem, end in self._ended.items() if end > since}
         self._needed = (live | recent | frozen) - self.forgotten
 
@@ -94,34 +91,23 @@ class _Needs:
 
 
 def _of_files(storage: Storage, needs: _Needs, moment: datetime.datetime) -> Iterator[Deletion]:
-    for folder in ("data", "_meta"):
+    for folder in (paths.DATA, paths.META):
         for file in storage.walk(folder):
             is_old = moment - file.modified > _ORPHANS_AFTER
-            if _TEMPORARY.fullmatch(_name(file.path)):
+            if paths.is_temporary(file.path):
                 if is_old:
                     yield _deletion(file, "a writer that was killed left it")
-            elif folder == "data" and _OURS.match(_name(file.path)):
-                why = needs.why_not(_stem(file.path), is_old=is_old)
+            elif (stem := paths.stem(file.path)) != file.path:  # What people put beside their data is theirs.
+                why = needs.why_not(stem, is_old=is_old)
                 if why is not None:
                     yield _deletion(file, why)
 
 
 def _checkpoints(storage: Storage) -> Iterator[Deletion]:
     for version in index_checkpoint.versions(storage)[:-_CHECKPOINTS_KEPT]:
-        for file in storage.walk(index_checkpoint.folder_of(version)):
+        for file in storage.walk(paths.checkpoint(version)):
             yield _deletion(file, "an old checkpoint of the log")
 
 
 def _deletion(file: StoredFile, why: str) -> Deletion:
     return Deletion(path=file.path, size_bytes=file.size_bytes, why=why)
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]
-
-
-def _stem(path: str) -> str:
-    """A path up to its ending; as it is where it is none of ours."""
-    folder, _, name = path.rpartition("/")
-    match = _OURS.match(name)
-    return f"{folder}/{match[0]}" if match else path

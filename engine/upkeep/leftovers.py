@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.formats import snapshots as snapshot_files
 from manifests.queries import audit
 from manifests.queries.audit import Named
+from manifests.store import paths
 from manifests.store.storage import StoredFile
 
 Kind = Literal["orphan", "replaced", "temporary"]
@@ -31,14 +31,14 @@ def leftovers(catalog: Catalog, frozen: Collection[str]) -> Iterator[Leftover]:
 
     Folder by folder, so that a big workspace is never held at once.
     """
-    for folder, files in itertools.groupby(catalog.storage.walk("data"), key=_group):
+    for folder, files in itertools.groupby(catalog.storage.walk(paths.DATA), key=lambda file: paths.group(file.path)):
         named = _with_sidecars(audit.named_files(catalog, folder))
         for file in files:
             found = None if file.path in frozen and file.path not in named else _of_data(file, named)
             if found is not None:
                 yield found
     tokenizers = {tokenizer.path for tokenizer in audit.tokenizers(catalog)}
-    for file in catalog.storage.walk("tokenizers"):
+    for file in catalog.storage.walk(paths.TOKENIZERS):
         folder = "/".join(file.path.split("/")[:2])
         if _is_temporary(file):
             yield _temporary(file)
@@ -56,16 +56,11 @@ def age(file: StoredFile) -> str:
     return f"{max(seconds, 0):.0f} seconds"
 
 
-def _group(file: StoredFile) -> str:
-    """data/<corpus>/<modality>, where the file is that deep."""
-    return "/".join(posixpath.dirname(file.path).split("/")[:3])
-
-
 def _with_sidecars(named: Mapping[str, Named]) -> dict[str, Named]:
     """With the names of the sidecars; that of a live file is live."""
     found = dict(named)
     for path, name in named.items():
-        sidecar = f"{path.rpartition('.')[0]}.json"
+        sidecar = paths.sidecar(path)
         if sidecar not in found or name.is_live:
             found[sidecar] = name
     return found
@@ -89,11 +84,11 @@ def _of_data(file: StoredFile, named: Mapping[str, Named]) -> Leftover | None:
 def _of_meta(catalog: Catalog) -> Iterator[Leftover]:
     """Temporary files, and folders that were begun and not finished."""
     unfinished: dict[str, bool] = {}
-    for file in catalog.storage.walk("_meta"):
+    for file in catalog.storage.walk(paths.META):
         folder = posixpath.dirname(file.path)
         if _is_temporary(file):
             yield _temporary(file)
-        elif posixpath.dirname(folder) in (snapshot_files.FOLDER, index_checkpoint.FOLDER):
+        elif posixpath.dirname(folder) in (paths.SNAPSHOTS, paths.CHECKPOINTS):
             if folder not in unfinished:
                 unfinished[folder] = not catalog.storage.exists(f"{folder}/{snapshot_files.SUMS}")
             if unfinished[folder]:

@@ -16,8 +16,8 @@ from manifests.queries.retention import ForgottenRow
 from manifests.recipe import canonical_json
 from manifests.snapshots import successor
 from manifests.snapshots.snapshot import Snapshot
+from manifests.store import paths
 
-FOLDER = "_meta/receipts"
 _THREADS = 8
 
 
@@ -54,7 +54,7 @@ def make_receipt(catalog: Catalog, run: str, rows: Sequence[ForgottenRow], asked
         "tokenizers": retention.tokenizers_since(catalog, list(places)) if places else [],
         "files_left": _left(catalog, of_rows),
     }
-    path = f"{FOLDER}/{run}.json"
+    path = paths.receipt(run)
     catalog.storage.put(path, canonical_json(document))
     return Receipt(path=path, document=document, lines=_lines(catalog.storage.uri, document))
 

@@ -16,11 +16,11 @@ from engine.upkeep.verify_shard import PartRows, check_bytes, check_part, check_
 from manifests.catalog.catalog import Catalog
 from manifests.errors import LogError, ModmillError, ShardError
 from manifests.formats import sidecars
-from manifests.formats import snapshots as snapshot_files
 from manifests.log import entries as log
 from manifests.log.actions import PartAdded, ShardAdded
 from manifests.queries import audit, retention
 from manifests.snapshots import snapshot as snapshots
+from manifests.store import paths
 from manifests.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -85,13 +85,13 @@ class _Verifier:
     def all(self) -> Verified:
         done = self._done
         done.findings += _check_log(self._storage)
-        if not self._catalog.version and self._storage.names("data"):
+        if not self._catalog.version and self._storage.names(paths.DATA):
             self._wrong(
-                log.LOG_FOLDER, "the log is empty or lost, but there is data; `modmill verify --recover` makes it anew"
+                paths.LOG, "the log is empty or lost, but there is data; `modmill verify --recover` makes it anew"
             )
         counts = audit.counts(self._catalog)
         if counts["strays"]:
-            self._wrong(log.LOG_FOLDER, f"{counts['strays']} live shards are of parts that the log does not know")
+            self._wrong(paths.LOG, f"{counts['strays']} live shards are of parts that the log does not know")
         self._check_tokenizers()
         if self._is_deep:
             self._prepare_deep()
@@ -138,7 +138,7 @@ class _Verifier:
         parts = self._catalog.parts(corpus)
         missing = sorted(set(range(parts[-1].part + 1)) - {part.part for part in parts})
         if missing:
-            self._wrong(f"data/{corpus}/_samples", f"the log has {len(parts)} parts, but no part {missing[0]}")
+            self._wrong(paths.samples_folder(corpus), f"the log has {len(parts)} parts, but no part {missing[0]}")
         for first in range(0, len(parts), _PARTS_AT_ONCE):
             some = parts[first : first + _PARTS_AT_ONCE]
             rows: dict[int, PartRows] = {}
@@ -196,7 +196,7 @@ class _Verifier:
         self._done.snapshots = len(names)
         for name in names:
             row = recorded.get(name, {"sha256": None, "replaced_by": None})
-            folder = snapshot_files.folder_of(name)
+            folder = paths.snapshot(name)
             try:
                 found = snapshots.read(self._storage, name, even_replaced=True)
             except ModmillError as error:
@@ -231,7 +231,7 @@ class _Verifier:
         gone = [shard for shard, problem in found if problem is not None]
         if gone and replaced_by is not None:
             problem = f"{len(gone)} of its shards are gone since rows were forgotten; {replaced_by!r} replaces it"
-            path = snapshot_files.folder_of(snapshot.name)
+            path = paths.snapshot(snapshot.name)
             self._done.left_over.append(Finding(path=path, problem=problem, kind="replaced"))
             return
         known = {finding.path for finding in self._done.findings}
@@ -247,13 +247,13 @@ def _check_log(storage: Storage) -> Iterator[Finding]:
         for entry in log.entries(storage):
             last = entry.version
     except LogError as error:
-        yield Finding(path=log.entry_path(last + 1), problem=str(error))
+        yield Finding(path=paths.log_entry(last + 1), problem=str(error))
         return
     # A folder that is listed while a driver writes may show an entry without the one before: only a look by name tells.
-    for name in storage.names(log.LOG_FOLDER):
+    for name in storage.names(paths.LOG):
         version = int(name[:20]) if name[:20].isdecimal() else 0
-        if version > last and not storage.exists(log.entry_path(version - 1)):
-            yield Finding(path=f"{log.LOG_FOLDER}/{name}", problem=f"entry {version - 1} is missing before it")
+        if version > last and not storage.exists(paths.log_entry(version - 1)):
+            yield Finding(path=f"{paths.LOG}/{name}", problem=f"entry {version - 1} is missing before it")
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

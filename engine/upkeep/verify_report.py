@@ -8,10 +8,10 @@ from engine.progress.progress import Progress
 from engine.show import tables
 from engine.upkeep import verify as verifying
 from manifests.catalog.catalog import Catalog
-from manifests.log import entries as log
 from manifests.log.lease import writer_lease
 from manifests.recover import recover as recovery
 from manifests.recover import sidecars_again
+from manifests.store import paths
 from manifests.store.storage import open_storage
 
 _COLUMNS = ("kind", "path", "problem")
@@ -83,7 +83,7 @@ def recover(workspace: str, form: str) -> None:
     click.echo(
         f"recovered: {found.corpora} corpora, {found.parts:,} parts, {found.shards:,} shards by {found.recipes} recipes, "
         f"{found.tokenizers} tokenizers, {found.snapshots} snapshots, {found.size_bytes / 1e6:,.1f} MB read; the runs and "
-        f"times of {log.LOG_FOLDER} do not come back",
+        f"times of {paths.LOG} do not come back",
         err=form != "table",
     )
     for note in found.notes:

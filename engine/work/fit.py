@@ -4,7 +4,6 @@ Which rows, for how many steps and from which seed is all in the item, so that t
 crash; checkpoints lie in `runs/fit-<name>-<id12>/` until the tokenizer is committed.
 """
 
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from manifests.formats.shards import Sample, Status
 from manifests.log.actions import TokenizerAdded
 from manifests.modality import Modality
 from manifests.recipe import canonical_json, sha256_hex
+from manifests.store import paths
 from manifests.store.storage import put_same
 from tokenize_jobs import protocol
 
@@ -47,7 +47,7 @@ def fit(item: FitItem, worker: Worker, on_step: Callable[[int, int, Mapping[str,
         else:
             rows, metrics = _fit_grid(item, chosen, worker, Path(scratch), on_step)
         digest = protocol.digest(out)
-        path = f"tokenizers/{item.name}-{digest[:12]}"
+        path = paths.tokenizer(item.name, digest)
         for file in sorted(out.iterdir()):
             data = file.read_bytes()
             put_same(worker.storage, f"{path}/{file.name}", data, sha256_hex(data))
@@ -99,7 +99,7 @@ def checkpoint_folder(item: FitItem, chosen: Chosen) -> str:
     }
     if item.attempt.killers:
         identity["left_out"] = sorted(item.attempt.killers)
-    return f"runs/fit-{item.name}-{sha256_hex(canonical_json(identity))[:12]}"
+    return paths.fit(item.name, sha256_hex(canonical_json(identity)))
 
 
 def _chosen(item: FitItem, worker: Worker) -> Chosen:
@@ -209,7 +209,7 @@ def _fit_grid(
 
     def save(step: int, data: bytes) -> None:
         # One name, replaced whole: a crash leaves the one before.
-        worker.storage.replace(f"{folder}/checkpoint-{step:08d}.safetensors", data)
+        worker.storage.replace(paths.fit_checkpoint(folder, step), data)
 
     metrics = grid.fit_grid(
         fit_labels,
@@ -226,11 +226,11 @@ def _fit_grid(
 
 
 def _newest_checkpoint(worker: Worker, folder: str) -> tuple[int, bytes] | None:
-    found = [re.fullmatch(r"checkpoint-(\d{8})\.safetensors", name) for name in worker.storage.names(folder)]
-    steps = sorted(int(match[1]) for match in found if match)
+    found = [paths.FIT_CHECKPOINT.parse(f"{folder}/{name}") for name in worker.storage.names(folder)]
+    steps = sorted(fields["step"] for fields in found if fields)
     if not steps:
         return None
-    return steps[-1], worker.storage.read(f"{folder}/checkpoint-{steps[-1]:08d}.safetensors")
+    return steps[-1], worker.storage.read(paths.fit_checkpoint(folder, steps[-1]))
 
 
 def _array(item: FitItem, chosen: Sequence[FitSamples], modality: Modality, worker: Worker, path: Path) -> np.ndarray:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from manifests.store import paths
 from manifests.store.storage import Storage
 
 # How a worker with a process of its own ends if a batch is over its deadline.
@@ -27,7 +28,7 @@ class Mark:
 
 def path(run: str, item: str) -> str:
     """Returns the path of the mark of an item."""
-    return f"runs/{run}/marks/{item.replace('/', '+')}.json"
+    return paths.mark(run, item)
 
 
 def write(storage: Storage, run: str, item: str, mark: Mark) -> None:

@@ -22,6 +22,7 @@ from manifests.log.actions import ShardAdded
 from manifests.modality import Modality
 from manifests.pixels import images
 from manifests.recipe import sha256_hex
+from manifests.store import paths
 from manifests.store.storage import put_same
 
 _BATCHES_BEHIND = 2
@@ -151,12 +152,19 @@ class ShardOutput:
         sha256 = _sha256_of(data)
         failures = shards.write_failures(self._failures) if self._failures else None
         failed_sha256 = None if failures is None else sha256_hex(failures)
-        stem = self._stem(shards.named_by(sha256, failed_sha256))
-        path = f"{stem}.{'parquet' if self._tar is None else 'tar'}"
+        path = paths.shard(
+            self._item.plan.corpus,
+            self.target.modality,
+            self.target.fingerprint,
+            self._item.part.part,
+            self.target.crop,
+            shards.named_by(sha256, failed_sha256),
+            is_tar=self._tar is not None,
+        )
         put_same(self._storage, path, data, sha256)
         failed_file = None
         if failures is not None and failed_sha256 is not None:
-            failed_file = f"{stem}.failed.parquet", failed_sha256
+            failed_file = paths.failed(path), failed_sha256
             put_same(self._storage, failed_file[0], failures, failed_sha256)
         record = replace(
             self._record(facts, path, sha256, failed_file),
@@ -178,11 +186,6 @@ class ShardOutput:
             "fingerprint": self.target.fingerprint,
             "vocabulary": self._vocabulary,
         }
-
-    def _stem(self, sha256: str) -> str:
-        """Returns the shard's path without its extension."""
-        folder = f"data/{self._item.plan.corpus}/{self.target.modality}/{self.target.fingerprint[:12]}"
-        return f"{folder}/{shards.file_stem(self._item.part.part, self.target.crop, sha256)}"
 
     def _record(self, facts: Mapping[str, Any], path: str, sha256: str, failed: tuple[str, str] | None) -> ShardAdded:
         count = self._statuses.count

@@ -1,7 +1,7 @@
 """Reads rows that are there already: of the live shard that an item builds on, and of what a killed attempt wrote aside.
 
 A long item spills: every now and then each shard on its way writes its rows so far beside where it will stand, as a
-shard of fewer rows under a hidden name, which readers pass over and `modmill forget --collect` takes for what it is, temporary:
+shard of fewer rows under a hidden name, which readers pass over and `modmill forget --collect` takes as temporary:
 
     data/<corpus>/<modality>/<fp12>/.spill-part-0000001.c00-<id8>.json.tmp       names the two below, with their sha256
                                     .spill-part-0000001.c00-<id8>-<rows>.parquet.tmp  or .tar.tmp: rows 0 to rows - 1
@@ -23,7 +23,7 @@ from manifests.formats import shards
 from manifests.formats.shards import Sample, Status
 from manifests.log.actions import ShardAdded
 from manifests.recipe import canonical_json, sha256_hex
-from manifests.store import parquet
+from manifests.store import parquet, paths
 from manifests.store.storage import Storage
 
 _ERRORS = (FileNotFoundError, ShardError, ValueError, KeyError, TypeError, pa.ArrowException)
@@ -90,9 +90,8 @@ def path_of(item: WorkItem, target: Target) -> str:
         "base": None if base is None else base.sha256,
         "retry": sorted(item.retry),
     }
-    folder = f"data/{item.plan.corpus}/{target.modality}/{target.fingerprint[:12]}"
-    name = shards.file_stem(item.part.part, target.crop, sha256_hex(canonical_json(identity)))
-    return f"{folder}/.spill-{name}"
+    place = (item.plan.corpus, target.modality, target.fingerprint, item.part.part, target.crop)
+    return paths.spill(*place, sha256_hex(canonical_json(identity)))
 
 
 def write(storage: Storage, path: str, rows: int, data: bytes, *, is_tar: bool, failures: bytes) -> None:
@@ -136,9 +135,12 @@ def remove(storage: Storage, path: str) -> None:
 
 def _pointer(storage: Storage, path: str) -> dict[str, Any] | None:
     try:
-        return json.loads(storage.read(f"{path}.json.tmp"))
-    except (FileNotFoundError, ValueError):
+        pointer = json.loads(storage.read(f"{path}.json.tmp"))
+        for name in ("data", "failures"):
+            paths.check(pointer[name]["path"], paths.SPILL, where=f"{path}.json.tmp")
+    except (FileNotFoundError, ShardError, ValueError, KeyError, TypeError):
         return None
+    return pointer
 
 
 def _files(pointer: Mapping[str, Any] | None) -> set[str]:

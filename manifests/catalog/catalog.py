@@ -116,6 +116,8 @@ class Catalog:
         """
         self._check_process()
         documents = [actions.to_json(action) for action in new]
+        for action in new:  # What is in the log stays there.
+            actions.check_paths(type(action), vars(action), where=f"the new {action.action}")
         while True:
             if self._lease is not None:
                 self._lease.check()

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import duckdb
 
 from manifests.catalog import index_checkpoint, replay
+from manifests.errors import ShardError
 from manifests.log import entries as log
 from manifests.log.interrupts import held_back
 from manifests.recipe import sha256_hex
@@ -191,7 +192,7 @@ class Index:
             except BaseException as error:
                 with contextlib.suppress(duckdb.Error):
                     self.connection.execute("ROLLBACK")
-                if not isinstance(error, duckdb.Error):
+                if not isinstance(error, duckdb.Error | ShardError):
                     raise
                 return  # The log has all that it had.
         self.version, self.sha256 = found.version, found.sha256

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import duckdb
 
+from manifests.log import actions
 from manifests.recipe import canonical_json, sha256_hex
+from manifests.store import paths
 from manifests.store.storage import Storage
 
-FOLDER = "_meta/checkpoints"
 _SUMS = "SHA256SUMS"
 _DOCUMENT = "checkpoint.json"
 # So many entries are replayed at most, or a tenth of the log: what is written stays a fraction of the log.
@@ -37,19 +38,14 @@ def is_due(version: int, last: int) -> bool:
     return version - last >= max(_ENTRIES, version // 10)
 
 
-def folder_of(version: int) -> str:
-    """The folder of the checkpoint of a version."""
-    return f"{FOLDER}/{version:020d}"
-
-
 def versions(storage: Storage) -> list[int]:
     """The versions that have a checkpoint, or the beginning of one, in order."""
-    return [int(name) for name in storage.names(FOLDER) if name.isdecimal()]
+    return [int(name) for name in storage.names(paths.CHECKPOINTS) if name.isdecimal()]
 
 
 def write(storage: Storage, connection: duckdb.DuckDBPyConnection, *, version: int, sha256: str, made_by: str) -> None:
     """Writes the tables of an index that is at `version`. Another writer's checkpoint of it stays as it is."""
-    folder = folder_of(version)
+    folder = paths.checkpoint(version)
     document = canonical_json({"format": 1, "version": version, "sha256": sha256, "made_by": made_by})
     sums = {_DOCUMENT: sha256_hex(document)}
     storage.put(f"{folder}/{_DOCUMENT}", document)
@@ -76,18 +72,26 @@ def newest(storage: Storage, made_by: str) -> IndexCheckpoint | None:
 
 
 def load(connection: duckdb.DuckDBPyConnection, checkpoint: IndexCheckpoint) -> None:
-    """Fills the empty tables of an index."""
+    """Fills the empty tables of an index. Raises ShardError if a path in them is none of a workspace."""
     with tempfile.TemporaryDirectory(prefix="modmill-checkpoint-") as scratch:
         for table, data in checkpoint.tables.items():
             file = Path(scratch) / f"{table}.parquet"
             file.write_bytes(data)
             quoted = str(file).replace("'", "''")
             connection.execute(f"INSERT INTO log.{table} BY NAME SELECT * FROM read_parquet('{quoted}')")
+    for kind, columns in actions.PATHS.items():
+        for column, shape in columns:
+            found = f"SELECT {'unnest(files)' if column == 'files' else column} AS path FROM log.{kind.action}"
+            wrong = f"SELECT path FROM ({found}) WHERE NOT regexp_full_match(path, $1) LIMIT 1"
+            for (path,) in connection.execute(wrong, [shape.pattern]).fetchall():
+                paths.check(
+                    path, shape, where=f"the checkpoint of version {checkpoint.version}, {kind.action}.{column}"
+                )
 
 
 def read(storage: Storage, version: int, made_by: str) -> IndexCheckpoint | None:
     """A checkpoint by code of `made_by`, whose files are what its SHA256SUMS says; None for any other."""
-    folder = folder_of(version)
+    folder = paths.checkpoint(version)
     try:
         document = json.loads(storage.read(f"{folder}/{_DOCUMENT}"))
         if document["made_by"] != made_by:

@@ -60,10 +60,12 @@ def apply(connection: duckdb.DuckDBPyConnection, batch: Sequence[log.Entry]) -> 
 def _grouped(batch: Iterable[log.Entry]) -> dict[type[actions.Action], _Records]:
     grouped: dict[type[actions.Action], _Records] = {}
     for entry in batch:
+        where = f"version {entry.version} of the log"
         for document in entry.actions:
             kind, values = actions.read(document)
             if kind is None:
                 continue
+            actions.check_paths(kind, values, where=where)
             records = grouped.get(kind)
             if records is None:
                 records = grouped[kind] = _Records()

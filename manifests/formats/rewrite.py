@@ -18,7 +18,7 @@ from manifests.formats import shards, sidecars
 from manifests.formats.shards import Status
 from manifests.log.actions import CorpusAdded, Forgotten, PartAdded, ShardAdded
 from manifests.recipe import sha256_hex
-from manifests.store import parquet
+from manifests.store import parquet, paths
 from manifests.store.storage import Storage, put_same, read_same
 
 _ALWAYS_KNOWN = {"corpus", "part", "row", "key"}
@@ -59,7 +59,7 @@ def rewrite_part(
             table = table.set_column(at, table.schema.field(at), table[name].combine_chunks().take(places))
     data = shards.encode_samples(table)
     sha256 = sha256_hex(data)
-    path = f"data/{part.corpus}/_samples/{shards.file_stem(part.part, None, sha256)}.parquet"
+    path = paths.samples(part.corpus, part.part, sha256)
     put_same(storage, path, data, sha256)
     made = replace(part, path=path, sha256=sha256, size_bytes=len(data), source_bytes=part.source_bytes - lost_bytes)
     storage.put(sidecars.path_of(made), sidecars.of_part(made, corpus, [*earlier, forgotten]))
@@ -79,7 +79,7 @@ def _rewrite_pack(storage: Storage, part: PartAdded, table: pa.Table, gone: Coll
             packed[begin : begin + size] = bytes(size)
     data = bytes(packed)
     sha256 = sha256_hex(data)
-    path = f"{path.rpartition('-')[0]}-{sha256[:8]}.tar"
+    path = paths.renamed(path, sha256)
     put_same(storage, path, data, sha256)
     return replace(part, pack_path=path, pack_sha256=sha256)
 
@@ -92,11 +92,11 @@ def rewrite_shard(storage: Storage, shard: ShardAdded, recipe: Mapping[str, Any]
     blanked = without_rows(read_same(storage, shard.path, shard.sha256), shard.format, rows)
     failures = _failures_left(storage, shard, rows)
     failed_sha256 = None if failures is None else sha256_hex(failures)
-    path, sha256 = put_shard(storage, shard.path, shard.part, shard.crop, blanked, failed_sha256)
+    path, sha256 = put_shard(storage, shard.path, blanked, failed_sha256)
     count = blanked.statuses.count
     failed_path = None
     if failures is not None and failed_sha256 is not None:
-        failed_path = f"{_stem(path)}.failed.parquet"
+        failed_path = paths.failed(path)
         put_same(storage, failed_path, failures, failed_sha256)
     made = replace(
         shard,
@@ -116,25 +116,17 @@ def rewrite_shard(storage: Storage, shard: ShardAdded, recipe: Mapping[str, Any]
     return made
 
 
-def put_shard(
-    storage: Storage, old_path: str, part: int, crop: int | None, blanked: Blanked, failed_sha256: str | None = None
-) -> tuple[str, str]:
+def put_shard(storage: Storage, old_path: str, blanked: Blanked, failed_sha256: str | None = None) -> tuple[str, str]:
     """Puts a shard beside the one it is made from, with that failed file; its path and sha256."""
     sha256 = sha256_hex(blanked.data)
-    folder, _, name = old_path.rpartition("/")
-    stem = shards.file_stem(part, crop, shards.named_by(sha256, failed_sha256))
-    path = f"{folder}/{stem}.{name.rpartition('.')[2]}"
+    path = paths.renamed(old_path, shards.named_by(sha256, failed_sha256))
     put_same(storage, path, blanked.data, sha256)
     return path, sha256
 
 
 def files_of(path: str) -> list[str]:
     """A shard or samples file, and what stands beside it of the same name: its failed file and its sidecar."""
-    return [path, f"{_stem(path)}.failed.parquet", f"{_stem(path)}.json"]
-
-
-def _stem(path: str) -> str:
-    return path.rpartition(".")[0]
+    return [path, paths.failed(path), paths.sidecar(path)]
 
 
 def _failures_left(storage: Storage, shard: ShardAdded, rows: Collection[int]) -> bytes | None:

@@ -113,11 +113,6 @@ def named_by(sha256: str, failed_sha256: str | None) -> str:
     return sha256 if failed_sha256 is None else sha256_hex(f"{sha256} {failed_sha256}".encode())
 
 
-def file_stem(part: int, crop: int | None, sha256: str) -> str:
-    """The name of a file of a part without its suffix: `part-0000000-9a1b2c3d`, of a crop `part-0000000.c03-9a1b2c3d`."""
-    return f"part-{part:07d}{'' if crop is None else f'.c{crop:02d}'}-{sha256[:8]}"
-
-
 def keys_digest(keys: Sequence[str]) -> str:
     """The sha256 that says two files hold the same rows in the same order."""
     return sha256_hex("\n".join(keys).encode())

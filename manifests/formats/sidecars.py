@@ -12,16 +12,14 @@ fingerprint is the hash of. A sidecar is written after its file and before the c
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from manifests.errors import LogError, ShardError
 from manifests.log import actions
 from manifests.log.actions import CorpusAdded, Forgotten, PartAdded, ShardAdded, TokenizerAdded
 from manifests.recipe import canonical_json
+from manifests.store import paths
 from manifests.store.storage import Storage
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT = 1
 Described = PartAdded | ShardAdded | TokenizerAdded
@@ -41,9 +39,7 @@ class Sidecar:
 
 def path_of(described: Described) -> str:
     """Where the sidecar of a file (of a tokenizer's folder) stands."""
-    if isinstance(described, TokenizerAdded):
-        return f"{described.path}.json"
-    return f"{described.path.rpartition('.')[0]}.json"
+    return paths.sidecar(described.path)
 
 
 def of_shard(shard: ShardAdded, recipe: Mapping[str, Any]) -> bytes:
@@ -101,4 +97,5 @@ def _action(kind: type[actions.Action], fields: Mapping[str, Any]) -> actions.Ac
     found = actions.from_json({**fields, "action": kind.action})
     if found is None:
         raise ValueError(f"no {kind.action}")
+    actions.check_paths(kind, vars(found), where=f"its {kind.action}")
     return found

@@ -24,15 +24,13 @@ import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError, ShardError, WorkspaceError, nearest
 from manifests.recipe import canonical_json, sha256_hex
-from manifests.store import parquet
+from manifests.store import parquet, paths
 from manifests.store.storage import Storage
 
 FORMAT = 1
-FOLDER = "_meta/snapshots"
 SUMS = "SHA256SUMS"
 # The share of the keys that is never trained on, unless it is said.
 HOLD_OUT = 0.02
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MODALITIES = pa.schema(
     [
         ("modality", pa.string()),
@@ -73,6 +71,7 @@ SHARDS = pa.schema(
 _DOCUMENT = "snapshot.json"
 _REPLACED = "replaced.json"
 _TABLES = {"modalities": MODALITIES, "parts": PARTS, "shards": SHARDS}
+_PATHS = (("shards", "path", paths.SHARD), ("modalities", "tokenizer_path", paths.TOKENIZER))
 _FIELDS = {"format", "workspace", "where", "modalities", "hold_out", "rows", "held_out"}
 _FILES = {_DOCUMENT, *(f"{name}.parquet" for name in _TABLES)}
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_]+\.[a-z]+)")
@@ -88,14 +87,9 @@ class SnapshotFiles:
     sha256: str
 
 
-def folder_of(name: str) -> str:
-    """The folder of a snapshot in its workspace."""
-    return f"{FOLDER}/{name}"
-
-
 def check_name(name: str) -> None:
     """Raises ConfigError for what cannot be the name of a snapshot."""
-    if not NAME.fullmatch(name):
+    if not paths.is_snapshot_name(name):
         raise ConfigError(
             f"a snapshot cannot have the name {name!r}; expected 1 to 64 of A-Z a-z 0-9 . _ - without . _ - first"
         )
@@ -103,12 +97,12 @@ def check_name(name: str) -> None:
 
 def is_whole(storage: Storage, name: str) -> bool:
     """Whether there is a snapshot of that name, written to its end."""
-    return bool(NAME.fullmatch(name)) and storage.exists(f"{folder_of(name)}/{SUMS}")
+    return paths.is_snapshot_name(name) and storage.exists(f"{paths.snapshot(name)}/{SUMS}")
 
 
 def names(storage: Storage) -> list[str]:
     """The snapshots of a workspace, sorted."""
-    return [name for name in storage.names(FOLDER) if is_whole(storage, name)]
+    return [name for name in storage.names(paths.SNAPSHOTS) if is_whole(storage, name)]
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -128,7 +122,7 @@ def write(storage: Storage, name: str, files: Mapping[str, bytes]) -> None:
     Raises WorkspaceError where files of another content stand there.
     """
     for file, data in files.items():
-        path = f"{folder_of(name)}/{file}"
+        path = f"{paths.snapshot(name)}/{file}"
         if not storage.put(path, data) and storage.read(path) != data:
             raise WorkspaceError(
                 f"{storage.location(path)} was left by another writer that did not finish, with other content; delete "
@@ -139,7 +133,7 @@ def write(storage: Storage, name: str, files: Mapping[str, bytes]) -> None:
 def check_same(storage: Storage, name: str, files: Mapping[str, bytes]) -> None:
     """Raises WorkspaceError where the snapshot that stands there is of another content than `files`."""
     standing = read(storage, name)
-    where = storage.location(folder_of(name))
+    where = storage.location(paths.snapshot(name))
     document = json.loads(files[_DOCUMENT])
     changes = [
         f"{key} {standing.document.get(key)!r} there, {value!r} here"
@@ -161,19 +155,19 @@ def check_same(storage: Storage, name: str, files: Mapping[str, bytes]) -> None:
 
 def mark_replaced(storage: Storage, name: str, *, by: str, rows: int) -> None:
     """Says in a snapshot's folder that another replaces it, since so many of its rows were forgotten."""
-    storage.put(f"{folder_of(name)}/{_REPLACED}", canonical_json({"replaced_by": by, "rows": rows}))
+    storage.put(f"{paths.snapshot(name)}/{_REPLACED}", canonical_json({"replaced_by": by, "rows": rows}))
 
 
 def check_not_replaced(storage: Storage, name: str) -> None:
     """Raises WorkspaceError with the successor's name where a snapshot has one."""
     try:
-        document = json.loads(storage.read(f"{folder_of(name)}/{_REPLACED}"))
+        document = json.loads(storage.read(f"{paths.snapshot(name)}/{_REPLACED}"))
         successor, rows = document["replaced_by"], document["rows"]
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(
-            f"{storage.location(folder_of(name))}/{_REPLACED} cannot be read ({error}); {_RESTORE}"
+            f"{storage.location(paths.snapshot(name))}/{_REPLACED} cannot be read ({error}); {_RESTORE}"
         ) from error
     raise WorkspaceError(
         f"snapshot {name!r} of {storage.uri} was replaced by {successor!r} after {rows:,} rows were forgotten; "
@@ -196,13 +190,13 @@ def read(storage: Storage, name: str) -> SnapshotFiles:
     Raises WorkspaceError where there is none of that name or its format is newer, ShardError where it was altered.
     """
     if not is_whole(storage, name):
-        is_begun = bool(NAME.fullmatch(name)) and bool(storage.names(folder_of(name)))
+        is_begun = paths.is_snapshot_name(name) and bool(storage.names(paths.snapshot(name)))
         unfinished = " (one was begun and not finished)" if is_begun else ""
         raise WorkspaceError(f"{storage.uri} has no snapshot {name!r}{unfinished}; {nearest(name, names(storage))}")
-    where = storage.location(folder_of(name))
-    sums = storage.read(f"{folder_of(name)}/{SUMS}")
+    where = storage.location(paths.snapshot(name))
+    sums = storage.read(f"{paths.snapshot(name)}/{SUMS}")
     listed = _listed(f"{where}/{SUMS}", sums)
-    files = {file: _read_file(storage, f"{folder_of(name)}/{file}", sha256) for file, sha256 in listed.items()}
+    files = {file: _read_file(storage, f"{paths.snapshot(name)}/{file}", sha256) for file, sha256 in listed.items()}
     # The format first: a newer one may have other files.
     document = _document(f"{where}/{_DOCUMENT}", files.get(_DOCUMENT, b""))
     wrong = sorted(set(files) ^ _FILES)
@@ -213,6 +207,9 @@ def read(storage: Storage, name: str) -> SnapshotFiles:
         table: _table(f"{where}/{table}.parquet", files[f"{table}.parquet"], schema)
         for table, schema in _TABLES.items()
     }
+    for table, column, shape in _PATHS:
+        for path in tables[table][column].unique().to_pylist():
+            paths.check(path, shape, where=f"{where}/{table}.parquet")
     return SnapshotFiles(document=document, tables=tables, sha256=sha256_hex(sums))
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar, get_args
 
 from manifests.errors import LogError
 from manifests.modality import Form
+from manifests.store import paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +243,16 @@ Action = (
 )
 
 KINDS: dict[str, type[Action]] = {kind.action: kind for kind in get_args(Action)}
+# The fields that hold a path of the workspace or a list of such, with the shape that they have.
+PATHS: dict[type[Action], tuple[tuple[str, paths.Shape], ...]] = {
+    PartAdded: (("path", paths.SAMPLES), ("pack_path", paths.PACK)),
+    SourcesChanged: (("path", paths.ANY_CHANGES),),
+    SamplesDropped: (("path", paths.DROPPED),),
+    TokenizerAdded: (("path", paths.TOKENIZER),),
+    ShardAdded: (("path", paths.SHARD), ("failed_path", paths.FAILED)),
+    Forgotten: (("files", paths.OF_PART),),
+    SnapshotAdded: (("path", paths.SNAPSHOT),),
+}
 AnyAction = TypeVar("AnyAction", bound=Action)
 
 
@@ -272,6 +283,17 @@ def from_json(document: Mapping[str, Any]) -> Action | None:
     """
     kind, values = read(document)
     return None if kind is None else kind(**{item.name: values[item.name] for item in fields(kind)})
+
+
+def check_paths(kind: type[Action], values: Mapping[str, Any], *, where: str) -> None:
+    """Raises LogError if a path among the fields of an action has not the shape that such paths have in a workspace."""
+    for name, shape in PATHS.get(kind, ()):
+        value = values[name]
+        # A long log has millions of them: those that are right cost a match each and no more.
+        if (isinstance(value, str) and shape.match(value)) or (value is None and name in _fields(kind)[1]):
+            continue
+        for path in value if isinstance(value, list | tuple) else (value,):
+            paths.check(path, shape, where=f"{where}, {kind.action}.{name}", error=LogError)
 
 
 @functools.cache

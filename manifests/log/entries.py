@@ -23,11 +23,10 @@ from typing import Any
 
 from manifests.errors import LogError, WorkspaceError
 from manifests.recipe import canonical_json, sha256_hex
+from manifests.store import paths
 from manifests.store.storage import Storage
 
 FORMAT = 1
-FORMAT_PATH = "_meta/format.json"
-LOG_FOLDER = "_meta/log"
 # From so many new entries on, the rest is read by threads: an object store answers in tens of milliseconds.
 _FEW_ENTRIES = 8
 _READERS = 32
@@ -67,7 +66,7 @@ def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
     """
     if storage.is_local and os.path.isfile(storage.root):
         raise WorkspaceError(f"{storage.uri} is a file, and a workspace is a folder; name another path")
-    if not storage.exists(FORMAT_PATH):
+    if not storage.exists(paths.FORMAT):
         from importlib.metadata import version
 
         document = {
@@ -77,9 +76,9 @@ def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
             "time": now(),
         }
         data = canonical_json(document)
-        storage.put(FORMAT_PATH, data)
-        if storage.put(FORMAT_PATH, data):
-            storage.remove(FORMAT_PATH)
+        storage.put(paths.FORMAT, data)
+        if storage.put(paths.FORMAT, data):
+            storage.remove(paths.FORMAT)
             raise WorkspaceError(
                 f"{storage.uri}: this store replaces files that stand although it is asked not to (If-None-Match), so that "
                 "two writers would lose each other's work; use a store with conditional writes, or a local disk"
@@ -90,7 +89,7 @@ def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
 def workspace_id(storage: Storage) -> str:
     """The workspace's id. Raises WorkspaceError where there is none, or where its format is newer than this code's."""
     try:
-        document = json.loads(storage.read(FORMAT_PATH))
+        document = json.loads(storage.read(paths.FORMAT))
         found, identity = document["format"], document["id"]
     except NotADirectoryError:
         raise WorkspaceError(
@@ -98,21 +97,17 @@ def workspace_id(storage: Storage) -> str:
         ) from None
     except FileNotFoundError:
         raise WorkspaceError(
-            f"{storage.uri} is no modmill workspace (no {FORMAT_PATH}); `modmill run FILE` makes one"
+            f"{storage.uri} is no modmill workspace (no {paths.FORMAT}); `modmill run FILE` makes one"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise WorkspaceError(
-            f"{storage.location(FORMAT_PATH)} cannot be read ({error}); restore it from a copy"
+            f"{storage.location(paths.FORMAT)} cannot be read ({error}); restore it from a copy"
         ) from error
     if not isinstance(found, int) or found > FORMAT:
         raise WorkspaceError(
             f"{storage.uri} has format {found}, this modmill reads up to format {FORMAT}; install a newer modmill"
         )
     return identity
-
-
-def entry_path(version: int) -> str:
-    return f"{LOG_FOLDER}/{version:020d}.json"
 
 
 def read_entry(storage: Storage, version: int) -> Entry | None:
@@ -123,7 +118,7 @@ def read_entry(storage: Storage, version: int) -> Entry | None:
 
 def _read(storage: Storage, version: int) -> bytes | None:
     try:
-        return storage.read(entry_path(version))
+        return storage.read(paths.log_entry(version))
     except FileNotFoundError:
         return None
 
@@ -133,7 +128,7 @@ def _parsed(storage: Storage, version: int, data: bytes) -> Entry:
         document = json.loads(data)
         if document["format"] > FORMAT:
             raise WorkspaceError(
-                f"{storage.location(entry_path(version))} has format {document['format']}, this modmill reads up to "
+                f"{storage.location(paths.log_entry(version))} has format {document['format']}, this modmill reads up to "
                 f"format {FORMAT}; install a newer modmill"
             )
         if document["version"] != version:
@@ -151,7 +146,7 @@ def _parsed(storage: Storage, version: int, data: bytes) -> Entry:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise LogError(
-            f"{storage.location(entry_path(version))} cannot be read ({type(error).__name__}: {error}); expected one "
+            f"{storage.location(paths.log_entry(version))} cannot be read ({type(error).__name__}: {error}); expected one "
             "JSON document of format 1; restore it from a copy of the workspace"
         ) from error
 
@@ -171,11 +166,12 @@ def entries(storage: Storage, *, after: int = 0, previous: str | None = None) ->
         following = next(documents, None)
         if following is None and not _is_as_sealed(data):
             raise LogError(
-                f"{storage.location(entry_path(version))} is not what its seal says: it was altered; restore it from a copy"
+                f"{storage.location(paths.log_entry(version))} is not what its seal says: it was altered; restore it from a "
+                "copy"
             )
         if entry.previous != previous:
             raise LogError(
-                f"{storage.location(entry_path(version))} follows an entry of sha256 {str(entry.previous)[:12]}, but "
+                f"{storage.location(paths.log_entry(version))} follows an entry of sha256 {str(entry.previous)[:12]}, but "
                 f"entry {version - 1} has {str(previous)[:12]}: one of the two was altered; restore it from a copy"
             )
         previous = entry.sha256
@@ -184,21 +180,21 @@ def entries(storage: Storage, *, after: int = 0, previous: str | None = None) ->
     # Entries are made in order: where a later one stands, the next stood before it, if not when we looked just now. Who
     # reads from the start looks at all names, since what is missed here is missed for good.
     if after:
-        later = version + 2 if storage.exists(entry_path(version + 2)) else 0
+        later = version + 2 if storage.exists(paths.log_entry(version + 2)) else 0
     else:
         later = _newest_name(storage)
     if later > version + 1 and _read(storage, version + 1) is None:
         raise LogError(
-            f"{storage.location(entry_path(version + 1))} is missing, but entry {later} stands; restore it from a "
+            f"{storage.location(paths.log_entry(version + 1))} is missing, but entry {later} stands; restore it from a "
             "copy of the workspace"
         )
 
 
 def check_there(storage: Storage, version: int) -> None:
     """Raises LogError where a log that ends at `version` is empty, but the workspace is not: it was lost."""
-    if not version and storage.names("data"):
+    if not version and storage.names(paths.DATA):
         raise LogError(
-            f"{storage.uri} has data, but its log is lost ({LOG_FOLDER} holds no entry); restore that folder from a copy, or "
+            f"{storage.uri} has data, but its log is lost ({paths.LOG} holds no entry); restore that folder from a copy, or "
             f"let `modmill verify {storage.uri} --recover` make it anew from what stands beside the files"
         )
 
@@ -206,13 +202,13 @@ def check_there(storage: Storage, version: int) -> None:
 def check_dense(storage: Storage, version: int) -> None:
     """Raises LogError where an entry up to `version` is missing, which an index made before does not notice."""
     check_there(storage, version)
-    there = {int(name[:20]) for name in storage.names(LOG_FOLDER) if name[:20].isdecimal()}
+    there = {int(name[:20]) for name in storage.names(paths.LOG) if name[:20].isdecimal()}
     missing = next((number for number in range(1, version + 1) if number not in there), None)
     # Of a folder that is being written a listing may show less than there is.
     if missing is not None and _read(storage, missing) is None:
         raise LogError(
-            f"{storage.location(entry_path(missing))} is missing, but entry {version} stands; restore it from a copy of the "
-            "workspace"
+            f"{storage.location(paths.log_entry(missing))} is missing, but entry {version} stands; restore it from a copy of "
+            "the workspace"
         )
 
 
@@ -248,7 +244,7 @@ def _is_as_sealed(data: bytes) -> bool:
 
 def _newest_name(storage: Storage) -> int:
     """The newest version that a listing shows; of what a driver makes meanwhile it may show one and not the one before."""
-    return max((int(name[:20]) for name in storage.names(LOG_FOLDER) if name[:20].isdecimal()), default=0)
+    return max((int(name[:20]) for name in storage.names(paths.LOG) if name[:20].isdecimal()), default=0)
 
 
 def append(
@@ -265,7 +261,7 @@ def append(
         "actions": [dict(action) for action in actions],
     }
     data = _sealed(canonical_json(document))
-    if not storage.put(entry_path(after + 1), data):
+    if not storage.put(paths.log_entry(after + 1), data):
         # An object store says "taken" of our own entry too, where its first answer got lost and the request went again.
         standing = read_entry(storage, after + 1)
         if standing is None or standing.txn != document["txn"]:

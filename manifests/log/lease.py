@@ -17,7 +17,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import secrets
 import socket
 import threading
@@ -30,15 +29,13 @@ from typing import Any, final
 from manifests.errors import ModmillError, WorkspaceError
 from manifests.log.entries import now
 from manifests.recipe import canonical_json
+from manifests.store import paths
 from manifests.store.storage import Storage
 
-LEASE_PATH = "_meta/lease.json"
-LEASE_FOLDER = "_meta/lease"
 RENEW_S = 15.0
 TTL_S = 60.0
 
 _log = logging.getLogger(__name__)
-_EPOCH = re.compile(r"(\d{20})\.json")
 
 
 @final
@@ -88,7 +85,7 @@ def holder(storage: Storage) -> str | None:
     by the clocks of two machines, or is known to be dead.
     """
     if storage.is_local:
-        return _flock_holder(Path(storage.full(LEASE_PATH)))
+        return _flock_holder(Path(storage.full(paths.LEASE)))
     newest = _newest(storage)
     found = _parsed(_bytes(storage, newest)) if newest else {}
     age_s = _age_s(found.get("renewed_at"))
@@ -118,7 +115,7 @@ def _flock_holder(path: Path) -> str | None:
 
 @contextmanager
 def _flock(storage: Storage, run: str) -> Iterator[Lease]:
-    path = Path(storage.full(LEASE_PATH))
+    path = Path(storage.full(paths.LEASE))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -160,7 +157,9 @@ def _epoch(storage: Storage, run: str) -> Iterator[Lease]:
                 f"{storage.uri} is written by {winner} now, which took over from {run} when that gave no sign of life; "
                 "what run committed stays: wait for the other, then give the same command again"
             )
-        storage.replace(_path(epoch), canonical_json({**document, "renewed_at": now(), "released": released}))
+        storage.replace(
+            paths.lease_epoch(epoch), canonical_json({**document, "renewed_at": now(), "released": released})
+        )
         return None
 
     lease = Lease(renew)
@@ -198,17 +197,17 @@ def _taken(storage: Storage, run: str) -> dict[str, Any]:
         if newest:
             _wait_until_free(storage, newest)
         document |= {"epoch": newest + 1, "renewed_at": now()}
-        created = storage.put(_path(newest + 1), canonical_json(document))
+        created = storage.put(paths.lease_epoch(newest + 1), canonical_json(document))
         # An object store says "taken" of our own object too, where its first answer got lost and the request went again.
         if not created and _parsed(_bytes(storage, newest + 1)).get("nonce") != document["nonce"]:
             continue
         # A holder takes older objects away: this epoch may have been over, and its name free again, before we came.
         if _newest(storage) != newest + 1:
-            storage.remove(_path(newest + 1))
+            storage.remove(paths.lease_epoch(newest + 1))
             continue
-        for name in storage.names(LEASE_FOLDER):
-            if name < Path(_path(newest + 1)).name:
-                storage.remove(f"{LEASE_FOLDER}/{name}")
+        for name in storage.names(paths.LEASES):
+            if name < Path(paths.lease_epoch(newest + 1)).name:
+                storage.remove(f"{paths.LEASES}/{name}")
         return document
 
 
@@ -245,18 +244,14 @@ def _wait_until_free(storage: Storage, epoch: int) -> None:
 
 def _newest(storage: Storage) -> int:
     """The newest epoch, 0 where there was none yet."""
-    found = (_EPOCH.fullmatch(name) for name in storage.names(LEASE_FOLDER))
-    return max((int(match[1]) for match in found if match), default=0)
-
-
-def _path(epoch: int) -> str:
-    return f"{LEASE_FOLDER}/{epoch:020d}.json"
+    found = (paths.LEASE_EPOCH.parse(f"{paths.LEASES}/{name}") for name in storage.names(paths.LEASES))
+    return max((fields["version"] for fields in found if fields), default=0)
 
 
 def _bytes(storage: Storage, epoch: int) -> bytes | None:
     """The object of an epoch, None where a later holder took it away."""
     try:
-        return storage.read(_path(epoch))
+        return storage.read(paths.lease_epoch(epoch))
     except FileNotFoundError:
         return None
 

@@ -16,6 +16,7 @@ from manifests.catalog.index import Index, made_by
 from manifests.log import actions
 from manifests.log import entries as log
 from manifests.log.actions import CorpusAdded, TokenizerAdded
+from manifests.store import paths
 from manifests.store.storage import Storage
 
 _TABLES = ("applied", *actions.KINDS)
@@ -90,13 +91,13 @@ def check_index(catalog: Catalog) -> Iterator[tuple[str, str]]:
                 query = _digest(table, f"log.{table}", catalog.version)
                 if catalog.fetch(query)[1] != replayed.connection.execute(query).fetchall():
                     yield (
-                        log.LOG_FOLDER,
+                        paths.LOG,
                         f"the index of this machine holds other rows of {table} than the log; delete it",
                     )
             for version in index_checkpoint.versions(storage):
                 if problem := _checkpoint_problem(storage, replayed, version, Path(scratch)):
                     yield (
-                        index_checkpoint.folder_of(version),
+                        paths.checkpoint(version),
                         f"{problem}; delete the folder: readers replay the log instead",
                     )
         finally:
@@ -104,7 +105,7 @@ def check_index(catalog: Catalog) -> Iterator[tuple[str, str]]:
 
 
 def _checkpoint_problem(storage: Storage, replayed: Index, version: int, scratch: Path) -> str | None:
-    folder = index_checkpoint.folder_of(version)
+    folder = paths.checkpoint(version)
     entry = log.read_entry(storage, version)
     if entry is None or not storage.exists(f"{folder}/SHA256SUMS"):
         return None

@@ -28,7 +28,7 @@ from manifests.log.actions import (
 from manifests.queries.retention import NO_BYTES
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.snapshots import snapshot
-from manifests.store import parquet
+from manifests.store import parquet, paths
 from manifests.store.storage import Storage, StoredFile
 
 _AGAIN = "delete it, the next run makes it again"
@@ -46,10 +46,9 @@ class FolderListing:
         return [file for name, file in self.files.items() if name.startswith(start) and name.endswith(end)]
 
     def without_sidecar(self) -> list[StoredFile]:
-        """The shards of the folder that nothing is told of."""
-        shards = [file for end in (".parquet", ".tar") for file in self.named("part-", end)]
-        stems = ((file, posixpath.basename(file.path).rpartition(".")[0]) for file in shards)
-        return [file for file, stem in stems if f"{stem}.json" not in self.files and not stem.endswith(".failed")]
+        """Returns the shards of the folder that have no sidecar."""
+        shards = [file for file in self.files.values() if paths.SHARD.match(file.path)]
+        return [file for file in shards if posixpath.basename(paths.sidecar(file.path)) not in self.files]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +99,9 @@ def list_folders(storage: Storage, path: str) -> dict[str, FolderListing]:
 def read_part(storage: Storage, corpus: str, folder: FolderListing, file: StoredFile) -> FoundPart:
     """A part as the sidecar of its samples file, or else the file itself, tells it."""
     data = storage.read(file.path)
-    name = f"{posixpath.basename(file.path).rpartition('.')[0]}.json"
-    if name in folder.files:
-        found = sidecars.read(storage, f"{folder.path}/{name}")
+    sidecar = paths.sidecar(file.path)
+    if posixpath.basename(sidecar) in folder.files:
+        found = sidecars.read(storage, sidecar)
     else:
         found = _part_alone(corpus, file.path, data)
     part = found.of
@@ -175,11 +174,11 @@ def read_tokenizer(storage: Storage, folder: FolderListing, vocabularies: Mappin
     """
     sums = {name: sha256_hex(storage.read(file.path)) for name, file in sorted(folder.files.items())}
     digest = sha256_hex(canonical_json(sums))
-    name, _, start = posixpath.basename(folder.path).rpartition("-")
-    if not start or not digest.startswith(start):
+    named = paths.TOKENIZER.parse(folder.path)
+    if named is None or not digest.startswith(named["digest12"]):
         raise ShardError("its files are not those that its name says: altered, or some are gone")
     try:
-        known = sidecars.read(storage, f"{folder.path}.json").of
+        known = sidecars.read(storage, paths.sidecar(folder.path)).of
         if isinstance(known, TokenizerAdded) and (known.path, known.digest) == (folder.path, digest):
             return known
     except FileNotFoundError:
@@ -192,7 +191,7 @@ def read_tokenizer(storage: Storage, folder: FolderListing, vocabularies: Mappin
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShardError(f"its config.json cannot be read ({type(error).__name__}: {error})") from error
     return TokenizerAdded(
-        name=name,
+        name=named["tokenizer"],
         digest=digest,
         path=folder.path,
         family=family,
@@ -222,7 +221,8 @@ def workspace_id(storage: Storage) -> str | None:
 def _part_alone(corpus: str, path: str, data: bytes) -> sidecars.Sidecar:
     """What a samples file tells of its part without a sidecar; its name holds the start of its sha256."""
     sha256 = sha256_hex(data)
-    if f"-{sha256[:8]}." not in posixpath.basename(path):
+    named = paths.SAMPLES.parse(path)
+    if named is None or named["sha8"] != sha256[:8]:
         raise ShardError(f"its sha256 is {sha256[:12]}, which is not in its name: altered or truncated")
     rows = read_samples(data)
     keys = [row.key for row in rows]

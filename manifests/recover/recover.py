@@ -36,6 +36,7 @@ from manifests.recover.found import (
     read_tokenizer,
     workspace_id,
 )
+from manifests.store import paths
 from manifests.store.storage import Storage, StoredFile
 
 _BATCH = 1000
@@ -61,7 +62,7 @@ class Recovered:
 
 def is_lost(storage: Storage) -> bool:
     """Whether a workspace has files but no log, or one that an interrupted recovery began."""
-    return not storage.names(log.LOG_FOLDER) or _is_unfinished(storage)
+    return not storage.names(paths.LOG) or _is_unfinished(storage)
 
 
 def recover(storage: Storage, on_file: Callable[[int], None] = lambda done: None) -> Recovered:
@@ -72,10 +73,10 @@ def recover(storage: Storage, on_file: Callable[[int], None] = lambda done: None
     """
     if not is_lost(storage):
         raise WorkspaceError(
-            f"{storage.uri} has a log ({log.LOG_FOLDER}), which knows more than the files do; where it is damaged, restore "
-            f"it from a copy, or move the folder {log.LOG_FOLDER} to another place and give this command again"
+            f"{storage.uri} has a log ({paths.LOG}), which knows more than the files do; where it is damaged, restore "
+            f"it from a copy, or move the folder {paths.LOG} to another place and give this command again"
         )
-    if not storage.names("data"):
+    if not storage.names(paths.DATA):
         raise WorkspaceError(f"{storage.uri} has no folder data: there is nothing to make a log of")
     restore_format(storage)
     run = log.run_name(_KIND)
@@ -87,7 +88,7 @@ def recover(storage: Storage, on_file: Callable[[int], None] = lambda done: None
 
 def restore_format(storage: Storage) -> None:
     """Makes `_meta/format.json` where it is lost, with the id that the snapshots tell, else a new one."""
-    if not storage.exists(log.FORMAT_PATH):
+    if not storage.exists(paths.FORMAT):
         log.create_workspace(storage, identity=workspace_id(storage))
 
 
@@ -120,11 +121,11 @@ class _Recovery:
         )
         self._commit([started])
         with ThreadPoolExecutor(_THREADS) as pool:
-            for corpus in self._storage.names("data"):
-                folders = list_folders(self._storage, f"data/{corpus}")
-                samples = folders.pop(f"data/{corpus}/_samples", None)
+            for corpus in self._storage.names(paths.DATA):
+                folders = list_folders(self._storage, paths.corpus_folder(corpus))
+                samples = folders.pop(paths.samples_folder(corpus), None)
                 # The sources that were packed; their parts' sidecars and samples name them.
-                folders.pop(f"data/{corpus}/_source", None)
+                folders.pop(paths.source_folder(corpus), None)
                 parts = {} if samples is None else self._parts(pool, corpus, samples)
                 self._shards(pool, corpus, list(folders.values()), parts)
         self._tokenizers()
@@ -179,7 +180,7 @@ class _Recovery:
         if missing:
             self._found.notes.append(
                 f"{corpus}: part {missing[0]} is missing ({len(missing)} in all): restore its samples file, move "
-                f"{log.LOG_FOLDER} away and recover again; else the next run takes its samples in as a new part"
+                f"{paths.LOG} away and recover again; else the next run takes its samples in as a new part"
             )
         return chosen
 
@@ -260,8 +261,8 @@ class _Recovery:
     def _tokenizers(self) -> None:
         """Recovers tokenizers, the newest of a name last, so that it is in use."""
         found: list[tuple[Any, str, TokenizerAdded]] = []
-        for path, folder in list_folders(self._storage, "tokenizers").items():
-            if path == "tokenizers":  # The sidecars.
+        for path, folder in list_folders(self._storage, paths.TOKENIZERS).items():
+            if path == paths.TOKENIZERS:  # The sidecars.
                 continue
             read = partial(read_tokenizer, self._storage, folder, self._vocabularies)
             tokenizer = self._taken(path, read)
@@ -270,18 +271,18 @@ class _Recovery:
         tokenizers = [tokenizer for *_, tokenizer in sorted(found, key=lambda each: each[:2])]
         self._commit(tokenizers)
         self._found.tokenizers = len(tokenizers)
-        paths: dict[str, list[str]] = {}
+        of_name: dict[str, list[str]] = {}
         for tokenizer in tokenizers:
-            paths.setdefault(tokenizer.name, []).append(tokenizer.path)
+            of_name.setdefault(tokenizer.name, []).append(tokenizer.path)
         self._found.notes += (
             f"tokenizer {name}: {len(known)} were found; the newest by the store's clock, {known[-1]}, is in use"
-            for name, known in paths.items()
+            for name, known in of_name.items()
             if len(known) > 1
         )
 
     def _snapshots(self) -> None:
         for name in snapshot_files.names(self._storage):
-            record = self._taken(snapshot_files.folder_of(name), partial(read_snapshot, self._storage, name))
+            record = self._taken(paths.snapshot(name), partial(read_snapshot, self._storage, name))
             if record is not None:
                 self._commit([record])
                 self._found.snapshots += 1

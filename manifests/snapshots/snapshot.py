@@ -20,6 +20,7 @@ from manifests.log.actions import SnapshotAdded
 from manifests.modality import Grain, Kind
 from manifests.recipe import sha256_hex
 from manifests.snapshots import selection
+from manifests.store import paths
 from manifests.store.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def record_of(snapshot: Snapshot, *, replaces: str | None = None) -> SnapshotAdd
     """What the log says of a snapshot."""
     return SnapshotAdded(
         snapshot=snapshot.name,
-        path=snapshot_files.folder_of(snapshot.name),
+        path=paths.snapshot(snapshot.name),
         sha256=snapshot.sha256,
         rows=snapshot.rows,
         held_out=snapshot.held_out_rows,

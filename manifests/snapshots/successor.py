@@ -19,6 +19,7 @@ from manifests.queries.retention import Rewritten
 from manifests.recipe import sha256_hex
 from manifests.snapshots import snapshot as snapshots
 from manifests.snapshots.snapshot import Snapshot, SnapshotPart, SnapshotShard
+from manifests.store import paths
 from manifests.store.storage import read_same
 
 _MOST_TRIED = 1000
@@ -140,7 +141,7 @@ def _shard(
     # It was replaced or retired before: no live shard has its rows, and the log needs no record of it.
     data = read_same(storage, shard.path, shard.sha256)
     blanked = rewrite.without_rows(data, shard.format, rows[shard.corpus, shard.part])
-    path, sha256 = rewrite.put_shard(storage, shard.path, shard.part, shard.crop, blanked)
+    path, sha256 = rewrite.put_shard(storage, shard.path, blanked)
     return replace(shard, path=path, sha256=sha256, size_bytes=len(blanked.data))
 
 
@@ -156,7 +157,7 @@ def _written(catalog: Catalog, replaced: str, files: Mapping[str, bytes]) -> str
         if name in known:
             continue
         if snapshot_files.is_whole(storage, name):
-            if storage.read(f"{snapshot_files.folder_of(name)}/{snapshot_files.SUMS}") == files[snapshot_files.SUMS]:
+            if storage.read(f"{paths.snapshot(name)}/{snapshot_files.SUMS}") == files[snapshot_files.SUMS]:
                 return name
             continue
         try:

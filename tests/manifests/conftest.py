@@ -14,8 +14,7 @@ from manifests.log import entries as log
 from manifests.modality import MODALITIES, Form
 from manifests.recipe import sha256_hex
 from manifests.store.storage import Storage, open_storage
-
-RECIPE = "a1" * 32
+from tests.records import RECIPE, part_added, shard_added
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +45,7 @@ class Make:
 
     @staticmethod
     def part(corpus: str = "photos", part: int = 0, **fields: Any) -> actions.PartAdded:
-        given = {"rows": 4, "path": "p", "sha256": "01" * 32, "size_bytes": 10, "keys_sha256": "02" * 32}
-        return actions.PartAdded(corpus=corpus, part=part, **{**given, "source_bytes": 100, **fields})
+        return part_added(part, corpus, **fields)
 
     @staticmethod
     def current(
@@ -61,21 +59,7 @@ class Make:
 
     @staticmethod
     def shard(corpus: str = "photos", part: int = 0, modality: str = "caption", **fields: Any) -> actions.ShardAdded:
-        given = {
-            "crop": None,
-            "form": "label",
-            "fingerprint": RECIPE,
-            "path": f"data/{corpus}/{modality}/{part}",
-            "format": "parquet",
-            "sha256": "03" * 32,
-            "size_bytes": 1000,
-            "rows": 4,
-            "ok": 4,
-            "failed": 0,
-            "absent": 0,
-            "keys_sha256": "02" * 32,
-        }
-        return actions.ShardAdded(corpus=corpus, part=part, modality=modality, **{**given, **fields})
+        return shard_added(part, corpus, modality, **fields)
 
     @staticmethod
     def run_started(run: str = "r1", **fields: Any) -> actions.RunStarted:

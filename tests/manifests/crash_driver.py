@@ -34,10 +34,10 @@ from manifests.errors import WorkspaceError
 from manifests.formats import shards
 from manifests.log import actions
 from manifests.log import entries as log
-from manifests.log.lease import LEASE_PATH, Lease, writer_lease
+from manifests.log.lease import Lease, writer_lease
 from manifests.modality import MODALITIES
 from manifests.recipe import canonical_json, sha256_hex
-from manifests.store import storage
+from manifests.store import paths, storage
 from manifests.store.storage import Storage, open_storage, put_same
 
 CORPUS = "photos"
@@ -152,7 +152,7 @@ def file_of(path: str | os.PathLike[str]) -> str:
 
 
 def is_lease(descriptor: int) -> bool:
-    return os.readlink(f"/proc/self/fd/{descriptor}").endswith(LEASE_PATH)
+    return os.readlink(f"/proc/self/fd/{descriptor}").endswith(paths.LEASE)
 
 
 def place(kill: Kill) -> None:

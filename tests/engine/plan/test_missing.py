@@ -16,6 +16,7 @@ from manifests.log import entries as log
 from manifests.log.actions import Action, CorpusAdded, PartAdded, RecipeAdded, ShardAdded
 from manifests.queries import planning
 from manifests.store.storage import open_storage
+from tests.records import part_added, shard_added
 
 PIPELINE = """
 workspace: {folder}/work
@@ -30,16 +31,7 @@ PARTS = 5000
 
 
 def part(number: int) -> PartAdded:
-    return PartAdded(
-        corpus="photos",
-        part=number,
-        rows=10,
-        path=f"p{number}",
-        sha256="ab" * 32,
-        size_bytes=1,
-        keys_sha256="cd" * 32,
-        source_bytes=1,
-    )
+    return part_added(number, rows=10)
 
 
 def shard(planned: CorpusPlan, number: int, modality: str, crop: int | None = None, **changed) -> ShardAdded:
@@ -50,11 +42,7 @@ def shard(planned: CorpusPlan, number: int, modality: str, crop: int | None = No
         "not_selected": 0,
         **changed,
     }
-    path = f"{modality}/{number}-{crop}-{facts['fingerprint'][:6]}"
-    return ShardAdded(
-        corpus="photos", part=number, crop=crop, modality=modality, form="label", path=path, format="parquet",
-        sha256="ef" * 32, size_bytes=1, rows=10, absent=0, keys_sha256="cd" * 32, **facts,
-    )  # fmt: skip
+    return shard_added(number, modality=modality, crop=crop, rows=10, **facts)
 
 
 def load(folder: Path, *overrides: str) -> tuple[pipeline.PipelineConfig, CorpusPlan]:

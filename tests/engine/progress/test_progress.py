@@ -21,24 +21,15 @@ from engine.progress import events, progress, table
 from engine.progress import state as run_state
 from engine.progress.progress import Progress
 from engine.progress.state import RunState
-from manifests.log.actions import PartAdded, ShardAdded
 from manifests.pixels.crops import CropRule
 from manifests.store.storage import Storage, open_storage
+from tests.records import part_added, shard_added
 
 MADE = ("depth", "edges")
 
 
 def item(number: int, group: str = "light", modalities: tuple[str, ...] = MADE, pool: str = "") -> WorkItem:
-    part = PartAdded(
-        corpus="photos",
-        part=number,
-        rows=100,
-        path=f"parts/{number}",
-        sha256="0" * 64,
-        size_bytes=1,
-        keys_sha256="0" * 64,
-        source_bytes=1,
-    )
+    part = part_added(number, rows=100)
     planned = CorpusPlan(
         corpus="photos",
         root="/",
@@ -58,23 +49,7 @@ def item(number: int, group: str = "light", modalities: tuple[str, ...] = MADE, 
 
 def result(of: WorkItem, seconds: float = 2.0, failed: int = 0) -> ItemResult:
     records = tuple(
-        ShardAdded(
-            corpus="photos",
-            part=of.part.part,
-            crop=None,
-            modality=target.modality,
-            form=target.form,
-            fingerprint="f",
-            path="p",
-            format="tar",
-            sha256="0" * 64,
-            size_bytes=1,
-            rows=100,
-            ok=100 - failed,
-            failed=failed,
-            absent=0,
-            keys_sha256="0" * 64,
-        )
+        shard_added(of.part.part, modality=target.modality, form=target.form, format="tar", rows=100, failed=failed)
         for target in of.targets
     )
     return ItemResult(

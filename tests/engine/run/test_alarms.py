@@ -14,8 +14,7 @@ from manifests.catalog.catalog import Catalog
 from manifests.log import entries as log
 from manifests.log.actions import CorpusAdded, PartAdded, RecipeCurrent, ShardAdded
 from manifests.store.storage import Storage, open_storage
-
-RECIPE = "a1" * 32
+from tests.records import RECIPE, part_added, shard_added
 
 
 @pytest.fixture
@@ -36,30 +35,22 @@ def current(form: Any) -> RecipeCurrent:
 def shard(
     part: int, *, ok: int = 100, rows: int = 100, crop: int = 0, form: Any = "label", **metrics: float
 ) -> ShardAdded:
-    return ShardAdded(
-        corpus="photos",
-        part=part,
-        crop=crop,
+    return shard_added(
+        part,
         modality="depth",
+        crop=crop,
         form=form,
-        fingerprint=RECIPE,
-        path=f"data/{part}.c{crop}",
-        format="parquet",
-        sha256="03" * 32,
         size_bytes=1000 * ok,
         rows=rows,
         ok=ok,
         failed=rows - ok,
-        absent=0,
-        keys_sha256="02" * 32,
         tokens=196 * ok if form == "token" else None,
         metrics=metrics,
     )
 
 
 def part(number: int) -> PartAdded:
-    fields: dict[str, Any] = {"rows": 100, "path": "p", "sha256": "01" * 32, "size_bytes": 1, "source_bytes": 1}
-    return PartAdded(corpus="photos", part=number, keys_sha256="02" * 32, **fields)
+    return part_added(number, rows=100)
 
 
 def alarms_of(storage: Storage, *commits: list[ShardAdded]) -> list[Alarm]:

@@ -19,6 +19,7 @@ from manifests.log.actions import RunStarted, SnapshotAdded
 from manifests.log.lease import writer_lease
 from manifests.recipe import sha256_hex
 from manifests.snapshots import snapshot
+from manifests.store import paths
 from manifests.store.storage import open_storage
 
 PIPELINE = """
@@ -150,7 +151,14 @@ def test_the_listing_tells_who_trained_on_it_and_what_took_its_place(
         for run in ("t1", "t2")
     ]
     successor = SnapshotAdded(
-        snapshot="demo-2", path="x", sha256="0" * 64, rows=3, held_out=1, where=None, modalities=[], replaces="demo"
+        snapshot="demo-2",
+        path=paths.snapshot("demo-2"),
+        sha256="0" * 64,
+        rows=3,
+        held_out=1,
+        where=None,
+        modalities=[],
+        replaces="demo",
     )
     with Catalog.open(work) as catalog:
         catalog.commit([*runs, successor], run="t1")
@@ -370,7 +378,14 @@ def test_verify_finds_a_snapshot_that_the_log_knows_otherwise(work: Path) -> Non
     shutil.copytree(work / "_meta/snapshots/demo", work / "_meta/snapshots/other")
     assert findings(work) == []
     with Catalog(storage) as catalog:
-        fields = {"snapshot": "other", "path": "x", "rows": 1, "held_out": 0, "where": None, "modalities": []}
+        fields = {
+            "snapshot": "other",
+            "path": paths.snapshot("other"),
+            "rows": 1,
+            "held_out": 0,
+            "where": None,
+            "modalities": [],
+        }
         catalog.commit([SnapshotAdded(**fields, sha256="ab" * 32)], run="r")  # type: ignore[arg-type]
     found = findings(work)
     assert len(found) == 1
@@ -383,7 +398,7 @@ def test_verify_looks_at_shards_that_were_replaced_since(work: Path, damage: str
     with Catalog.open(work) as catalog:
         old = next(shard for shard in catalog.live_shards() if shard.form == "token" and shard.modality == "palette")
         data = catalog.storage.read(old.path)
-        new = old.path.replace("part-", "again-")
+        new = paths.renamed(old.path, "ff" * 32)
         catalog.storage.put(new, data)
         again = type(old)(**{**vars(old), "path": new})
         recipe = json.loads(catalog.storage.read(sidecars.path_of(old)))["recipe"]

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 
 from engine.upkeep import collect as collecting
-from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, WorkspaceError
 from manifests.formats import rewrite, shards
@@ -21,6 +20,7 @@ from manifests.log.lease import writer_lease
 from manifests.modality import MODALITIES
 from manifests.recipe import sha256_hex
 from manifests.snapshots import snapshot
+from manifests.store import paths as workspace_paths
 from manifests.store.storage import Storage, open_storage
 
 OLD, NEW = "a1" * 32, "b2" * 32
@@ -148,7 +148,7 @@ def test_files_of_snapshots_stay(catalog: Catalog) -> None:
             actions.TokenizerAdded(
                 name="text",
                 digest=digest,
-                path="tokenizers/text",
+                path=workspace_paths.tokenizer("text", digest),
                 family="text",
                 family_version=1,
                 vocabulary=10,
@@ -211,8 +211,8 @@ def test_what_holds_forgotten_rows_goes_at_once_but_never_what_is_live(catalog: 
 
 def test_old_checkpoints_go_but_the_newest_two(catalog: Catalog) -> None:
     for version in (1, 5, 9):
-        catalog.storage.put(f"{index_checkpoint.folder_of(version)}/SHA256SUMS", b"")
-    assert at(catalog, 0) == {f"{index_checkpoint.folder_of(1)}/SHA256SUMS"}
+        catalog.storage.put(f"{workspace_paths.checkpoint(version)}/SHA256SUMS", b"")
+    assert at(catalog, 0) == {f"{workspace_paths.checkpoint(1)}/SHA256SUMS"}
 
 
 def test_a_collection_deletes_its_plan_as_the_one_writer(catalog: Catalog) -> None:

@@ -19,6 +19,7 @@ from manifests.formats import shards, sidecars
 from manifests.log import actions
 from manifests.recipe import sha256_hex
 from manifests.recover import sidecars_again
+from manifests.store import paths
 from manifests.store.storage import open_storage
 
 PIPELINE = """
@@ -93,10 +94,11 @@ def test_a_shard_whose_tokens_pass_the_vocabulary_is_found(workspace: Path) -> N
         shard = next(s for s in catalog.live_shards("photos") if s.modality == "caption" and s.form == "token")
         keys = pq.read_table(workspace / shard.path)["key"].to_pylist()
         data = shards.write_tokens(keys, [0] * len(keys), [[70_000]] * len(keys), 1 << 20, {})
-        open_storage(workspace).put("data/photos/caption/bad.parquet", data)
+        path = paths.renamed(shard.path, sha256_hex(data))
+        open_storage(workspace).put(path, data)
         fields = {
             **actions.to_json(shard),
-            "path": "data/photos/caption/bad.parquet",
+            "path": path,
             "sha256": sha256_hex(data),
             "size_bytes": len(data),
             "ok": len(keys),
@@ -133,7 +135,7 @@ def test_rows_in_another_order_are_found(workspace: Path) -> None:
 
 def commit_instead(catalog: Catalog, shard: actions.ShardAdded, data: bytes, **fields: Any) -> actions.ShardAdded:
     """Commits another file for a shard, as a worker would that made it so: record and sidecar agree with the bytes."""
-    path = shard.path.replace("part-", "other-")
+    path = paths.renamed(shard.path, sha256_hex(data))
     catalog.storage.put(path, data)
     changed = {"path": path, "sha256": sha256_hex(data), "size_bytes": len(data), **fields}
     action = dataclasses.replace(shard, **changed)

@@ -14,7 +14,6 @@ import pytest
 from engine.pipeline import config as pipeline
 from engine.run import job
 from engine.upkeep.verify import verify
-from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.catalog.index import Index
 from manifests.formats import shards, sidecars
@@ -22,6 +21,7 @@ from manifests.log import actions
 from manifests.modality import MODALITIES
 from manifests.pixels import images
 from manifests.recipe import sha256_hex
+from manifests.store import paths
 from manifests.store.storage import open_storage
 
 PIPELINE = """
@@ -61,7 +61,7 @@ def shard_of(catalog: Catalog, modality: str, form: str = "label") -> actions.Sh
 
 
 def commit_instead(catalog: Catalog, shard: actions.ShardAdded, data: bytes, **fields: Any) -> None:
-    path = shard.path.replace("part-", "other-")
+    path = paths.renamed(shard.path, sha256_hex(data))
     action = dataclasses.replace(shard, path=path, sha256=sha256_hex(data), size_bytes=len(data), **fields)
     catalog.storage.put(path, data)
     catalog.storage.put(sidecars.path_of(action), sidecars.of_shard(action, {}))
@@ -143,7 +143,7 @@ def write_checkpoint(workspace: Path, tmp_path: Path) -> Path:
     index = Index(open_storage(workspace), tmp_path / "another-index")
     index.write_checkpoint()
     index.close()
-    return workspace / index_checkpoint.folder_of(index.version)
+    return workspace / paths.checkpoint(index.version)
 
 
 def test_a_checkpoint_that_is_not_the_log_is_found(workspace: Path, tmp_path: Path) -> None:

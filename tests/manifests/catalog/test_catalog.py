@@ -15,6 +15,7 @@ from manifests.errors import LogError, QueryError, UserError
 from manifests.log import actions
 from manifests.log import entries as log
 from manifests.recipe import Recipe, canonical_json
+from manifests.store import paths
 from manifests.store.storage import Storage
 
 ROOT = Path(__file__).parents[3]
@@ -42,8 +43,14 @@ def test_every_view_answers_for_a_workspace_that_is_empty(catalog: Catalog) -> N
 def test_corpora_count_their_parts_and_changed_sources(catalog: Catalog, make) -> None:
     catalog.commit([make.corpus(), make.corpus("texts", kind="text")], run="r")
     catalog.commit([make.part(part=0, rows=4), make.part(part=1, rows=3)], run="r")
-    catalog.commit([actions.SourcesChanged(corpus="photos", path="x", vanished=5, changed=6)], run="r")
-    catalog.commit([actions.SourcesChanged(corpus="photos", path="y", vanished=1, changed=2)], run="r")
+    catalog.commit(
+        [actions.SourcesChanged(corpus="photos", path=paths.changes("photos", "aa" * 32), vanished=5, changed=6)],
+        run="r",
+    )
+    catalog.commit(
+        [actions.SourcesChanged(corpus="photos", path=paths.changes("photos", "bb" * 32), vanished=1, changed=2)],
+        run="r",
+    )
     catalog.commit([make.corpus(source="elsewhere", config={"kind": "image", "glob": "*.jpg"})], run="r")
     query = "SELECT corpus, kind, source, parts, samples, source_bytes, vanished, changed FROM corpora"
     assert ask(catalog, query) == [
@@ -105,7 +112,7 @@ def test_the_newest_tokenizer_of_a_name_is_in_use(catalog: Catalog) -> None:
         return actions.TokenizerAdded(
             name=name,
             digest=digest * 32,
-            path=f"tokenizers/{name}-{digest}",
+            path=paths.tokenizer(name, digest * 32),
             family="grid",
             family_version=1,
             vocabulary=1024,
@@ -131,7 +138,9 @@ def test_the_newest_tokenizer_of_a_name_is_in_use(catalog: Catalog) -> None:
 def test_records_come_back_as_they_were_committed(catalog: Catalog, make) -> None:
     parts = [make.part(part=number, sha256=f"{number:02x}" * 32) for number in range(3)]
     crops = [make.shard(modality="rgb", form="token", crop=crop, tokens=5, vocabulary=1024) for crop in (0, 1)]
-    whole = make.shard(micro_batch=8, device="cuda", failed_path="x", failed_sha256="05" * 32)
+    whole = make.shard(
+        micro_batch=8, device="cuda", failed_path=paths.failed(make.shard().path), failed_sha256="05" * 32
+    )
     catalog.commit([*parts[::-1], *crops, whole, make.shard("texts")], run="r")
     assert catalog.parts("photos") == parts
     assert catalog.parts("texts") == []
@@ -384,11 +393,13 @@ import sys
 from manifests.catalog.catalog import Catalog
 from manifests.catalog.content import CONTENT_VIEWS
 from manifests.log.actions import PartAdded
+from manifests.store import paths
 with Catalog.open(sys.argv[1]) as catalog:
     print("ready", flush=True)
     sys.stdin.readline()
     for part in range(12):
-        catalog.commit([PartAdded(corpus=sys.argv[2], part=part, rows=1, path="p", sha256="01" * 32, size_bytes=1,
+        catalog.commit([PartAdded(corpus=sys.argv[2], part=part, rows=1, sha256="01" * 32, size_bytes=1,
+                                  path=paths.samples(sys.argv[2], part, "01" * 32),
                                   keys_sha256="02" * 32, source_bytes=1)], run=sys.argv[2])
 """
 
@@ -420,13 +431,13 @@ def test_a_commit_that_json_cannot_hold_changes_nothing(catalog: Catalog, make) 
     with pytest.raises(ValueError, match="JSON"):
         catalog.commit([make.part(), make.run_started(config={"lr": float("nan")})], run="r")
     assert catalog.version == 0
-    assert catalog.storage.names(log.LOG_FOLDER) == []
+    assert catalog.storage.names(paths.LOG) == []
     catalog.commit([make.part()], run="r")
     assert len(catalog.parts("photos")) == 1
 
 
 def test_a_version_that_is_taken_by_rubbish_is_an_error(catalog: Catalog, make) -> None:
-    catalog.storage.put(log.entry_path(1), b"rubbish")
+    catalog.storage.put(paths.log_entry(1), b"rubbish")
     with pytest.raises(LogError, match=r"0001\.json cannot be read"):
         catalog.commit([make.part()], run="r")
 
@@ -435,7 +446,7 @@ def test_an_action_of_a_later_modmill_is_passed_over(catalog: Catalog, make) -> 
     later = {"action": "forgotten_key", "corpus": "photos", "key": "k"}
     part = {**actions.to_json(make.part()), "mood": "sunny"}
     document = {"format": 1, "version": 1, "txn": "0" * 32, "run": "r", "time": log.now(), "previous": None}
-    catalog.storage.put(log.entry_path(1), canonical_json({**document, "actions": [later, part]}))
+    catalog.storage.put(paths.log_entry(1), canonical_json({**document, "actions": [later, part]}))
     assert catalog.refresh() == 1
     assert catalog.parts("photos") == [make.part()]
 

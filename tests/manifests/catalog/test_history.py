@@ -16,6 +16,7 @@ from manifests.log import actions
 from manifests.log import entries as log
 from manifests.recipe import Recipe, sha256_hex
 from manifests.snapshots import snapshot
+from manifests.store import paths
 from manifests.store.storage import Storage, open_storage
 
 Rows = list[dict[str, Any]]
@@ -102,7 +103,8 @@ class Story:
             records = [{"corpus": "photos", "part": part, "row": failed, "key": keys[failed], "modality": "caption"}]
             records[0] |= {"form": "label", "crop": None, "stage": "label", "class": "E", "message": "m"}
             data = shards.write_failures(records)
-            fields = {"failed_path": f"data/photos/{part}.failed.parquet", "failed_sha256": sha256_hex(data)}
+            shard = self.make.shard(part=part, fingerprint=recipe.fingerprint)
+            fields = {"failed_path": paths.failed(shard.path), "failed_sha256": sha256_hex(data)}
             assert self.storage.put(fields["failed_path"], data)
         return self.make.labels_file(
             self.storage, "caption", keys, statuses, values, part=part, fingerprint=recipe.fingerprint, **fields
@@ -111,9 +113,8 @@ class Story:
     def tokens(self, part: int, recipe: Recipe, crop: int | None = None) -> actions.ShardAdded:
         keys = self.keys[part]
         data = shards.write_tokens(keys, [0] * 3, [[1, 2, part]] * 3, 300, {"of": recipe.fingerprint, "crop": crop})
-        path = (
-            f"data/photos/{recipe.modality}/{recipe.fingerprint[:12]}/part-{part}.{crop}-{sha256_hex(data)[:8]}.parquet"
-        )
+        place = ("photos", recipe.modality, recipe.fingerprint, part, crop)
+        path = paths.shard(*place, sha256_hex(data), is_tar=False)
         self.storage.put(path, data)
         return self.make.shard(
             part=part,
@@ -172,10 +173,15 @@ class Story:
         )
         yield commit(retired)
         yield commit(tokenizer(REFITTED), *self.recipe(refitted), self.tokens(0, refitted))
-        changed = {"corpus": "photos", "path": "data/photos/changed.parquet", "vanished": 1, "changed": 2}
+        changed = {"corpus": "photos", "path": paths.changes("photos", "aa" * 32), "vanished": 1, "changed": 2}
         yield commit(actions.SourcesChanged(**changed), actions.RunEnded(run="r1", time=log.now(), status="done"))
         forgotten = actions.Forgotten(
-            corpus="photos", part=1, rows=[2], keys=["k12"], sources_sha256=["ab" * 32], files=["data/x"]
+            corpus="photos",
+            part=1,
+            rows=[2],
+            keys=["k12"],
+            sources_sha256=["ab" * 32],
+            files=[paths.samples("photos", 1, "aa" * 32)],
         )
         yield commit(forgotten, self.samples(1, year=2000), self.tokens(1, refitted))
         yield commit(make.corpus(source="elsewhere"))

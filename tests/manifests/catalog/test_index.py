@@ -19,6 +19,7 @@ from manifests.catalog.catalog import Catalog
 from manifests.log import actions
 from manifests.log import entries as log
 from manifests.modality import Form
+from manifests.store import paths
 from manifests.store.storage import Storage, open_storage
 
 ROOT = Path(__file__).parents[3]
@@ -51,7 +52,7 @@ def commits(draw: st.DrawFn) -> list[list[actions.Action]]:
                     corpus=corpus,
                     part=parts[corpus] - 1,
                     rows=draw(st.integers(1, 9)),
-                    path="p",
+                    path=paths.samples(corpus, parts[corpus] - 1, "01" * 32),
                     sha256="01" * 32,
                     size_bytes=1,
                     keys_sha256="02" * 32,
@@ -71,7 +72,9 @@ def commits(draw: st.DrawFn) -> list[list[actions.Action]]:
                     modality=modality,
                     form=form,
                     fingerprint=draw(fingerprints),
-                    path=f"data/{draw(st.integers(0, 99))}",
+                    path=paths.shard(
+                        corpus, modality, "ab" * 32, draw(st.integers(0, 99)), None, "03" * 32, is_tar=False
+                    ),
                     format="parquet",
                     sha256=secrets.token_hex(32),
                     size_bytes=draw(st.integers(1, 1000)),
@@ -96,11 +99,13 @@ def commits(draw: st.DrawFn) -> list[list[actions.Action]]:
                     run=f"r{runs}", kind="run", time=log.now(), host="h", commit=None, versions={}, config={}
                 )
         if draw(st.booleans()):
-            return actions.SourcesChanged(corpus=corpus, path="x", vanished=draw(st.integers(0, 9)), changed=1)
+            return actions.SourcesChanged(
+                corpus=corpus, path=paths.changes(corpus, "03" * 32), vanished=draw(st.integers(0, 9)), changed=1
+            )
         return actions.TokenizerAdded(
             name=draw(st.sampled_from(["text", "grid"])),
             digest=secrets.token_hex(32),
-            path="t",
+            path=paths.tokenizer("text", "cc" * 32),
             family="text",
             family_version=1,
             vocabulary=100,
@@ -438,7 +443,7 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
 
 def test_an_index_that_cannot_be_brought_up_lets_go_of_its_file(filled, cache: Path) -> None:
     storage, _ = filled
-    newest = Path(storage.full(log.entry_path(11)))
+    newest = Path(storage.full(paths.log_entry(11)))
     whole = newest.read_bytes()
     document = json.loads(whole)
     newest.write_bytes(b"{")

@@ -10,6 +10,7 @@ from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.log import entries as log
 from manifests.log.lease import writer_lease
+from manifests.store import paths
 from manifests.store.storage import Storage, open_storage
 
 VIEWS = ("corpora", "parts", "shards", "recipes", "coverage", "runs", "tokenizers", "lineage", "timeline", "forgotten")
@@ -27,7 +28,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 def grow(catalog: Catalog, make, first: int, commits: int) -> None:
     """Commits of a part and its shard; the first shard of all is made again in each."""
     for part in range(first, first + commits):
-        again = make.shard(part=0, path=f"data/{part}")
+        again = make.shard(part=0, path=make.shard(part=part).path)
         catalog.commit([make.part(part=part), make.shard(part=part), again], run=f"r{part}")
 
 
@@ -113,7 +114,7 @@ def test_a_checkpoint_that_is_not_right_is_passed_over(
         catalog._index.write_checkpoint()
         grow(catalog, make, 3, 2)
         expected = answers(catalog, VIEWS)
-    damage(Path(workspace.full(index_checkpoint.folder_of(4))))
+    damage(Path(workspace.full(paths.checkpoint(4))))
     drop_index(workspace, cache)
     with Catalog(workspace) as rebuilt:
         assert answers(rebuilt, VIEWS) == expected
@@ -125,7 +126,7 @@ def test_a_checkpoint_ahead_of_its_log_is_passed_over(workspace: Storage, make, 
         grow(catalog, make, 0, 3)
         catalog._index.write_checkpoint()
     for version in (3, 4):
-        Path(workspace.full(log.entry_path(version))).unlink()
+        Path(workspace.full(paths.log_entry(version))).unlink()
     drop_index(workspace, cache)
     with Catalog(workspace) as rebuilt:
         assert rebuilt.version == 2

@@ -17,6 +17,7 @@ from manifests.log import entries as log
 from manifests.log.actions import ShardAdded
 from manifests.queries import audit, quality
 from manifests.recipe import canonical_json
+from manifests.store import paths
 from manifests.store.storage import Storage
 
 FIGURES = {"std": 2.0, "mean": 0.1, "score_hist_3": 12, "entropy_bits": 7.25}
@@ -89,7 +90,7 @@ def test_an_index_made_anew_has_the_same_figures(
 def test_a_log_without_figures_is_read(workspace: Storage, make) -> None:
     with Catalog(workspace) as catalog:
         catalog.commit([make.corpus(), make.part(), make.current(), make.shard()], run="r")
-    path = Path(workspace.full(log.entry_path(1)))
+    path = Path(workspace.full(paths.log_entry(1)))
     document = json.loads(path.read_text())
     for action in document["actions"]:
         action.pop("metrics", None)

@@ -12,6 +12,7 @@ from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, WorkspaceError
 from manifests.log import actions
 from manifests.log import entries as log
+from manifests.store import paths
 from manifests.store.storage import Storage
 
 TABLES = tuple(f"log.{name}" for name in actions.KINDS)
@@ -25,7 +26,7 @@ def test_many_rows_go_in_as_few_do(
         tokenizer = actions.TokenizerAdded(
             name="rgb",
             digest="cc" * 32,
-            path="t",
+            path=paths.tokenizer("rgb", "cc" * 32),
             family="grid",
             family_version=1,
             vocabulary=9,
@@ -36,7 +37,7 @@ def test_many_rows_go_in_as_few_do(
         catalog.commit([make.part(), make.part(part=1), make.shard(crop=1, tokens=9), tokenizer], run="r")
         snapshot = actions.SnapshotAdded(
             snapshot="s",
-            path="p",
+            path=paths.snapshot("s"),
             sha256="ab" * 32,
             rows=2,
             held_out=0,
@@ -44,17 +45,23 @@ def test_many_rows_go_in_as_few_do(
             modalities=["rgb", "depth"],
         )
         forgotten = actions.Forgotten(
-            corpus="photos", part=0, rows=[1, 3], keys=["a", "b"], sources_sha256=["11" * 32, "22" * 32], files=["f"]
+            corpus="photos",
+            part=0,
+            rows=[1, 3],
+            keys=["a", "b"],
+            sources_sha256=["11" * 32, "22" * 32],
+            files=[make.part().path],
         )
         ended = actions.RunEnded(run="r", time=log.now(), status="done", counts={"rows": 2})
-        catalog.commit([snapshot, forgotten, make.shard(crop=1), make.part(path="again"), ended], run="r")
+        again = make.part(path=paths.samples("photos", 0, "ff" * 32))
+        catalog.commit([snapshot, forgotten, make.shard(crop=1), again, ended], run="r")
         expected = answers(catalog, TABLES)
     for file in (cache / log.workspace_id(workspace)).glob("index-*"):
         file.unlink()
     monkeypatch.setattr(replay, "_MANY_ROWS", 1)
     with Catalog(workspace) as catalog:
         assert answers(catalog, TABLES) == expected
-        assert catalog.parts("photos")[0].path == "again"
+        assert catalog.parts("photos")[0].path == again.path
         assert catalog.sql("SELECT row, key FROM forgotten").to_pylist() == [
             {"row": 1, "key": "a"},
             {"row": 3, "key": "b"},
@@ -66,18 +73,19 @@ def test_retired_shards_are_live_no_more_until_they_come_again(workspace: Storag
     retired = actions.ShardsRetired(
         corpus="photos", modality="caption", form="label", fingerprint=make.recipe_1, reason="superseded"
     )
+    again = paths.shard("photos", "caption", make.recipe_1, 0, None, "ff" * 32, is_tar=False)
     with Catalog(workspace) as catalog:
         for new in (
             [make.corpus(), make.part(), make.shard(), make.shard(part=1), make.shard(fingerprint=make.recipe_2)],
             [retired],
-            [make.shard(path="again")],
+            [make.shard(path=again)],
         ):
             catalog.commit(new, run="r")
             if not at_once:
                 catalog.corpora()
         assert {(shard.path, shard.fingerprint[:2]) for shard in catalog.live_shards()} == {
-            ("again", "a1"),
-            ("data/photos/caption/0", "b2"),
+            (again, "a1"),
+            (make.shard(fingerprint=make.recipe_2).path, "b2"),
         }
     with Catalog(workspace, as_of=1) as then:
         assert len(then.live_shards()) == 3

@@ -19,6 +19,7 @@ from manifests.errors import QueryError
 from manifests.formats import shards
 from manifests.locked import child, locked
 from manifests.log import entries as log
+from manifests.store import paths
 from manifests.store.storage import open_storage
 
 BOX = {"class": "dog", "score": 0.5, "x0": 0.0, "y0": 0.25, "x1": 0.5, "y1": 0.75}
@@ -60,9 +61,10 @@ def catalog(make, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]
     }
     failure |= {"stage": "label", "class": "LabelError", "message": "it is blank"}
     failed = shards.write_failures([failure])
-    storage.put("data/photos/c.failed.parquet", failed)
+    failed_path = paths.failed(make.shard().path)
+    storage.put(failed_path, failed)
     labels = [
-        make.labels_file(storage, modality, keys, [0, 0, 1], values, failed_path="data/photos/c.failed.parquet")
+        make.labels_file(storage, modality, keys, [0, 0, 1], values, failed_path=failed_path)
         if modality == "caption"
         else make.labels_file(storage, modality, keys, [0, 0, 1], values)
         for modality, values in LABELS.items()

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.errors import LogError
 from manifests.log import actions
 from manifests.log import entries as log
 from manifests.recipe import sha256_hex
+from manifests.store import paths
 from manifests.store.storage import Storage, open_storage
 
 ROOT = Path(__file__).parents[3]
@@ -92,7 +92,7 @@ def check_log(given: Any) -> list[str]:
     except LogError as error:
         return [str(error)]
     wrong = []
-    if storage.names(log.LOG_FOLDER) != [f"{version:020d}.json" for version in range(1, len(entries) + 1)]:
+    if storage.names(paths.LOG) != [f"{version:020d}.json" for version in range(1, len(entries) + 1)]:
         wrong.append("the log has a gap")
     added = {entry.version: [action for action in entry.actions if action["action"] == "shard"] for entry in entries}
     committed = collections.Counter((shard["part"], shard["modality"]) for found in added.values() for shard in found)
@@ -128,7 +128,7 @@ def check_files(storage: Storage, shard: dict[str, Any]) -> Iterator[str]:
 def check_indexes(given: Any, answers: Callable[..., Any]) -> list[str]:
     """In which views the drivers' indexes, and one from a checkpoint, say otherwise than one from the log alone."""
     storage = open_storage(given.uri)
-    checkpoints, aside = Path(storage.full(index_checkpoint.FOLDER)), Path(storage.full("_meta/aside"))
+    checkpoints, aside = Path(storage.full(paths.CHECKPOINTS)), Path(storage.full("_meta/aside"))
     with pytest.MonkeyPatch.context() as patch:
 
         def opened(folder: str | Path) -> Catalog:

@@ -28,6 +28,7 @@ from manifests.log import entries as log
 from manifests.log.actions import ShardAdded
 from manifests.log.lease import writer_lease
 from manifests.recipe import sha256_hex
+from manifests.store import paths
 from manifests.store.storage import Storage, put_same
 
 ROOT = Path(__file__).parents[3]
@@ -60,7 +61,7 @@ def entries(workspace: Storage, make: Any) -> list[log.Entry]:
 
 def test_a_log_cut_at_any_byte_is_refused(workspace: Storage, entries: list[log.Entry]) -> None:
     for version in (3, 6):
-        path = Path(workspace.full(log.entry_path(version)))
+        path = Path(workspace.full(paths.log_entry(version)))
         whole = path.read_bytes()
         for size in range(len(whole)):
             path.write_bytes(whole[:size])
@@ -72,7 +73,7 @@ def test_a_log_cut_at_any_byte_is_refused(workspace: Storage, entries: list[log.
 
 def test_a_flipped_byte_of_the_log_is_never_another_log(workspace: Storage, entries: list[log.Entry]) -> None:
     for version in (3, 6):
-        path = Path(workspace.full(log.entry_path(version)))
+        path = Path(workspace.full(paths.log_entry(version)))
         whole = path.read_bytes()
         passed = []
         for place, byte in enumerate(whole):
@@ -91,11 +92,11 @@ def test_a_flipped_byte_of_the_log_is_never_another_log(workspace: Storage, entr
 
 
 def test_a_gap_of_any_length_is_refused(workspace: Storage, entries: list[log.Entry]) -> None:
-    folder = Path(workspace.full(log.LOG_FOLDER))
+    folder = Path(workspace.full(paths.LOG))
     whole = {path: path.read_bytes() for path in folder.iterdir()}
     for first, last in itertools.combinations(range(1, 7), 2):
         for version in range(first, last):
-            Path(workspace.full(log.entry_path(version))).unlink()
+            Path(workspace.full(paths.log_entry(version))).unlink()
         with pytest.raises(LogError, match=rf"{first:020d}\.json is missing, but entry 6 stands"):
             list(log.entries(workspace))
         with pytest.raises(LogError):
@@ -111,7 +112,7 @@ class WrittenMeanwhile(Storage):
     """
 
     def names(self, folder: str) -> list[str]:
-        if folder != log.LOG_FOLDER:
+        if folder != paths.LOG:
             return super().names(folder)
         newest = log.read_entry(self, len(super().names(folder)))
         for _ in range(3):
@@ -125,12 +126,12 @@ class WrittenMeanwhile(Storage):
 def test_a_log_that_is_being_written_has_no_gap(workspace: Storage, entries: list[log.Entry]) -> None:
     storage = WrittenMeanwhile(uri=workspace.uri, fs=workspace.fs, root=workspace.root)
     with Catalog(storage) as catalog:
-        assert [finding.path for finding in verify(catalog).findings if finding.path.startswith(log.LOG_FOLDER)] == []
+        assert [finding.path for finding in verify(catalog).findings if finding.path.startswith(paths.LOG)] == []
     assert len(list(log.entries(storage))) > 6
 
 
 def test_an_entry_without_a_seal_is_read(workspace: Storage, entries: list[log.Entry]) -> None:
-    path = Path(workspace.full(log.entry_path(6)))
+    path = Path(workspace.full(paths.log_entry(6)))
     document = json.loads(path.read_bytes())
     assert document.pop("seal") == sha256_hex(path.read_bytes()[: -len(',"seal":""}') - 64] + b"}")
     path.write_text(json.dumps(document))
@@ -151,7 +152,7 @@ def put_shard(storage: Storage, make: Any, form: str) -> ShardAdded:
     else:
         extension, data = "tar", tar(statuses)
     failed = shards.write_failures([{"corpus": "photos", "part": 0, "row": 1, "key": "b", "message": "no picture"}])
-    stem = f"data/photos/{form}/part-0000000-{sha256_hex(data)[:8]}"
+    stem = f"data/photos/{form}/a1a1a1a1a1a1/part-0000000-{sha256_hex(data)[:8]}"
     put_same(storage, f"{stem}.{extension}", data, sha256_hex(data))
     put_same(storage, f"{stem}.failed.parquet", failed, sha256_hex(failed))
     shard = make.shard(
@@ -349,7 +350,7 @@ def test_an_index_on_a_full_disk_is_in_memory_and_loses_nothing(
         assert len(catalog.parts("photos")) == 100
         small_disk.fill(leave_bytes)
         for part in range(25):
-            new = [make.shard(part=part, modality=f"m{number}", path=f"{part}" * 300) for number in range(4)]
+            new = [make.shard(part=part, modality=f"m{number}", device=f"{part}" * 300) for number in range(4)]
             assert catalog.commit(new, run="r2") == part + 2
             assert len(catalog.live_shards()) == 4 * part + 4
     with Catalog(workspace) as catalog:
@@ -373,7 +374,7 @@ def test_a_checkpoint_on_a_full_disk_fails_no_commit(
         assert catalog.commit([make.shard()], run="r2") == 2
         # Some files of the checkpoint took the last room.
         assert index_checkpoint.versions(storage) == [2]
-        assert not storage.exists(f"{index_checkpoint.folder_of(2)}/SHA256SUMS")
+        assert not storage.exists(f"{paths.checkpoint(2)}/SHA256SUMS")
         with pytest.raises(WorkspaceError, match="No space left"):
             catalog.commit([make.shard(part=1)], run="r2")
         small_disk.empty()

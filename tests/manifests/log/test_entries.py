@@ -18,6 +18,7 @@ from manifests.errors import LogError, WorkspaceError
 from manifests.log import actions
 from manifests.log import entries as log
 from manifests.recipe import canonical_json, sha256_hex
+from manifests.store import paths
 from manifests.store.storage import Storage, open_storage
 
 ROOT = Path(__file__).parents[3]
@@ -83,7 +84,7 @@ SHA256S = (
 def frozen(tmp_path: Path) -> Storage:
     """The workspace of format 1, on disk."""
     storage = open_storage(tmp_path / "frozen")
-    storage.put(log.FORMAT_PATH, FORMAT_1.encode())
+    storage.put(paths.FORMAT, FORMAT_1.encode())
     for version, entry in enumerate(ENTRIES, start=1):
         storage.put(f"_meta/log/{version:020d}.json", entry.encode())
     return storage
@@ -243,10 +244,10 @@ def test_an_action_without_a_field_it_needs_is_an_error(make) -> None:
 def test_entries_form_one_chain(workspace: Storage, make) -> None:
     for part in range(3):
         assert append(workspace, make.part(part=part)) is not None
-    assert workspace.names(log.LOG_FOLDER) == [f"{version:020d}.json" for version in (1, 2, 3)]
+    assert workspace.names(paths.LOG) == [f"{version:020d}.json" for version in (1, 2, 3)]
     first, second, third = log.entries(workspace)
     assert first.previous is None
-    assert second.previous == first.sha256 == sha256_hex(workspace.read(log.entry_path(1)))
+    assert second.previous == first.sha256 == sha256_hex(workspace.read(paths.log_entry(1)))
     assert third.previous == second.sha256
     assert len({first.txn, second.txn, third.txn}) == 3
     assert first.time <= second.time <= third.time
@@ -256,13 +257,13 @@ def test_entries_form_one_chain(workspace: Storage, make) -> None:
 def test_a_version_that_is_taken_is_not_written(workspace: Storage, make) -> None:
     first = append(workspace, make.part())
     assert first is not None
-    before = workspace.read(log.entry_path(1))
+    before = workspace.read(paths.log_entry(1))
     assert log.append(workspace, [actions.to_json(make.corpus())], run="late", after=0, previous=None) is None
-    assert workspace.read(log.entry_path(1)) == before
+    assert workspace.read(paths.log_entry(1)) == before
 
 
 def test_an_altered_entry_is_found_and_named(frozen: Storage) -> None:
-    path = Path(frozen.full(log.entry_path(2)))
+    path = Path(frozen.full(paths.log_entry(2)))
     path.write_bytes(path.read_bytes().replace(b'"crops":null', b'"crops":7   '))
     with pytest.raises(LogError, match=r"00000000000000000003\.json follows an entry of sha256 .* but entry 2 has"):
         list(log.entries(frozen))
@@ -271,7 +272,7 @@ def test_an_altered_entry_is_found_and_named(frozen: Storage) -> None:
 
 
 def test_an_entry_of_another_chain_is_found_and_named(frozen: Storage) -> None:
-    path = Path(frozen.full(log.entry_path(1)))
+    path = Path(frozen.full(paths.log_entry(1)))
     path.write_bytes(ENTRIES[0].replace("r-one", "r-two").encode())
     with pytest.raises(LogError, match=r"00000000000000000002\.json"):
         list(log.entries(frozen))
@@ -279,13 +280,13 @@ def test_an_entry_of_another_chain_is_found_and_named(frozen: Storage) -> None:
 
 @pytest.mark.parametrize("missing", [1, 2])
 def test_a_gap_is_found_and_named(frozen: Storage, missing: int) -> None:
-    os.unlink(frozen.full(log.entry_path(missing)))
+    os.unlink(frozen.full(paths.log_entry(missing)))
     with pytest.raises(LogError, match=rf"{missing:020d}\.json is missing, but entry 3 stands"):
         list(log.entries(frozen))
 
 
 def test_a_log_that_ends_earlier_is_no_gap(frozen: Storage) -> None:
-    os.unlink(frozen.full(log.entry_path(3)))
+    os.unlink(frozen.full(paths.log_entry(3)))
     assert [entry.version for entry in log.entries(frozen)] == [1, 2]
 
 
@@ -305,19 +306,19 @@ def test_a_log_that_ends_earlier_is_no_gap(frozen: Storage) -> None:
     ],
 )
 def test_an_entry_that_cannot_be_read_is_named(frozen: Storage, data: bytes) -> None:
-    Path(frozen.full(log.entry_path(2))).write_bytes(data)
+    Path(frozen.full(paths.log_entry(2))).write_bytes(data)
     with pytest.raises(LogError, match=r"00000000000000000002\.json cannot be read"):
         list(log.entries(frozen))
 
 
 def test_a_newer_format_of_the_workspace_is_refused(frozen: Storage) -> None:
-    Path(frozen.full(log.FORMAT_PATH)).write_text(FORMAT_1.replace('"format":1', '"format":2'))
+    Path(frozen.full(paths.FORMAT)).write_text(FORMAT_1.replace('"format":1', '"format":2'))
     with pytest.raises(WorkspaceError, match="has format 2, this modmill reads up to format 1; install a newer"):
         Catalog(frozen)
 
 
 def test_a_newer_format_of_an_entry_is_refused(frozen: Storage) -> None:
-    Path(frozen.full(log.entry_path(2))).write_text(ENTRIES[1].replace('"format":1', '"format":2'))
+    Path(frozen.full(paths.log_entry(2))).write_text(ENTRIES[1].replace('"format":1', '"format":2'))
     with pytest.raises(WorkspaceError, match=r"00000000000000000002\.json has format 2.*install a newer"):
         list(log.entries(frozen))
 
@@ -333,7 +334,7 @@ def test_a_folder_without_a_workspace(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "one", "id": "x"}', '{"format": 1}'])
 def test_a_broken_format_file_is_named(tmp_path: Path, text: str) -> None:
     storage = open_storage(tmp_path)
-    storage.put(log.FORMAT_PATH, text.encode())
+    storage.put(paths.FORMAT, text.encode())
     with pytest.raises(WorkspaceError, match=r"format"):
         log.workspace_id(storage)
 
@@ -348,7 +349,7 @@ def test_creating_a_workspace_twice_keeps_its_id(tmp_path: Path) -> None:
         thread.join()
     assert len(found) == 4
     assert set(found) == {log.workspace_id(storage)}
-    document = json.loads(storage.read(log.FORMAT_PATH))
+    document = json.loads(storage.read(paths.FORMAT))
     assert document["format"] == 1
     assert len(document["id"]) == 32
 

@@ -22,6 +22,7 @@ from manifests.log import entries as log
 from manifests.log import lease
 from manifests.log.lease import writer_lease
 from manifests.recipe import canonical_json
+from manifests.store import paths
 from manifests.store.storage import Storage, open_storage
 
 ROOT = Path(__file__).parents[3]
@@ -88,20 +89,20 @@ def test_the_lease_is_free_after_its_holder_ends(workspace: Storage, holder: sub
     holder.communicate("done\n")
     with writer_lease(workspace, "r-next") as held:
         held.check()
-        assert json.loads(workspace.read(lease.LEASE_PATH))["run"] == "r-next"
+        assert json.loads(workspace.read(paths.LEASE))["run"] == "r-next"
 
 
 def test_the_lease_is_free_after_its_holder_is_killed(workspace: Storage, holder: subprocess.Popen[str]) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with writer_lease(workspace, "r-next"):
-        document = json.loads(workspace.read(lease.LEASE_PATH))
+        document = json.loads(workspace.read(paths.LEASE))
     assert (document["run"], document["pid"], document["host"]) == ("r-next", os.getpid(), socket.gethostname())
 
 
 def test_a_lease_that_was_written_halfway_does_not_hide_that_it_is_held(workspace: Storage) -> None:
     with writer_lease(workspace, "r-one"):
-        Path(workspace.full(lease.LEASE_PATH)).write_text('{"run": "r-o')
+        Path(workspace.full(paths.LEASE)).write_text('{"run": "r-o')
         with pytest.raises(WorkspaceError, match="written by another process"), writer_lease(workspace, "r-two"):
             pass
 
@@ -209,7 +210,7 @@ def bucket(s3_bucket: str, quick: None) -> Storage:
 
 
 def epochs(storage: Storage) -> list[int]:
-    return [int(name.removesuffix(".json")) for name in storage.names(lease.LEASE_FOLDER)]
+    return [int(name.removesuffix(".json")) for name in storage.names(paths.LEASES)]
 
 
 def put_epoch(storage: Storage, epoch: int, age_s: float = 0.0, **fields: Any) -> None:
@@ -218,7 +219,7 @@ def put_epoch(storage: Storage, epoch: int, age_s: float = 0.0, **fields: Any) -
     document = {"epoch": epoch, "run": "r-far", "host": "far", "pid": 7, "machine": "another", "nonce": "00" * 16}
     document |= {"since": "2026-11-24T10:00:00.000000Z", "released": False}
     document |= {"renewed_at": renewed_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"), **fields}
-    storage.replace(lease._path(epoch), canonical_json(document))
+    storage.replace(paths.lease_epoch(epoch), canonical_json(document))
 
 
 @pytest.fixture
@@ -246,20 +247,20 @@ def test_each_holder_has_an_epoch_and_takes_older_ones_away(bucket: Storage) -> 
     for number in (1, 2, 3):
         with writer_lease(bucket, f"r-{number}"):
             assert epochs(bucket) == [number]
-            document = json.loads(bucket.read(lease._path(number)))
+            document = json.loads(bucket.read(paths.lease_epoch(number)))
             assert (document["run"], document["epoch"], document["released"]) == (f"r-{number}", number, False)
             assert (document["host"], document["pid"]) == (socket.gethostname(), os.getpid())
-        assert json.loads(bucket.read(lease._path(number)))["released"] is True
+        assert json.loads(bucket.read(paths.lease_epoch(number)))["released"] is True
 
 
 def test_a_holder_shows_that_it_lives(bucket: Storage) -> None:
     with writer_lease(bucket, "r") as held:
-        first = bucket.read(lease._path(1))
+        first = bucket.read(paths.lease_epoch(1))
         for _ in range(50):
-            if bucket.read(lease._path(1)) != first:
+            if bucket.read(paths.lease_epoch(1)) != first:
                 break
             threading.Event().wait(0.1)
-        later = bucket.read(lease._path(1))
+        later = bucket.read(paths.lease_epoch(1))
         held.check()
     assert json.loads(later)["renewed_at"] > json.loads(first)["renewed_at"]
 
@@ -306,7 +307,7 @@ def test_one_that_was_silent_a_moment_ago_is_given_its_time(bucket: Storage) -> 
 
 
 def test_a_lease_that_cannot_be_read_is_watched_and_replaced(bucket: Storage) -> None:
-    bucket.replace(lease._path(3), b'{"run": "r-')
+    bucket.replace(paths.lease_epoch(3), b'{"run": "r-')
     with writer_lease(bucket, "r-here"):
         assert epochs(bucket) == [4]
 
@@ -345,8 +346,8 @@ def test_a_holder_that_is_replaced_is_told_by_whom(bucket: Storage) -> None:
         assert "is written by r-far on far (pid 7" in refusal
         assert "took over from r-old" in refusal
     # What ends then does not touch the lease of the other.
-    assert json.loads(bucket.read(lease._path(2)))["run"] == "r-far"
-    assert json.loads(bucket.read(lease._path(2)))["released"] is False
+    assert json.loads(bucket.read(paths.lease_epoch(2)))["run"] == "r-far"
+    assert json.loads(bucket.read(paths.lease_epoch(2)))["released"] is False
 
 
 def test_a_holder_that_stood_still_is_replaced_and_its_next_commit_refused(bucket: Storage, make) -> None:

@@ -9,6 +9,7 @@ from manifests.catalog.catalog import Catalog
 from manifests.errors import UserError
 from manifests.formats import shards
 from manifests.queries import lookup
+from manifests.store import paths
 from manifests.store.storage import Storage
 
 
@@ -16,7 +17,8 @@ from manifests.store.storage import Storage
 def catalog(workspace: Storage, make) -> Any:
     """A corpus of two samples: a caption, pixels of two crops and their tokens; the second sample failed."""
 
-    def put(path: str, data: bytes) -> str:
+    def put(ending: str, data: bytes, crop: int = 0) -> str:
+        path = f"{paths.stem(make.shard(modality='rgb', crop=crop).path)}.{ending}"
         assert workspace.put(path, data)
         return path
 
@@ -42,20 +44,20 @@ def catalog(workspace: Storage, make) -> Any:
                     modality="rgb",
                     crop=0,
                     format="tar",
-                    path=put("rgb.c00.tar", pixels(0)),
-                    failed_path=put("rgb.c00.failed.parquet", shards.write_failures([failure])),
+                    path=put("tar", pixels(0)),
+                    failed_path=put("failed.parquet", shards.write_failures([failure])),
                     failed_sha256="05" * 32,
                 ),
-                make.shard(modality="rgb", crop=1, format="tar", path=put("rgb.c01.tar", pixels(1))),
+                make.shard(modality="rgb", crop=1, format="tar", path=put("tar", pixels(1), 1)),
                 make.shard(
                     modality="rgb",
                     form="token",
                     crop=0,
-                    path=put("tokens.parquet", shards.write_tokens(["a", "b"], [0, 1], [[5, 6], None], 1024, {})),
+                    path=put("parquet", shards.write_tokens(["a", "b"], [0, 1], [[5, 6], None], 1024, {})),
                 ),
                 # Of another recipe, and of a crop that is no more asked for: not current.
-                make.shard(fingerprint=make.recipe_2, path="no/such/file"),
-                make.shard(modality="rgb", form="token", crop=1, path="no/such/file"),
+                make.shard(fingerprint=make.recipe_2),
+                make.shard(modality="rgb", form="token", crop=1),
             ],
             run="r",
         )

@@ -17,7 +17,7 @@ from manifests.log.actions import CorpusAdded, Forgotten, PartAdded, RecipeAdded
 from manifests.recipe import Recipe, canonical_json, sha256_hex
 from manifests.recover import recover as recovery
 from manifests.recover.recover import recover
-from manifests.store import parquet
+from manifests.store import parquet, paths
 from manifests.store.storage import Storage, open_storage
 
 # What the recovery itself decides: the versions, times and runs of the old log are gone.
@@ -92,7 +92,7 @@ def put_tokenizer(storage: Storage, text: str = "{}", name: str = "rgb") -> Toke
 
 
 def lose_log(storage: Storage) -> None:
-    shutil.rmtree(storage.full(log.LOG_FOLDER))
+    shutil.rmtree(storage.full(paths.LOG))
 
 
 def asked(storage: Storage) -> dict[str, list[dict[str, Any]]]:

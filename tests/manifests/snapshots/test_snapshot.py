@@ -31,6 +31,7 @@ from manifests.modality import MODALITIES
 from manifests.recipe import Recipe, sha256_hex
 from manifests.snapshots import snapshot, splits
 from manifests.snapshots.snapshot import Snapshot
+from manifests.store import paths
 from manifests.store.storage import Storage, open_storage
 
 ROOT = Path(__file__).parents[3]
@@ -136,7 +137,8 @@ class Workspace:
             for key, status, value in zip(keys, statuses, values, strict=True):
                 tar.add(key, status, None if value is None else bytes(value))
             data = tar.finish().read()
-        path = f"data/{corpus}/{known.name}/{recipe.fingerprint[:12]}/part-{part}.c{crop}-{sha256_hex(data)[:8]}.{form}"
+        place = (corpus, known.name, recipe.fingerprint, part, crop)
+        path = paths.shard(*place, sha256_hex(data), is_tar=form == "tar")
         self.storage.put(path, data)
         return actions.ShardAdded(
             corpus=corpus,
@@ -280,13 +282,13 @@ def test_statuses_are_read_only_where_the_records_leave_a_doubt(empty: Workspace
     empty.add_corpus("photos", 8)
     empty.add_tokens("photos", "caption", statuses=[OK] * 4 + [OK, ABSENT, ABSENT, OK])
     empty.add_tokens("photos", "palette", statuses=[ABSENT] * 4 + [ABSENT] * 2 + [OK] * 2)
-    first = next(Path(empty.storage.root).glob("data/photos/caption/*/part-0.*"))
+    first = next(Path(empty.storage.root).glob("data/photos/caption/*/part-0000000*"))
     first.unlink()
     found = empty.snapshot()
     assert empty.rows(found) == {("photos", row) for row in (0, 1, 2, 3, 4, 6, 7)}
-    second = next(Path(empty.storage.root).glob("data/photos/caption/*/part-1.*"))
+    second = next(Path(empty.storage.root).glob("data/photos/caption/*/part-0000001*"))
     second.unlink()
-    with pytest.raises(ShardError, match=r"part-1.*cannot be read.*modmill verify"):
+    with pytest.raises(ShardError, match=r"part-0000001.*cannot be read.*modmill verify"):
         empty.snapshot("other")
 
 
@@ -375,7 +377,7 @@ def test_a_modality_of_a_pipeline_file_is_known(empty: Workspace, tmp_path: Path
 
 
 def files_of(workspace: Workspace, name: str = "s") -> dict[str, bytes]:
-    folder = snapshot_files.folder_of(name)
+    folder = paths.snapshot(name)
     return {file: workspace.storage.read(f"{folder}/{file}") for file in workspace.storage.names(folder)}
 
 
@@ -394,7 +396,7 @@ def test_equal_workspaces_give_equal_bytes_from_any_catalog(filled: Workspace, t
 
 def test_sha256sum_checks_a_snapshot(filled: Workspace) -> None:
     filled.snapshot()
-    folder = Path(filled.storage.full(snapshot_files.folder_of("s")))
+    folder = Path(filled.storage.full(paths.snapshot("s")))
     done = subprocess.run(
         ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True
     )
@@ -524,7 +526,7 @@ def test_other_content_is_refused_by_what_differs(filled: Workspace) -> None:
 def test_tables_of_another_writer_count_as_equal(filled: Workspace) -> None:
     """A newer pyarrow writes other bytes for the same table: the snapshot that stands is taken for what it says."""
     filled.snapshot()
-    folder = Path(filled.storage.full(snapshot_files.folder_of("s")))
+    folder = Path(filled.storage.full(paths.snapshot("s")))
     pq.write_table(pq.read_table(folder / "parts.parquet"), folder / "parts.parquet", compression="snappy")
     sums = [f"{sha256_hex(p.read_bytes())}  {p.name}\n" for p in sorted(folder.iterdir()) if p.name != "SHA256SUMS"]
     (folder / "SHA256SUMS").write_text("".join(sums))
@@ -536,7 +538,7 @@ def test_a_crash_between_the_files_is_mended(filled: Workspace, tmp_path: Path, 
     other = Workspace(open_storage(tmp_path / "copy"), make)
     made = other.snapshot("demo")
     for file in ("modalities.parquet", "snapshot.json"):
-        path = f"{snapshot_files.folder_of('demo')}/{file}"
+        path = f"{paths.snapshot('demo')}/{file}"
         filled.storage.put(path, other.storage.read(path))
     assert snapshot.names(filled.storage) == []
     with pytest.raises(WorkspaceError, match=r"no snapshot 'demo' \(one was begun and not finished\); known: none"):
@@ -561,7 +563,7 @@ def test_a_crash_between_the_files_and_the_log_is_mended(filled: Workspace, tmp_
 
 def test_a_name_whose_files_are_gone_takes_only_the_same_content(filled: Workspace) -> None:
     made = filled.snapshot("demo")
-    shutil.rmtree(filled.storage.full(snapshot_files.folder_of("demo")))
+    shutil.rmtree(filled.storage.full(paths.snapshot("demo")))
     with pytest.raises(WorkspaceError, match="of another content, whose files are gone"):
         filled.snapshot("demo", hold_out=0.5)
     before = filled.version()
@@ -619,7 +621,7 @@ def test_what_cannot_be_made(filled: Workspace, make, options: Any, error: type[
         filled.snapshot(**options)
     assert isinstance(caught.value, UserError)
     assert filled.version() == before
-    assert filled.storage.names(snapshot_files.FOLDER) == []
+    assert filled.storage.names(paths.SNAPSHOTS) == []
 
 
 def test_a_workspace_without_tokens_says_what_to_do(empty: Workspace) -> None:
@@ -751,14 +753,14 @@ def without_parts(folder: Path) -> None:
 )
 def test_an_altered_snapshot_is_refused(filled: Workspace, damage, error: type[ModmillError], message: str) -> None:
     made = filled.snapshot()
-    damage(Path(filled.storage.full(snapshot_files.folder_of("s"))))
+    damage(Path(filled.storage.full(paths.snapshot("s"))))
     with pytest.raises(error, match=message):
         snapshot.open_snapshot(made.uri)
 
 
 def test_a_newer_format_is_told_before_its_other_files(filled: Workspace) -> None:
     made = filled.snapshot()
-    folder = Path(filled.storage.full(snapshot_files.folder_of("s")))
+    folder = Path(filled.storage.full(paths.snapshot("s")))
     alter(lambda f: (f / "more.parquet").write_bytes(b"x"))(folder)
     alter(rewrite(format=2))(folder)
     with pytest.raises(WorkspaceError, match="install a newer modmill"):

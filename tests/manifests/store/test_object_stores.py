@@ -12,10 +12,9 @@ import pytest
 from manifests.catalog.catalog import Catalog
 from manifests.errors import WorkspaceError
 from manifests.log import entries as log
-from manifests.log import lease
 from manifests.log.lease import writer_lease
 from manifests.recipe import sha256_hex
-from manifests.store import object_store
+from manifests.store import object_store, paths
 from manifests.store.storage import Storage, open_storage, put_same
 from tests.manifests.fault_proxy import FAULTS, FaultProxy, Spoiled
 
@@ -64,7 +63,8 @@ def test_a_workspace_survives_a_bad_network(
         catalog.commit([make.corpus(), *(make.part(part=part) for part in range(parts))], run="r")
         for part in range(parts):
             data = part.to_bytes(4, "big") * 1000
-            path, sha256 = f"data/photos/caption/{part}", sha256_hex(data)
+            sha256 = sha256_hex(data)
+            path = make.shard(part=part, sha256=sha256).path
             put_same(store, path, data, sha256)
             record = make.shard(part=part, path=path, sha256=sha256, size_bytes=len(data))
             acknowledged[part] = catalog.commit([record], run="r")
@@ -152,7 +152,7 @@ def test_a_lease_whose_first_answer_got_lost_is_held(store: Storage, spoiled: Sp
     for epoch in range(1, 7):
         with writer_lease(store, f"r-{epoch}") as held:
             held.check()
-            assert store.names(lease.LEASE_FOLDER) == [f"{epoch:020d}.json"]
+            assert store.names(paths.LEASES) == [f"{epoch:020d}.json"]
     assert sum(fault == "dropped" and status == 200 for _, status, fault in spoiled.puts) > 3
 
 

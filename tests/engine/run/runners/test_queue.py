@@ -17,7 +17,7 @@ from engine.run.runners.strikes import Strikes, stops_the_run, then_words
 from engine.work.inputs import WorkerSettings
 from engine.work.marks import Mark
 from manifests.errors import ConfigError, ModmillError, ShardError
-from manifests.log.actions import PartAdded
+from tests.records import part_added
 
 PIPELINE = """
 workspace: work
@@ -29,15 +29,6 @@ engine:
   pools:
     big: {labelers: [edges], workers: 3, threads: 2, batch: 8, memory_mb: 1024, node_labels: {kind: big}}
 """
-PART = {
-    "corpus": "photos",
-    "rows": 64,
-    "path": "p",
-    "sha256": "0" * 64,
-    "size_bytes": 1,
-    "keys_sha256": "0",
-    "source_bytes": 1,
-}
 TARGET = Target(modality="palette", form="label", fingerprint="f" * 64, crop=None)
 
 
@@ -54,7 +45,7 @@ def plan(config: pipeline.PipelineConfig) -> CorpusPlan:
 
 
 def make_item(plan: CorpusPlan, number: int, group: str = "", pool: str = "") -> WorkItem:
-    part = PartAdded(**PART, part=number)
+    part = part_added(number, rows=64)
     return WorkItem(plan=plan, part=part, targets=(TARGET,), tokenizers={}, group=group, pool=pool)
 
 
