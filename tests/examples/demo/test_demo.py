@@ -96,6 +96,14 @@ def test_a_folder_with_another_pipeline_file_is_left_alone(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline.yaml"]
 
 
+def test_the_pipeline_file_of_a_demo_made_by_the_former_verb_is_ours(laid_out: Path):
+    file = laid_out / "pipeline.yaml"
+    file.write_text(file.read_text().replace("`make demo`", "`modmill demo`", 1))
+    before = files(laid_out)
+    demo.lay_out(laid_out, 3, lambda line: None)
+    assert files(laid_out) == before
+
+
 def write_small_trainer_file(out: Path) -> None:
     """The demo's trainer file cut to seconds, where the demo finds it and leaves it as it is."""
     text = demo._trainer_file()
