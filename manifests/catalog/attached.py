@@ -1,4 +1,4 @@
-"""A user's own table beside the samples: `attach("scores.parquet")` makes a table `scores`, and columns of `samples`."""
+"""Attaches a user's own table to the samples: `attach("scores.parquet")` makes a table `scores`, and columns of `samples`."""
 
 import hashlib
 import re
@@ -23,7 +23,7 @@ _KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", 
 
 @dataclass(frozen=True, kw_only=True)
 class Attached:
-    """A table that is attached: its name, the columns it joins `samples` on, and those it adds there.
+    """Holds a table that is attached: its name, the columns it joins `samples` on, and those it adds there.
 
     `source` is what it is made of, a file or a table; `sha256` that of the file, None for a table; `unmatched` counts the
     rows that match no sample.
@@ -43,7 +43,7 @@ class Attached:
 
 
 def parse(text: str) -> tuple[str, tuple[str, ...]]:
-    """The file and the columns of an option `FILE` or `FILE:column,column`."""
+    """Returns the file and the columns of an option `FILE` or `FILE:column,column`."""
     file, colon, columns = text.rpartition(":")
     if not colon or Path(text).is_file():
         return text, DEFAULT_ON
@@ -51,7 +51,7 @@ def parse(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def document(text: str) -> dict[str, Any]:
-    """What the configuration of a run says of an option: the file's name and sha256. Raises ConfigError."""
+    """Returns what the configuration of a run says of an option: the file's name and sha256. Raises ConfigError."""
     file, on = parse(text)
     return {"file": Path(file).name, "on": list(on), "sha256": _sha256_of(Path(file).expanduser())}
 
@@ -99,7 +99,7 @@ def load(
 def join(connection: duckdb.DuckDBPyConnection, tables: Sequence[Attached]) -> None:
     """Makes the view `samples`: the rows of `sample_rows()`, with the columns of the tables attached.
 
-    Raises ConfigError where a column would stand there twice.
+    Raises ConfigError if a column would stand there twice.
     """
     known = dict.fromkeys(_described(connection, "sample_rows()"), "samples")
     selected, source = ["s.*"], "sample_rows() s"
@@ -119,7 +119,7 @@ def join(connection: duckdb.DuckDBPyConnection, tables: Sequence[Attached]) -> N
 def _checked_name(
     connection: duckdb.DuckDBPyConnection, path: Path | None, name: str | None, taken: Sequence[str]
 ) -> str:
-    """The table's name, one that SQL takes without quotes and that nothing else has."""
+    """Returns the table's name, one that SQL takes without quotes and that nothing else has."""
     if name is None:
         if path is None:
             raise ConfigError("a table that is no file needs a name: attach(table, name='scores')")
@@ -185,13 +185,13 @@ def _load_table(connection: duckdb.DuckDBPyConnection, table: Any, name: str) ->
 
 
 def _described(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:
-    """The columns of a table or function, in lower case as SQL compares them, and their types."""
+    """Returns the columns of a table or function, in lower case as SQL compares them, and their types."""
     described = connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
     return {column.lower(): kind for column, kind, *_ in described}
 
 
 def _checked_columns(name: str, on: Sequence[str], columns: Mapping[str, str]) -> tuple[str, ...]:
-    """The columns to join on, in lower case."""
+    """Returns the columns to join on, in lower case."""
     wanted = tuple(column.lower() for column in on)
     missing = [column for column in wanted if column not in columns]
     if missing or not wanted or len(set(wanted)) < len(wanted):

@@ -1,6 +1,6 @@
-"""The catalog of a workspace: everything that is asked of a workspace is asked here, by SQL over its index.
+"""Opens the catalog of a workspace: everything that is asked of a workspace is asked here, by SQL over its index.
 
-With `index.py`, `content.py`, `lookup.py`, `schema.sql` and `views.sql` this is the only SQL of modmill.
+SQL that knows the tables of the index stands in `manifests/` only; the engine selects from the views, as any script may.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ _BY_ARROW = re.compile(r"TIME ZONE|TIMESTAMP_|TIME_NS|INTERVAL|MAP|UUID|UNION|VA
 
 
 class Catalog:
-    """An index of one workspace, and the way to commit to its log.
+    """Answers questions about one workspace from its index, and commits to its log.
 
     With `as_of` (a version, or a time in ISO 8601, UTC) everything is as it was then: state, views, samples. With `lease`
     commits are refused once another writer has taken over, and long logs get checkpoints. One thread at a time; a process
@@ -62,7 +62,7 @@ class Catalog:
         self._lease = lease
         self._process = os.getpid()
         self._index = Index(storage, cache_folder() / self.workspace_id)
-        # Later ones are of a log that was lost, and made anew shorter.
+        # Later ones are of a log that was lost, and rebuilt shorter.
         stood = [] if lease is None else index_checkpoint.versions(storage)
         self._checkpointed = max((version for version in stood if version <= self._index.version), default=0)
         if as_of is not None:
@@ -75,9 +75,9 @@ class Catalog:
 
     @classmethod
     def open(cls, uri: str | Path, *, as_of: int | str | None = None) -> Self:
-        """The catalog of the workspace at a folder or URI.
+        """Opens the catalog of the workspace at a folder or URI.
 
-        Raises WorkspaceError where there is none, ConfigError where it has no such version or time, LogError where its log
+        Raises WorkspaceError if there is none, ConfigError if it has no such version or time, LogError if its log
         is lost.
         """
         catalog = cls(open_storage(uri), as_of=as_of)
@@ -90,7 +90,7 @@ class Catalog:
 
     @property
     def version(self) -> int:
-        """The newest version of the log that the index holds."""
+        """Returns the newest version of the log that the index holds."""
         return self._index.version
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class Catalog:
     def commit(self, new: Sequence[actions.Action], *, run: str) -> int:
         """Commits actions to the log, all or none; the version they got.
 
-        They are safe when it returns; the index takes them up when it is asked. Raises WorkspaceError where another
+        They are safe when it returns; the index takes them up when it is asked. Raises WorkspaceError if another
         writer took the lease over.
         """
         self._check_process()
@@ -145,7 +145,7 @@ class Catalog:
             )
 
     def _version_of(self, as_of: int | str) -> int:
-        """The version that an --as-of means: the newest at or before a time."""
+        """Returns the version that an --as-of means: the newest at or before a time."""
         text = str(as_of).strip()
         newest = self._index.version
         if text.isdecimal():
@@ -174,11 +174,11 @@ class Catalog:
     # -- questions ----------------------------------------------------------------------------------------------------
 
     def sql(self, query: str, parameters: Sequence[Any] = ()) -> "pa.Table":
-        """The answer to one query over the views, as an Arrow table. Raises QueryError with DuckDB's own message."""
+        """Returns the answer to one query over the views, as an Arrow table. Raises QueryError with DuckDB's own message."""
         return self._asked(query, parameters, lambda ask: ask().to_arrow_table())
 
     def fetch(self, query: str, parameters: Sequence[Any] = ()) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """The answer of `sql` as column names and rows, without Arrow where its types allow: that imports in a third."""
+        """Returns the answer of `sql` as column names and rows, without Arrow if its types allow: that imports in a third."""
         # A person waits for these: the thread that hears Ctrl-C costs a millisecond.
         return self._asked(
             query, parameters, lambda ask: heard(lambda: _plain_rows(ask()), self._index.connection.interrupt)
@@ -214,13 +214,13 @@ class Catalog:
 
     @property
     def attached(self) -> Sequence[attached.Attached]:
-        """The tables that are attached, in order."""
+        """Returns the tables that are attached, in order."""
         return self._attached
 
     def copy_views(self, path: Path) -> None:
         """Writes what each view answers, and each attached table, as a plain table into a new DuckDB file.
 
-        Raises QueryError where a view cannot be read.
+        Raises QueryError if a view cannot be read.
         """
         self._check_process()
 
@@ -304,7 +304,6 @@ class Catalog:
                 connection.execute("ROLLBACK")
 
     def _table(self, query: str, parameters: Sequence[Any] = ()) -> "pa.Table":
-        """The answer to one of our own queries."""
         self._check_process()
         return self._index.ask(lambda: self._index.connection.sql(query, params=list(parameters)).to_arrow_table())
 
@@ -314,11 +313,11 @@ class Catalog:
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def corpora(self) -> list[dict[str, Any]]:
-        """Rows of the view `corpora`."""
+        """Returns the rows of the view `corpora`."""
         return self._rows("SELECT * FROM corpora")
 
     def parts(self, corpus: str) -> list[actions.PartAdded]:
-        """The parts of a corpus, in order."""
+        """Returns the parts of a corpus, in order."""
         rows = self._rows("SELECT * FROM state.part WHERE corpus = ? ORDER BY part", [corpus])
         return [as_action(actions.PartAdded, row) for row in rows]
 
@@ -335,7 +334,7 @@ class Catalog:
         return [as_action(actions.ShardAdded, row) for row in rows]
 
     def current_recipes(self, corpus: str) -> dict[tuple[str, Form], actions.RecipeCurrent]:
-        """The current recipe of each modality and form of a corpus."""
+        """Returns the current recipe of each modality and form of a corpus."""
         rows = self._rows("SELECT * FROM state.current WHERE corpus = ?", [corpus])
         return {(row["modality"], row["form"]): as_action(actions.RecipeCurrent, row) for row in rows}
 
@@ -345,26 +344,26 @@ class Catalog:
         return {row["fingerprint"]: json.loads(row["document"]) for row in rows}
 
     def tokenizer(self, name: str) -> actions.TokenizerAdded | None:
-        """The tokenizer of that name that is in use, None where none was fitted yet."""
+        """Returns the tokenizer of that name that is in use, None if none was fitted yet."""
         rows = self._rows("SELECT * FROM state.tokenizer WHERE name = ?", [name])
         return as_action(actions.TokenizerAdded, rows[0]) if rows else None
 
     def tokenizers(self) -> list[actions.TokenizerAdded]:
-        """Every tokenizer in use."""
+        """Returns every tokenizer in use."""
         rows = self._rows("SELECT * FROM state.tokenizer ORDER BY name")
         return [as_action(actions.TokenizerAdded, row) for row in rows]
 
     # -- what snapshots are made of -----------------------------------------------------------------------------------
 
     def numbered_parts(self) -> "pa.Table":
-        """Every part, in the order of (corpus, part): its number in that order, and how many rows stand before it.
+        """Returns every part, in the order of (corpus, part): its number in that order, and how many rows stand before it.
 
         Columns: corpus, corpus_kind, part, rows, keys_sha256, part_number, first_row.
         """
         return self._table(f"SELECT * REPLACE (lower(hex(keys_sha256)) AS keys_sha256) FROM ({_NUMBERED}) ORDER BY 6")
 
     def select_rows(self, condition: str) -> "pa.Table":
-        """The rows of `samples` that a condition picks: one column, the row's number through all parts.
+        """Returns the rows of `samples` that a condition picks: one column, the row's number through all parts.
 
         Any view may stand in its subqueries. Raises QueryError that quotes it.
         """
@@ -385,10 +384,10 @@ class Catalog:
             ) from error
 
     def token_recipes(self) -> list[dict[str, Any]]:
-        """The recipes of tokens that live shards have, current or not, with the crops asked of each and its tokenizer.
+        """Returns the recipes of tokens that live shards have, current or not, with the crops asked of each and its tokenizer.
 
         Rows of corpus, modality, fingerprint, crops, is_current, tokenizer, digest, family, vocabulary, path. The fields
-        of the tokenizer are None where the log knows none of its name and digest.
+        of the tokenizer are None if the log knows none of its name and digest.
         """
         return self._rows(
             "SELECT c.corpus, c.modality, c.fingerprint, c.crops, state.is_live(c.version, c.end_version) AS is_current, "
@@ -405,7 +404,7 @@ class Catalog:
         )
 
     def token_shards(self, recipes: Sequence[Mapping[str, Any]]) -> "pa.Table":
-        """The live shards of rows of `token_recipes`, with crops below the recipe's number of them, in a fixed order.
+        """Returns the live shards of rows of `token_recipes`, with crops below the recipe's number of them, in a fixed order.
 
         Columns: those of a shard's record, and the part_number of its part.
         """
@@ -422,15 +421,15 @@ class Catalog:
         )
 
     def snapshots(self) -> "pa.Table":
-        """Rows of the view `snapshots`."""
+        """Returns the rows of the view `snapshots`."""
         return self._table("SELECT * FROM snapshots")
 
     def status(self) -> "pa.Table":
-        """What `modmill status` shows: corpus by modality, parts done, failed, missing."""
+        """Returns what `modmill status` shows: corpus by modality, parts done, failed, missing."""
         return self.sql(STATUS)
 
     def coverage(self) -> list[dict[str, Any]]:
-        """Rows of the view `coverage`."""
+        """Returns the rows of the view `coverage`."""
         return self._rows("SELECT * FROM coverage")
 
 
@@ -442,7 +441,7 @@ def _plain_rows(relation: Any) -> tuple[list[str], list[tuple[Any, ...]]]:
 
 
 def as_action(kind: type[actions.AnyAction], row: dict[str, Any]) -> actions.AnyAction:
-    """An action from a row of its table."""
+    """Returns an action from a row of its table."""
     values = {}
     for name in _names(kind):
         value = row[name]

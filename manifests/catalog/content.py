@@ -1,4 +1,4 @@
-"""Views over row-level Parquet files: `failures`, `dropped`, and what kept labels say: records, texts and vectors.
+"""Makes views over row-level Parquet files: `failures`, `dropped`, and what kept labels say: records, texts and vectors.
 
 Each is made when a query needs it, over the files that are live then: a list of files is what DuckDB wants, and binding
 it costs a look at each of them.
@@ -48,14 +48,14 @@ _KEPT = "is_current AND form = 'label' AND format = 'parquet'"
 
 
 def views_named(connection: duckdb.DuckDBPyConnection, query: str) -> list[str]:
-    """The content views whose names stand in a query, or that a macro named there needs, and then such macros."""
+    """Returns the content views whose names stand in a query, or that a macro named there needs, and then such macros."""
     words = set(re.findall(r"[a-z0-9_]+", query.lower()))
     needed = words.union(*(needs for name, needs in snapshot_views.NEEDS.items() if name in words))
     return [name for name in (*all_views(connection), *snapshot_views.NEEDS) if name in needed]
 
 
 def all_views(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """The content views: those of docs/manifest.md, and one for each modality of the user's own that is kept as Parquet."""
+    """Returns the content views: those of docs/manifest.md, and one a modality of the user's own that is kept as Parquet."""
     kept = connection.execute(
         f"SELECT DISTINCT modality FROM shards WHERE {_KEPT} AND modality NOT IN "
         "(SELECT view_name FROM duckdb_views() WHERE NOT internal AND database_name <> 'temp') ORDER BY 1"
@@ -68,7 +68,7 @@ def all_views(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def make_view(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str) -> None:
-    """Makes a content view but `samples` over the files that are live now; an empty one with its columns where none is."""
+    """Makes a content view (not `samples`) over the files that are live now; an empty one with its columns if none is."""
     if name in (*snapshot_views.VIEWS, *snapshot_views.NEEDS):
         snapshot_views.make(connection, storage, name)
         return
@@ -84,7 +84,7 @@ def make_view(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str
 
 
 def _labels(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str) -> str:
-    """What the kept labels of a modality say: a row a record, a text or a vector."""
+    """Returns a query for what the kept labels of a modality say: a row a record, a text or a vector."""
     modality = MODALITIES.get(MODALITY_OF_VIEW.get(name, name))
     found = connection.execute(
         f"SELECT path, corpus, part, crop FROM shards WHERE {_KEPT} AND modality = ? ORDER BY corpus, part, crop",
@@ -114,7 +114,7 @@ def _labels(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str) 
 
 
 def _first_length(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> int:
-    """How long the vectors of a modality are that is not in the table; Parquet does not say so."""
+    """Returns how long the vectors are of a modality that is not in the table; Parquet does not say so."""
     query = f"SELECT len(label) FROM {samples.parquet(files)} WHERE status = 0 LIMIT 1"
     return next((length for (length,) in connection.execute(query).fetchall()), 1)
 

@@ -1,12 +1,12 @@
 -- What changed between versions, what is out of date and why, and who trained on what. docs/manifest.md has the columns;
 -- the macros that look into snapshots are made by content.py when a query needs them.
 
--- The newest version at a moment (a TIMESTAMP is UTC), 0 where the log began later.
+-- The newest version at a moment (a TIMESTAMP is UTC), 0 if the log began later.
 CREATE MACRO version_at(moment) AS (
   SELECT coalesce(max(version), 0) FROM state.applied WHERE epoch_us(time) <= epoch_us(moment)
 );
 
--- A number in [0, 1) for a key, from 52 bits of its own hash: splits cut here, and not where rows are held out.
+-- A number in [0, 1) for a key, from 52 bits of its own hash: splits cut by it. Rows are held out by another hash.
 CREATE MACRO split_share(key) AS ('0x' || left(sha256('split/' || key), 13))::BIGINT / 4503599627370496.0;
 
 -- Whether a row of a part stands in a bitmap of `snapshot_parts`: the first row is the lowest bit of the first byte.
@@ -109,7 +109,7 @@ LEFT JOIN (
 ) c ON c.fingerprint = o.fingerprint AND c.wanted = o.wanted
 ORDER BY o.corpus, o.part, o.modality, o.form, recipe, c.cause;
 
--- The training runs of each snapshot; `corpora` are those that a run took of it, null where all.
+-- The training runs of each snapshot; `corpora` are those that a run took of it, null if all.
 CREATE VIEW snapshot_uses AS
 WITH used AS (
   SELECT run, kind, started_at, status, config, unnest(config -> '$.snapshots[*]') AS document

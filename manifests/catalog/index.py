@@ -1,8 +1,8 @@
-"""The DuckDB file behind a catalog: a private index of a workspace's commit log.
+"""Keeps the DuckDB file behind a catalog: a private index of a workspace's commit log.
 
 Each process has one of its own, in the user's cache folder: the first `index-<n>.duckdb` that no other process holds.
-It replays what the log has since; where it does not fit the log, or proves torn, it is thrown away and made anew, from
-the newest checkpoint of the log.
+It replays what the log has since. If it does not fit the log, or proves torn, it is thrown away and rebuilt from the newest
+checkpoint of the log.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ Answer = TypeVar("Answer")
 
 
 class Index:
-    """An index of the log, at `version` with that entry's `sha256`; in memory where the folder cannot be written.
+    """Holds an index of the log, at `version` with that entry's `sha256`; in memory if the folder cannot be written.
 
     One thread at a time; do not fork with it open.
     """
@@ -41,7 +41,7 @@ class Index:
     sha256: str | None
 
     def __init__(self, storage: Storage, folder: Path, *, from_log_alone: bool = False) -> None:
-        """With `from_log_alone` no checkpoint is made use of."""
+        """Opens the index; with `from_log_alone` it uses no checkpoint."""
         self._storage = storage
         self._from_log_alone = from_log_alone
         self._lock, self._path = _free_file(folder)
@@ -58,7 +58,7 @@ class Index:
     def close(self) -> None:
         """Lets go of the file."""
         if hasattr(self, "connection"):
-            # What waits is in the log; the next process replays it where this fails.
+            # What waits is in the log; the next process replays it if this fails.
             with contextlib.suppress(duckdb.Error, RuntimeError):
                 self._apply_pending()
             self.connection.close()
@@ -79,7 +79,7 @@ class Index:
             self._mending(self._apply_pending)
 
     def ask(self, question: Callable[[], Answer]) -> Answer:
-        """The answer to a question put to `connection`, which is put again where the file proves torn."""
+        """Returns the answer to a question put to `connection`, which is put again if the file proves torn."""
         answers: list[Answer] = []
 
         def put() -> None:
@@ -90,7 +90,7 @@ class Index:
         return answers[0] if answers else question()
 
     def look_at(self, version: int | None) -> None:
-        """From here on `state` and the views are as they were at a version; None is the newest, whatever comes."""
+        """Sets the version that `state` and the views answer for; None is the newest, whatever comes."""
         self._as_of = _NEWEST if version is None else version
         self.connection.execute(f"SET VARIABLE as_of = {self._as_of}::BIGINT")
 
@@ -105,7 +105,7 @@ class Index:
             )
 
     def _mending(self, work: Callable[[], None]) -> None:
-        """Does the work; where a block of the file proves torn, brings a new index to the end of the log instead."""
+        """Does the work; if a block of the file proves torn, brings a new index to the end of the log instead."""
         try:
             work()
             return
@@ -118,7 +118,7 @@ class Index:
             if self._path is None or not _is_torn(error, self._path):
                 raise
         # Only here has the error let go of its frames, which hold the old file open.
-        if not self._makes_anew():
+        if not self._rebuilds():
             # The disk is full: what the file cannot take, memory can.
             self.connection.close()
             self._remove_file()
@@ -126,8 +126,8 @@ class Index:
             self._start()
             self._replay()
 
-    def _makes_anew(self) -> bool:
-        """Begins a new index and brings it to the end of the log; False where its file fails again."""
+    def _rebuilds(self) -> bool:
+        """Begins a new index and brings it to the end of the log; False if its file fails again."""
         self.connection.close()
         self._pending = []
         self._start()
@@ -237,7 +237,7 @@ class Index:
 
 
 def _free_file(folder: Path) -> tuple[int | None, Path | None]:
-    """The first index file that no other process holds, locked; None (an index in memory) where none can be written."""
+    """Returns the first index file that no other process holds, locked; None (an index in memory) if none can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(64):
@@ -269,7 +269,7 @@ def _connect(path: Path | None) -> duckdb.DuckDBPyConnection:
 
 
 def _made(path: Path | None) -> duckdb.DuckDBPyConnection:
-    """A connection to a new, empty index."""
+    """Returns a connection to a new, empty index."""
     script, digest = _script()
     connection = _connect(path)
     try:
@@ -281,19 +281,19 @@ def _made(path: Path | None) -> duckdb.DuckDBPyConnection:
 
 
 def made_by() -> str:
-    """What an index or a checkpoint is marked with: the digest of the tables and views of this code."""
+    """Returns what an index or a checkpoint is marked with: the digest of the tables and views of this code."""
     return _script()[1]
 
 
 @functools.cache
 def _script() -> tuple[str, str]:
-    """The tables and views, with the digest that tells an index of other ones."""
+    """Returns the tables and views, with the digest that tells an index of other ones."""
     folder = resources.files("manifests.catalog")
     script = "\n".join(folder.joinpath(name).read_text() for name in ("schema.sql", "views.sql", "history.sql"))
     return script, sha256_hex(script.encode())
 
 
 def _is_torn(error: duckdb.Error, path: Path) -> bool:
-    """Whether an error says that the index file itself is broken or cut, or that DuckDB gave it up."""
+    """Tells whether an error says that the index file itself is broken or cut, or that DuckDB gave it up."""
     given_up = (duckdb.FatalException, duckdb.InternalException, duckdb.SerializationException)
     return isinstance(error, given_up) or "Corrupt database file" in str(error) or str(path) in str(error)

@@ -1,8 +1,8 @@
-"""Checkpoints of the log: the tables of an index as Parquet, so that a new reader need not replay a long log.
+"""Writes and reads checkpoints: the tables of an index as Parquet, so that a new reader need not replay a long log.
 
-`_meta/checkpoints/<20-digit version>/` holds a file for each table, `checkpoint.json` and, last, SHA256SUMS; without that
-it is none. They are made again at will: the log alone is the truth. One that other code made is passed over, since it may
-lack what that code did not know.
+`_meta/checkpoints/<20-digit version>/` holds a file for each table, `checkpoint.json` and, last, SHA256SUMS; without
+that it does not count. They are made again at will: the log alone is the truth. One that other code made is passed over,
+since that code may not have known all that this code does.
 """
 
 import json
@@ -26,7 +26,7 @@ _ENTRIES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class IndexCheckpoint:
-    """A checkpoint that may be loaded: the version it is of, the sha256 of that entry, and its files by table."""
+    """Holds a checkpoint that may be loaded: the version it is of, the sha256 of that entry, and its files by table."""
 
     version: int
     sha256: str
@@ -34,12 +34,12 @@ class IndexCheckpoint:
 
 
 def is_due(version: int, last: int) -> bool:
-    """Whether a writer at `version` should make a checkpoint, where the newest is of version `last`."""
+    """Tells whether a writer at `version` should make a checkpoint, if the newest is of version `last`."""
     return version - last >= max(_ENTRIES, version // 10)
 
 
 def versions(storage: Storage) -> list[int]:
-    """The versions that have a checkpoint, or the beginning of one, in order."""
+    """Returns the versions that have a checkpoint, or the beginning of one, in order."""
     return [int(name) for name in storage.names(paths.CHECKPOINTS) if name.isdecimal()]
 
 
@@ -63,7 +63,7 @@ def write(storage: Storage, connection: duckdb.DuckDBPyConnection, *, version: i
 
 
 def newest(storage: Storage, made_by: str) -> IndexCheckpoint | None:
-    """The newest whole checkpoint that code of `made_by` wrote; None where there is none."""
+    """Returns the newest whole checkpoint that code of `made_by` wrote, None if there is no such."""
     for version in reversed(versions(storage)):
         found = read(storage, version, made_by)
         if found is not None:
@@ -90,7 +90,7 @@ def load(connection: duckdb.DuckDBPyConnection, checkpoint: IndexCheckpoint) -> 
 
 
 def read(storage: Storage, version: int, made_by: str) -> IndexCheckpoint | None:
-    """A checkpoint by code of `made_by`, whose files are what its SHA256SUMS says; None for any other."""
+    """Returns a checkpoint by code of `made_by`, whose files are what its SHA256SUMS says; None for any other."""
     folder = paths.checkpoint(version)
     try:
         document = json.loads(storage.read(f"{folder}/{_DOCUMENT}"))

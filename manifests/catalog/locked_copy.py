@@ -1,4 +1,4 @@
-"""A copy of the views as plain tables, for `manifests/locked`."""
+"""Copies the views into plain tables, for `manifests/locked`."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The gate before SQL that people give: one statement, and one that reads."""
+"""Checks SQL that people give: one statement, and one that reads."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Entries of the log become rows of an index."""
+"""Turns entries of the log into rows of an index."""
 
 import contextlib
 import gc
@@ -36,7 +36,7 @@ _MANY_ROWS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class _Records:
-    """Actions of one kind, with the version and the run of the entry of each."""
+    """Holds actions of one kind, with the version and the run of the entry of each."""
 
     documents: list[Mapping[str, Any]] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
@@ -76,7 +76,7 @@ def _grouped(batch: Iterable[log.Entry]) -> dict[type[actions.Action], _Records]
 
 
 def _columns(kind: type[actions.Action], records: _Records) -> dict[str, Sequence[Any]]:
-    """The columns of a kind's table, by name."""
+    """Returns the columns of a kind's table, by name."""
     names = [item.name for item in fields(kind)]
     values = zip(*map(operator.itemgetter(*names), records.documents), strict=True)
     columns: dict[str, Sequence[Any]] = {"run": records.runs, **dict(zip(names, values, strict=True))}
@@ -87,7 +87,7 @@ def _columns(kind: type[actions.Action], records: _Records) -> dict[str, Sequenc
 
 
 def _ended(keys: Sequence[Sequence[Any]], versions: Sequence[int]) -> list[int | None]:
-    """The version at which a later record of the same keys replaces each, None where none of these does."""
+    """Returns the version at which a later record of the same keys replaces each, None if none of these does."""
     identities = list(zip(*keys, strict=True))
     ended: list[int | None] = [None] * len(versions)
     if len(set(identities)) < len(identities):
@@ -113,7 +113,7 @@ def _replace(connection: duckdb.DuckDBPyConnection, kind: type[actions.Action], 
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Puts columns into a table; hashes arrive as hex digits, and what the table lacks is passed over."""
+    """Puts columns into a table; hashes arrive as hex digits, and what the table has no column for is passed over."""
     types = {name: kind for name, kind, *_ in connection.execute(f"DESCRIBE log.{table}").fetchall()}
     selected = ", ".join(f'unhex("{name}")' if kind == "BLOB" else f'"{name}"::{kind}' for name, kind in types.items())
     if len(columns["version"]) >= _MANY_ROWS:
@@ -127,7 +127,7 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: Mapping[
         )
         connection.from_arrow(arriving).project(selected).insert_into(f"log.{table}")
         return
-    # As lists, not as Arrow: making an Arrow array imports pandas where that is installed (seconds).
+    # As lists, not as Arrow: making an Arrow array imports pandas if that is installed (seconds).
     sent = {name: {"BLOB": "VARCHAR", _MAP: "JSON"}.get(kind, kind) for name, kind in types.items()}
     unnested = ", ".join(f'unnest(?::{kind}[]) AS "{name}"' for name, kind in sent.items())
     given = [_plain(name, columns[name]) for name in types]
@@ -135,7 +135,7 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: Mapping[
 
 
 def _map_array(values: Sequence[Mapping[str, float]]) -> Any:
-    """Maps of numbers as an Arrow array, each in the order of its keys, as JSON text has them."""
+    """Returns maps of numbers as an Arrow array, each in the order of its keys, as JSON text has them."""
     import pyarrow as pa
 
     pairs = [sorted(value.items()) for value in values]
@@ -155,7 +155,7 @@ def _plain(name: str, values: Sequence[Any]) -> list[Any]:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Without looks for circular garbage: a replay makes millions of values and no circles, the looks a third of its time."""
+    """Stops the garbage collector: a replay makes millions of values and no circles, and looks for them take a third of it."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Views over the tables of snapshots, and macros that look into them; `content.py` makes them when a query needs them.
+"""Makes views over the tables of snapshots, and macros that look into them, when a query needs them (`content.py`).
 
 A snapshot that the log knows and whose files are gone is passed over.
 """

@@ -47,7 +47,7 @@ FROM state.recipe r
 ORDER BY modality, form, r.version;
 
 -- One row a corpus, modality and form, by the current recipe. A part is done when every crop asked for has a shard without
--- rows that were not selected; where that is one, shards are parts, and need not be counted part by part.
+-- rows that were not selected; if that is one crop, shards are parts, and need not be counted part by part.
 CREATE VIEW coverage AS
 WITH asked AS MATERIALIZED (SELECT *, coalesce(crops, 1) AS needed, row_number() OVER () AS id FROM state.current),
 there AS (
@@ -98,7 +98,7 @@ ANTI JOIN state.shard s
   ON s.corpus = w.corpus AND s.part = w.part AND s.modality = w.modality AND s.form = w.form
   AND s.fingerprint = w.fingerprint AND coalesce(s.crop, -1) = coalesce(w.crop, -1) AND s.not_selected = 0;
 
--- The parts that lack nothing that a current recipe asks for.
+-- The parts that have everything that a current recipe asks for.
 CREATE VIEW complete_parts AS
 SELECT p.corpus, p.part, p.rows, n.shards
 FROM state.part p
@@ -145,7 +145,7 @@ FROM (
 )
 GROUP BY place;
 
--- The alarms of versions after `since`, where `known` are the histories up to there: so a run asks about its newest shards
+-- The alarms of versions after `since`; `known` are the histories up to there. So a run asks about its newest shards
 -- without a look at all that are older. Sums of squares lose digits that do not matter: a deviation counts as at least a
 -- hundredth of the mean.
 CREATE MACRO state.alarms_after(since, known) AS TABLE

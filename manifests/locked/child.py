@@ -1,4 +1,4 @@
-"""The process that runs a stranger's query for `locked.py`: a copy of the views, no other file, little memory, little time.
+"""Runs a stranger's query for `locked.py` in a process: a copy of the views, no other file, little memory, little time.
 
 It takes its request as JSON from standard input and gives an Arrow stream to standard output, or ends with one of the
 codes below and a message on standard error. It puts its limits on itself before it looks at the query.
@@ -76,7 +76,7 @@ def _limit(memory_bytes: int, timeout_s: float) -> None:
 
 
 def _address_space_bytes() -> int:
-    """What the process has mapped already, most of it libraries."""
+    """Returns the bytes that the process has mapped already, most of them libraries."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()

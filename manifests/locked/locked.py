@@ -1,4 +1,4 @@
-"""SQL from strangers: one query, in a process of its own, over a copy of the views and nothing else.
+"""Answers SQL from strangers: one query, in a process of its own, over a copy of the views and nothing else.
 
 The views of a workspace read files, which is just what a stranger's SQL must not do. So all of them are copied as plain
 tables of their names into a private DuckDB file, once for each version of the workspace, and the query runs over that in a
@@ -55,10 +55,10 @@ _PROGRAM = "import sys; sys.path[:] = {path!r}; from manifests.locked.child impo
 def ask(
     catalog: "Catalog", query: str, *, timeout_s: float = TIMEOUT_S, memory_bytes: int = MEMORY_BYTES
 ) -> "pa.Table":
-    """The answer of `catalog.sql(query)`, with the query locked in.
+    """Returns the answer of `catalog.sql(query)`, with the query locked in.
 
     Raises QueryError for SQL that is wrong or refused, takes more time or memory than given, or has a longer answer than
-    MAX_ROWS rows or MAX_BYTES bytes; WorkspaceError where the cache folder cannot be written.
+    MAX_ROWS rows or MAX_BYTES bytes; WorkspaceError if the cache folder cannot be written.
     """
     try:
         folder = cache_folder() / catalog.workspace_id / _FOLDER
@@ -110,7 +110,7 @@ def _identity(catalog: "Catalog") -> str:
 
 
 def _run(query: str, folder: str, timeout_s: float, memory_bytes: int) -> tuple[int, bytes, str]:
-    """The exit code of the process that ran the query, what it answered, and what it said."""
+    """Returns the exit code of the process that ran the query, what it answered, and what it said."""
     request = {
         "query": query,
         "timeout_s": timeout_s,
@@ -155,7 +155,7 @@ def _run(query: str, folder: str, timeout_s: float, memory_bytes: int) -> tuple[
 
 
 def _read(process: "subprocess.Popen[bytes]", until: float) -> tuple[bytes, bytes]:
-    """All of standard output and standard error. Raises TimeoutError, and OverflowError at more than the caps."""
+    """Reads all of standard output and standard error. Raises TimeoutError, and OverflowError at more than the caps."""
     assert process.stdout is not None
     assert process.stderr is not None
     room = {process.stdout.fileno(): MAX_BYTES + _FRAME_BYTES, process.stderr.fileno(): 1 << 16}
@@ -191,11 +191,11 @@ def _reason(code: int, message: str, timeout_s: float, memory_bytes: int) -> str
     size = f"{memory_bytes / 1e9:g} GB"
     if code == child.OUT_OF_MEMORY:
         return f"stopped: it took more than {size} of memory; ask for less, or give more with --memory"
-    return f"stopped: its process ended by {code}, as where it takes more than {size} of memory; {message}".rstrip("; ")
+    return f"stopped: its process ended by {code}, as if it takes more than {size} of memory; {message}".rstrip("; ")
 
 
 def read_answer(answer: bytes) -> "pa.Table":
-    """The table of an Arrow stream that is not trusted. Raises QueryError for types that are not plain."""
+    """Returns the table of an Arrow stream that is not trusted. Raises QueryError for types that are not plain."""
     import pyarrow as pa
 
     try:

@@ -1,4 +1,4 @@
-"""The actions of a log entry: what a commit says happened.
+"""Defines the actions of a log entry: what a commit says happened.
 
 Each class is one action; its fields are the fields of the JSON, and `action` is its name there. Reading passes over
 fields it does not know, and fills fields that an older writer did not know with their defaults.
@@ -16,7 +16,7 @@ from manifests.store import paths
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusAdded:
-    """A corpus exists. `config` is its section of the pipeline file; seed and part_rows never change after."""
+    """Says that a corpus exists. `config` is its section of the pipeline file; seed and part_rows never change after."""
 
     action: ClassVar[str] = "corpus"
     corpus: str
@@ -29,10 +29,10 @@ class CorpusAdded:
 
 @dataclass(frozen=True, kw_only=True)
 class PartAdded:
-    """A part exists: rows, in this order, for ever. `source_bytes` is the sum of its sources' sizes.
+    """Says that a part exists: rows, in this order, for ever. `source_bytes` is the sum of its sources' sizes.
 
     Only a forget records a part again, with the same keys and nulls in the rows that are forgotten. `key_min` and `key_max`
-    are its least and greatest key, None in logs that did not say so yet. `pack_path` is the tar of its source bytes where
+    are its least and greatest key, None in logs that did not say so yet. `pack_path` is the tar of its source bytes if
     they were copied into the workspace.
     """
 
@@ -53,7 +53,7 @@ class PartAdded:
 
 @dataclass(frozen=True, kw_only=True)
 class SourcesChanged:
-    """Sources that an ingest found gone or altered; `path` is the Parquet file that names them."""
+    """Says which sources an ingest found gone or altered; `path` is the Parquet file that names them."""
 
     action: ClassVar[str] = "sources_changed"
     corpus: str
@@ -64,7 +64,7 @@ class SourcesChanged:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplesDropped:
-    """New samples that an ingest left out by the corpus's filter; `path` is the Parquet file that names them.
+    """Says which new samples an ingest left out by the corpus's filter; `path` is the Parquet file that names them.
 
     `counts` are by reason. They are not considered again.
     """
@@ -78,7 +78,7 @@ class SamplesDropped:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeAdded:
-    """A recipe is known by its fingerprint; `document` is what the fingerprint is the hash of."""
+    """Says that a recipe is known by its fingerprint; `document` is what the fingerprint is the hash of."""
 
     action: ClassVar[str] = "recipe"
     fingerprint: str
@@ -87,9 +87,9 @@ class RecipeAdded:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeCurrent:
-    """From here on this recipe is the current one of a modality and form in a corpus, with so many crops.
+    """Says that a recipe is from here on the current one of a modality and form in a corpus, with `crops` crops.
 
-    `crops` is None where the grain is sample.
+    `crops` is None if the grain is sample.
     """
 
     action: ClassVar[str] = "current"
@@ -102,7 +102,7 @@ class RecipeCurrent:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerAdded:
-    """A tokenizer was fitted or taken in; the newest of a name is the one in use."""
+    """Says that a tokenizer was fitted or taken in; the newest of a name is the one in use."""
 
     action: ClassVar[str] = "tokenizer"
     name: str
@@ -118,9 +118,9 @@ class TokenizerAdded:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardAdded:
-    """A shard is live; it replaces the one of the same corpus, part, crop, modality, form and fingerprint, if any.
+    """Says that a shard is live; it replaces the one of the same corpus, part, crop, modality, form and fingerprint, if any.
 
-    `crop` is None where the grain is sample. `tokens` counts all tokens of the shard (None for labels). `device`,
+    `crop` is None if the grain is sample. `tokens` counts all tokens of the shard (None for labels). `device`,
     `micro_batch` and `metrics` (what `engine/work/quality` measured of its values) tell what made it and how it came out;
     they are not part of its recipe.
     """
@@ -154,7 +154,7 @@ class ShardAdded:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsRetired:
-    """The shards of a recipe in a corpus are live no more; their files stay until they are collected."""
+    """Says that the shards of a recipe in a corpus are live no more; their files stay until they are collected."""
 
     action: ClassVar[str] = "shards_retired"
     corpus: str
@@ -166,7 +166,7 @@ class ShardsRetired:
 
 @dataclass(frozen=True, kw_only=True)
 class Forgotten:
-    """Rows of a part are taken out for good; the same entry records the part and its shards without them.
+    """Says that rows of a part are taken out for good; the same entry records the part and its shards without them.
 
     `rows` and `keys` go side by side. `sources_sha256` are of the source bytes, which are never ingested again.
     `files` are those that hold what is forgotten, to be deleted whatever the retention.
@@ -183,10 +183,10 @@ class Forgotten:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotAdded:
-    """A selection of rows and shards is frozen under a name, for ever; `manifests/snapshots/snapshot.py` reads it.
+    """Says that a selection of rows and shards is frozen under a name, for ever (`manifests/snapshots/snapshot.py`).
 
     `sha256` is of the SHA256SUMS in its folder `path`, and so of all of it. `where` is the condition over `samples`
-    that picked the rows, None where all were picked; `held_out` counts those of `rows` that are never trained on.
+    that picked the rows, None if all were picked; `held_out` counts those of `rows` that are never trained on.
     `replaces` names the snapshot whose rows these are but for those that were forgotten since.
     """
 
@@ -203,7 +203,7 @@ class SnapshotAdded:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted:
-    """An execution began. `config` is the whole pipeline file, `versions` the libraries at work."""
+    """Says that an execution began. `config` is the whole pipeline file, `versions` the libraries at work."""
 
     action: ClassVar[str] = "run_started"
     run: str
@@ -217,7 +217,7 @@ class RunStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnded:
-    """An execution ended; `status` is done, failed, over_budget or interrupted. A killed one has no such entry."""
+    """Says that an execution ended; `status` is done, failed, over_budget or interrupted. A killed one has no such entry."""
 
     action: ClassVar[str] = "run_ended"
     run: str
@@ -257,14 +257,14 @@ AnyAction = TypeVar("AnyAction", bound=Action)
 
 
 def to_json(action: Action) -> dict[str, Any]:
-    """The action as it stands in the log."""
+    """Returns the action as it stands in the log."""
     return {"action": action.action, **vars(action)}
 
 
 def read(document: Mapping[str, Any]) -> tuple[type[Action] | None, Mapping[str, Any]]:
-    """The kind of a log document and its fields, with their defaults and unknown ones; None where the kind is not known.
+    """Returns the kind of a log document and its fields, with defaults and unknown ones; None if the kind is not known.
 
-    Raises LogError where a field is missing.
+    Raises LogError if a field is missing.
     """
     kind = KINDS.get(document.get("action", ""))
     if kind is None:
@@ -277,9 +277,9 @@ def read(document: Mapping[str, Any]) -> tuple[type[Action] | None, Mapping[str,
 
 
 def from_json(document: Mapping[str, Any]) -> Action | None:
-    """The action of a log document, None for a kind that this code does not know.
+    """Returns the action of a log document, None for a kind that this code does not know.
 
-    Raises LogError where a field is missing.
+    Raises LogError if a field is missing.
     """
     kind, values = read(document)
     return None if kind is None else kind(**{item.name: values[item.name] for item in fields(kind)})
@@ -298,7 +298,7 @@ def check_paths(kind: type[Action], values: Mapping[str, Any], *, where: str) ->
 
 @functools.cache
 def _fields(kind: type[Action]) -> tuple[frozenset[str], dict[str, Any]]:
-    """The names of the fields that a document must have, and the values of those that it may lack."""
+    """Returns the names of the fields that a document must have, and the values of those that it may leave out."""
     required: set[str] = set()
     defaults: dict[str, Any] = {}
     for item in fields(kind):

@@ -1,4 +1,4 @@
-"""The commit log: the truth about a workspace.
+"""Reads and appends to the commit log: the truth about a workspace.
 
 `_meta/format.json` says what the workspace is; `_meta/log/<20-digit version>.json` is one document a commit, created if
 absent, so that two writers never share a version and nothing that was written is ever changed. Format 1:
@@ -37,7 +37,7 @@ _SEAL_BYTES = len(_SEAL) + 64 + 2
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One commit, as it stands in the log; `sha256` is of its bytes."""
+    """Holds one commit, as it stands in the log; `sha256` is of its bytes."""
 
     version: int
     txn: str
@@ -49,19 +49,19 @@ class Entry:
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601 with microseconds and Z."""
+    """Returns the time in UTC, ISO 8601 with microseconds and Z."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def run_name(kind: str) -> str:
-    """A name for a run that begins now: its kind, the time in UTC, and digits that no other run has."""
+    """Returns a name for a run that begins now: its kind, the time in UTC, and digits that no other run has."""
     return f"{kind}-{now()[:19].replace(':', '').replace('-', '')}-{secrets.token_hex(3)}"
 
 
 def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
-    """Makes the storage a workspace where it is none yet, of a new id unless one is given; its id either way.
+    """Makes the storage a workspace if it is none yet, of a new id unless one is given, and returns its id.
 
-    Raises WorkspaceError where a file stands there, and for a store that replaces what stands although it is asked not to:
+    Raises WorkspaceError if a file stands there, and for a store that replaces what stands although it is asked not to:
     nothing would be safe there.
     """
     if storage.is_local and os.path.isfile(storage.root):
@@ -87,7 +87,7 @@ def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
 
 
 def workspace_id(storage: Storage) -> str:
-    """The workspace's id. Raises WorkspaceError where there is none, or where its format is newer than this code's."""
+    """Returns the workspace's id. Raises WorkspaceError if there is none, or if its format is newer than this code's."""
     try:
         document = json.loads(storage.read(paths.FORMAT))
         found, identity = document["format"], document["id"]
@@ -111,7 +111,7 @@ def workspace_id(storage: Storage) -> str:
 
 
 def read_entry(storage: Storage, version: int) -> Entry | None:
-    """The entry of a version, None where the log ends before it. Raises LogError for one that cannot be read."""
+    """Returns the entry of a version, None if the log ends before it. Raises LogError for one that cannot be read."""
     data = _read(storage, version)
     return None if data is None else _parsed(storage, version, data)
 
@@ -152,9 +152,9 @@ def _parsed(storage: Storage, version: int, data: bytes) -> Entry:
 
 
 def entries(storage: Storage, *, after: int = 0, previous: str | None = None) -> Iterator[Entry]:
-    """The entries after a version, in order, checked against the chain of hashes.
+    """Yields the entries after a version, in order, checked against the chain of hashes.
 
-    `previous` is the sha256 of entry `after`. Raises LogError where an entry does not continue it, or is missing
+    `previous` is the sha256 of entry `after`. Raises LogError if an entry does not continue it, or is missing
     before the next.
     """
     version = after
@@ -177,7 +177,7 @@ def entries(storage: Storage, *, after: int = 0, previous: str | None = None) ->
         previous = entry.sha256
         yield entry
         data = following
-    # Entries are made in order: where a later one stands, the next stood before it, if not when we looked just now. Who
+    # Entries are made in order: if a later one stands, the next stood before it, if not when we looked just now. Who
     # reads from the start looks at all names, since what is missed here is missed for good.
     if after:
         later = version + 2 if storage.exists(paths.log_entry(version + 2)) else 0
@@ -191,16 +191,16 @@ def entries(storage: Storage, *, after: int = 0, previous: str | None = None) ->
 
 
 def check_there(storage: Storage, version: int) -> None:
-    """Raises LogError where a log that ends at `version` is empty, but the workspace is not: it was lost."""
+    """Raises LogError if a log that ends at `version` is empty, but the workspace is not: it was lost."""
     if not version and storage.names(paths.DATA):
         raise LogError(
             f"{storage.uri} has data, but its log is lost ({paths.LOG} holds no entry); restore that folder from a copy, or "
-            f"let `modmill verify {storage.uri} --recover` make it anew from what stands beside the files"
+            f"let `modmill verify {storage.uri} --recover` rebuild it from what stands beside the files"
         )
 
 
 def check_dense(storage: Storage, version: int) -> None:
-    """Raises LogError where an entry up to `version` is missing, which an index made before does not notice."""
+    """Raises LogError if an entry up to `version` is missing, which an index made before does not notice."""
     check_there(storage, version)
     there = {int(name[:20]) for name in storage.names(paths.LOG) if name[:20].isdecimal()}
     missing = next((number for number in range(1, version + 1) if number not in there), None)
@@ -213,7 +213,7 @@ def check_dense(storage: Storage, version: int) -> None:
 
 
 def _documents(storage: Storage, after: int) -> Iterator[bytes]:
-    """The bytes of the entries after a version, in order, until one is not there; many of them are read side by side."""
+    """Yields the bytes of the entries after a version, in order, until one is not there; many are read side by side."""
     version = after
     while (data := _read(storage, version + 1)) is not None:
         version += 1
@@ -232,25 +232,25 @@ def _documents(storage: Storage, after: int) -> Iterator[bytes]:
 
 
 def _sealed(document: bytes) -> bytes:
-    """The bytes of a JSON object with the sha256 of them as its last member."""
+    """Returns the bytes of a JSON object with the sha256 of them as its last member."""
     return document[:-1] + _SEAL + sha256_hex(document).encode() + b'"}'
 
 
 def _is_as_sealed(data: bytes) -> bool:
-    """Whether the bytes of an entry are those that were sealed; there is nothing to say against one without a seal."""
+    """Tells whether the bytes of an entry are those that were sealed, or have no seal."""
     document, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
     return not seal.startswith(_SEAL) or _sealed(document + b"}") == data
 
 
 def _newest_name(storage: Storage) -> int:
-    """The newest version that a listing shows; of what a driver makes meanwhile it may show one and not the one before."""
+    """Returns the newest version that a listing shows; of what is written meanwhile it may show one and not the one before."""
     return max((int(name[:20]) for name in storage.names(paths.LOG) if name[:20].isdecimal()), default=0)
 
 
 def append(
     storage: Storage, actions: Sequence[Mapping[str, Any]], *, run: str, after: int, previous: str | None
 ) -> Entry | None:
-    """Commits the actions as version `after` + 1; None where another writer took that version first."""
+    """Commits the actions as version `after` + 1; None if another writer took that version first."""
     document = {
         "format": FORMAT,
         "version": after + 1,
@@ -262,7 +262,7 @@ def append(
     }
     data = _sealed(canonical_json(document))
     if not storage.put(paths.log_entry(after + 1), data):
-        # An object store says "taken" of our own entry too, where its first answer got lost and the request went again.
+        # An object store says "taken" of our own entry too, if its first answer got lost and the request went again.
         standing = read_entry(storage, after + 1)
         if standing is None or standing.txn != document["txn"]:
             return None

@@ -1,4 +1,4 @@
-"""Ctrl-C waits where work must not be cut in two, and is heard where DuckDB would not listen."""
+"""Makes Ctrl-C wait while work must not be cut in two, and hears it while DuckDB would not listen."""
 
 import contextlib
 import signal
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Ctrl-C during the block counts at its end.
+    """Holds Ctrl-C back to the end of the block.
 
     DuckDB looks for signals inside its calls and may swallow the interrupt that it finds, or leave a transaction open.
     """
@@ -31,7 +31,7 @@ def held_back() -> Iterator[None]:
 
 
 def heard(work: Callable[[], Result], interrupt: Callable[[], None]) -> Result:
-    """The result of work that looks for signals too seldom; at Ctrl-C it is told to end by `interrupt()`.
+    """Returns the result of work that looks for signals too seldom; at Ctrl-C it is told to end by `interrupt()`.
 
     DuckDB does not look in the middle of a recursion or of one long scan. The work is done in another thread.
     """

@@ -1,4 +1,4 @@
-"""One writer at a time: the lease of a workspace.
+"""Keeps one writer at a time: the lease of a workspace.
 
 On a local disk it is a flock on `_meta/lease.json`, which the kernel drops with the process. On an object store it is the
 newest of `_meta/lease/<20-digit epoch>.json`, each created if absent, so that of two takers exactly one gets an epoch:
@@ -40,19 +40,19 @@ _log = logging.getLogger(__name__)
 
 @final
 class Lease:
-    """The right to write a workspace. `check` raises WorkspaceError once another writer has taken it over."""
+    """Holds the right to write a workspace. `check` raises WorkspaceError once another writer has taken it over."""
 
     def __init__(self, renew: Callable[[], str | None]) -> None:
-        """`renew` renews the lease and returns None, or says who took it over."""
+        """Takes `renew`, which renews the lease and returns None, or says who took it over."""
         self._renew = renew
         self._renewing = threading.Lock()
         self._renewed = _clock()
         self._lost: str | None = None
 
     def check(self) -> None:
-        """Raises WorkspaceError where this process is no longer the writer.
+        """Raises WorkspaceError if this process is no longer the writer.
 
-        Asks the store only where the last renewal is so old that the lease may have been taken over since: the process
+        Asks the store only if the last renewal is so old that the lease may have been taken over since: the process
         stood still, or the store was away.
         """
         if self._lost is None and _clock() - self._renewed > 1.5 * RENEW_S:
@@ -61,7 +61,7 @@ class Lease:
             raise WorkspaceError(self._lost)
 
     def renew(self) -> bool:
-        """Shows that this process lives; False where the lease is lost. Raises WorkspaceError where the store fails."""
+        """Shows that this process lives; False if the lease is lost. Raises WorkspaceError if the store fails."""
         with self._renewing:
             before = _clock()
             if self._lost is None:
@@ -73,13 +73,13 @@ class Lease:
 
 @contextmanager
 def writer_lease(storage: Storage, run: str) -> Iterator[Lease]:
-    """Holds the workspace as its one writer. Raises WorkspaceError naming the holder where there is one."""
+    """Holds the workspace as its one writer. Raises WorkspaceError that names the holder if there is one."""
     with _flock(storage, run) if storage.is_local else _epoch(storage, run) as lease:
         yield lease
 
 
 def holder(storage: Storage) -> str | None:
-    """The run that holds the lease now, as far as can be told; None where none does.
+    """Returns the run that holds the lease now, as far as can be told; None if none does.
 
     On a local disk the kernel knows. On an object store it is the last to say so, unless it gave no sign of life for TTL_S
     by the clocks of two machines, or is known to be dead.
@@ -131,7 +131,7 @@ def _flock(storage: Storage, run: str) -> Iterator[Lease]:
 
 
 def _locked(descriptor: int) -> bool:
-    """Whether the lock is ours; who only asks for its holder has it for a moment."""
+    """Tells whether the lock is ours; who only asks for its holder has it for a moment."""
     for _ in range(3):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,7 +189,7 @@ def _renew_often(lease: Lease, ended: threading.Event) -> None:
 
 
 def _taken(storage: Storage, run: str) -> dict[str, Any]:
-    """Takes the next epoch; its document. Raises WorkspaceError where a writer lives."""
+    """Takes the next epoch; its document. Raises WorkspaceError if a writer lives."""
     document = {"run": run, "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "released": False}
     document |= {"nonce": secrets.token_hex(16), "since": now(), "renewed_at": now()}
     while True:
@@ -198,7 +198,7 @@ def _taken(storage: Storage, run: str) -> dict[str, Any]:
             _wait_until_free(storage, newest)
         document |= {"epoch": newest + 1, "renewed_at": now()}
         created = storage.put(paths.lease_epoch(newest + 1), canonical_json(document))
-        # An object store says "taken" of our own object too, where its first answer got lost and the request went again.
+        # An object store says "taken" of our own object too, if its first answer got lost and the request went again.
         if not created and _parsed(_bytes(storage, newest + 1)).get("nonce") != document["nonce"]:
             continue
         # A holder takes older objects away: this epoch may have been over, and its name free again, before we came.
@@ -212,7 +212,7 @@ def _taken(storage: Storage, run: str) -> dict[str, Any]:
 
 
 def _wait_until_free(storage: Storage, epoch: int) -> None:
-    """Returns when the lease of an epoch may be taken over. Raises WorkspaceError where its holder lives."""
+    """Returns when the lease of an epoch may be taken over. Raises WorkspaceError if its holder lives."""
     seen = _bytes(storage, epoch)
     holder = _parsed(seen)
     if seen is None or holder.get("released") is True:
@@ -243,13 +243,13 @@ def _wait_until_free(storage: Storage, epoch: int) -> None:
 
 
 def _newest(storage: Storage) -> int:
-    """The newest epoch, 0 where there was none yet."""
+    """Returns the newest epoch, 0 if there was none yet."""
     found = (paths.LEASE_EPOCH.parse(f"{paths.LEASES}/{name}") for name in storage.names(paths.LEASES))
     return max((fields["version"] for fields in found if fields), default=0)
 
 
 def _bytes(storage: Storage, epoch: int) -> bytes | None:
-    """The object of an epoch, None where a later holder took it away."""
+    """Returns the object of an epoch, None if a later holder took it away."""
     try:
         return storage.read(paths.lease_epoch(epoch))
     except FileNotFoundError:
@@ -260,7 +260,7 @@ def _bytes(storage: Storage, epoch: int) -> bytes | None:
 
 
 def _parsed(data: bytes | None) -> dict[str, Any]:
-    """A lease as it was written; nothing where it cannot be read."""
+    """Returns a lease as it was written; nothing if it cannot be read."""
     try:
         document = json.loads(data or b"")
     except ValueError:
@@ -269,7 +269,7 @@ def _parsed(data: bytes | None) -> dict[str, Any]:
 
 
 def _named(holder: dict[str, Any]) -> str:
-    """The holder of a lease in words, with its age, or on an object store that of its last sign of life."""
+    """Returns the holder of a lease in words, with its age, or on an object store that of its last sign of life."""
     try:
         since = f"{str(holder['since'])[:19]}Z"
         name = f"{holder['run']} on {holder['host']} (pid {holder['pid']}, since {since}"
@@ -282,7 +282,7 @@ def _named(holder: dict[str, Any]) -> str:
 
 
 def _age_s(time_utc: Any) -> float | None:
-    """Seconds from a time to now by the clocks of two machines: negative where they differ; None for no time."""
+    """Returns seconds from a time to now by the clocks of two machines: negative if they differ; None for no time."""
     try:
         return (datetime.datetime.fromisoformat(now()) - datetime.datetime.fromisoformat(time_utc)).total_seconds()
     except (TypeError, ValueError):
@@ -290,12 +290,12 @@ def _age_s(time_utc: Any) -> float | None:
 
 
 def _clock() -> float:
-    """Seconds that only go on, through a suspension of the machine too where the system can tell."""
+    """Returns seconds that only go on, through a suspension of the machine too if the system can tell."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _machine() -> str | None:
-    """What pids of one meaning share: this boot of this machine and the pid namespace; None where the system hides it."""
+    """Returns what pids of one meaning share: this boot of this machine and the pid namespace; None if the system hides it."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:

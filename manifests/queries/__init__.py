@@ -1,1 +1,1 @@
-"""Questions to the catalog: what is missing, what departs from its history, what must be kept, where one sample is."""
+"""Asks the catalog: what is missing, what departs from its history, what must be kept, where one sample is."""

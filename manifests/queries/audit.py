@@ -1,5 +1,5 @@
-"""What `modmill verify` asks of a log beyond what people query: every file that it ever named, and whether the index and
-the checkpoints are what a replay of the log alone gives.
+"""Asks a log for `modmill verify`: every file that it ever named, and whether the index and the checkpoints are what a
+replay of the log alone gives.
 """
 
 import json
@@ -34,7 +34,7 @@ UNION ALL SELECT c.path, s.path IS NOT NULL, c.version FROM log.sources_changed 
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """What the log says of a file: whether it is live, and if not, since which version (None: not known)."""
+    """Holds what the log says of a file: whether it is live, and if not, since which version (None: not known)."""
 
     is_live: bool
     ended: int | None
@@ -42,7 +42,7 @@ class Named:
 
 
 def counts(catalog: Catalog) -> dict[str, int]:
-    """How many live shards there are, and how many of them are of parts that the log does not know."""
+    """Returns how many live shards there are, and how many of them are of parts that the log does not know."""
     return catalog.sql(
         "SELECT count(*) AS shards, count(*) FILTER (WHERE p.part IS NULL) AS strays FROM state.shard s "
         "LEFT JOIN state.part p USING (corpus, part)"
@@ -50,24 +50,24 @@ def counts(catalog: Catalog) -> dict[str, int]:
 
 
 def corpora_with_parts(catalog: Catalog) -> list[str]:
-    """Every corpus that has parts, also one that the log knows by them alone."""
+    """Returns every corpus that has parts, also one that the log knows by them alone."""
     return [row["corpus"] for row in catalog.sql("SELECT DISTINCT corpus FROM state.part ORDER BY corpus").to_pylist()]
 
 
 def corpora(catalog: Catalog) -> dict[str, CorpusAdded]:
-    """The record of each corpus."""
+    """Returns the record of each corpus."""
     rows = catalog.sql("SELECT * FROM state.corpus").to_pylist()
     return {row["corpus"]: as_action(CorpusAdded, row) for row in rows}
 
 
 def tokenizers(catalog: Catalog) -> list[TokenizerAdded]:
-    """Every tokenizer that the log knows, in use or not, each once."""
+    """Returns every tokenizer that the log knows, in use or not, each once."""
     rows = catalog.sql("SELECT * FROM log.tokenizer WHERE version <= getvariable('as_of') ORDER BY version").to_pylist()
     return list({row["path"]: as_action(TokenizerAdded, row) for row in rows}.values())
 
 
 def named_files(catalog: Catalog, folder: str) -> dict[str, Named]:
-    """The files below a folder that a record of the log names or named."""
+    """Returns the files below a folder that a record of the log names or named."""
     found: dict[str, Named] = {}
     for path, is_live, ended in catalog.fetch(_NAMED, [f"{folder}/"])[1]:
         if is_live or path not in found or not found[path].is_live:
@@ -79,7 +79,7 @@ def named_files(catalog: Catalog, folder: str) -> dict[str, Named]:
 
 
 def check_index(catalog: Catalog) -> Iterator[tuple[str, str]]:
-    """Where the catalog's index or a checkpoint is not what a replay of the log alone gives: path and problem.
+    """Yields path and problem if the catalog's index or a checkpoint is not what a replay of the log alone gives.
 
     A checkpoint of another log, or by other code, is passed over by every reader, and here too.
     """
@@ -133,7 +133,7 @@ def _checkpoint_problem(storage: Storage, replayed: Index, version: int, scratch
 
 
 def _digest(table: str, source: str, version: int) -> str:
-    """A query for how many rows of a table stood at a version, and their hash in whatever order."""
+    """Returns a query for how many rows of a table stood at a version, and their hash in whatever order."""
     ended = (
         f"REPLACE (CASE WHEN end_version <= {version} THEN end_version END AS end_version)" if table in _ENDING else ""
     )

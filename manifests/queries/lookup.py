@@ -1,4 +1,4 @@
-"""Everything a workspace knows of one sample."""
+"""Tells everything that a workspace knows of one sample."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from manifests.formats import shards
 
 
 def show(catalog: Catalog, corpus: str, key: str) -> dict[str, Any]:
-    """The sample's row, its labels and tokens by modality and crop, and its failures; see `modmill.Workspace.show`.
+    """Returns the sample's row, its labels and tokens by modality and crop, and its failures; see `modmill.Workspace.show`.
 
-    Raises UserError where the corpus has no such key.
+    Raises UserError if the corpus has no such key.
     """
     rows = catalog.sql("SELECT * FROM samples WHERE corpus = ? AND key = ?", [corpus, key]).to_pylist()
     if not rows:

@@ -1,7 +1,7 @@
-"""What the log says of work that is to be done: parts that lack shards, and shards that are not whole, a window of parts at
-a time, so that a workspace of any size is never held at once.
+"""Asks the log about work that is to be done: missing shards, and shards that are not whole, a window of parts at a time,
+so that a workspace of any size is never held at once.
 
-A shard is whole where no row of it was left out by a selection (status 3).
+A shard is whole if no row of it was left out by a selection (status 3).
 """
 
 from collections.abc import Collection, Sequence
@@ -26,7 +26,7 @@ _MATCHED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:
-    """A part that lacks something: the places (numbers into the list asked with) of the shards that are done."""
+    """Holds a part that misses something: the places (numbers into the list asked with) of the shards that are done."""
 
     part: PartAdded
     done: frozenset[int]
@@ -34,14 +34,14 @@ class Unfinished:
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """How far the parts of a corpus are with a form of a modality.
+    """Counts how far the parts of a corpus are with a form of a modality.
 
     done            parts whose shards are all there and whole
     partial         parts that have shards with rows that were not selected
     with_failures   parts that have shards with failed rows; `failed` counts those rows
-    begun           parts that have some of the crops asked for, and lack others
-    stale           parts that lack shards of the recipe, and have some of another one
-    before          the fingerprint of the newest of those, None where none is stale
+    begun           parts that have some of the crops asked for, and not all
+    stale           parts that have no shards of the recipe, and some of another one
+    before          the fingerprint of the newest of those, None if none is stale
     """
 
     modality: str
@@ -56,14 +56,14 @@ class Count:
 
 
 def last_part(catalog: Catalog, corpus: str) -> int:
-    """The number of the corpus's last part, -1 where it has none."""
+    """Returns the number of the corpus's last part, -1 if it has none."""
     return _ask(catalog, "SELECT coalesce(max(part), -1) AS last FROM state.part WHERE corpus = $1", [corpus])[0][
         "last"
     ]
 
 
 def spread_parts(catalog: Catalog, corpus: str, most: int, *, among: Collection[int] | None = None) -> list[PartAdded]:
-    """Up to so many parts of a corpus, evenly spread; `among` are those that count, None: all."""
+    """Returns up to `most` parts of a corpus, evenly spread; `among` are those that count, None: all."""
     rows = _ask(
         catalog,
         "SELECT * EXCLUDE (place, parts) FROM (SELECT *, row_number() OVER (ORDER BY part) - 1 AS place, count(*) OVER () AS "
@@ -77,7 +77,7 @@ def spread_parts(catalog: Catalog, corpus: str, most: int, *, among: Collection[
 def unfinished(
     catalog: Catalog, corpus: str, places: Sequence[Place], first: int, last: int, *, and_failed: bool
 ) -> list[Unfinished]:
-    """The parts from `first` to `last` that lack a whole shard at one of the places, in their order.
+    """Returns the parts from `first` to `last` that miss a whole shard at one of the places, in their order.
 
     With `and_failed` a shard with failed rows is none.
     """
@@ -95,7 +95,7 @@ def unfinished(
 def not_whole(
     catalog: Catalog, corpus: str, places: Sequence[Place], first: int, last: int, *, and_failed: bool
 ) -> dict[int, dict[int, ShardAdded]]:
-    """The live shards of those parts that `unfinished` does not count as done: by part, by place."""
+    """Returns the live shards of those parts that `unfinished` does not count as done: by part, by place."""
     rows = _ask(
         catalog,
         f"WITH {_WANTED} SELECT w.place, s.* FROM {_MATCHED} WHERE s.corpus = $1 AND s.part BETWEEN $3 AND $4 "
@@ -116,7 +116,7 @@ def to_do(
     retry: Collection[str] | None,
     among: Collection[int] | None = None,
 ) -> dict[str, int]:
-    """How many parts (`parts`, with `rows` in all) lack a whole shard at one of the places, and how many `shards`.
+    """Counts the parts (`parts`, with `rows` in all) that miss a whole shard at one of the places, and these `shards`.
 
     Shards with failed rows of a class of `retry` are none either (empty: of any class; None: they are whole). `among` are
     the parts that count; None: all.
@@ -141,7 +141,7 @@ def counts(
     classes: Collection[str] = (),
     among: Collection[int] | None = None,
 ) -> dict[tuple[str, Form], Count]:
-    """How far each form of a modality is, of those that the places name.
+    """Returns how far each form of a modality is, of those that the places name.
 
     `classes` are those of the failures that count in `with_failures`, none: all. `among` are the parts that count, None: all.
     """
@@ -173,7 +173,7 @@ def counts(
 
 
 def failing(catalog: Catalog, corpus: str, classes: Collection[str]) -> set[tuple[int, str, Form, int | None]]:
-    """The current shards of a corpus that have a failed row of one of these classes: part, modality, form, crop."""
+    """Returns the current shards of a corpus that have a failed row of one of these classes: part, modality, form, crop."""
     rows = catalog.sql(
         "SELECT DISTINCT part, modality, form, crop FROM failures WHERE corpus = ? AND class IN (SELECT unnest(?::VARCHAR[]))",
         [corpus, sorted(classes)],
@@ -182,7 +182,7 @@ def failing(catalog: Catalog, corpus: str, classes: Collection[str]) -> set[tupl
 
 
 def failure_classes(catalog: Catalog) -> list[str]:
-    """The classes of all failed rows."""
+    """Returns the classes of all failed rows."""
     return [row["class"] for row in catalog.sql("SELECT DISTINCT class FROM failures ORDER BY 1").to_pylist()]
 
 
@@ -196,7 +196,7 @@ def _is_done(and_failed: bool) -> str:
 
 
 def _is_failing(classes: Collection[str]) -> str:
-    """Whether a shard `s` has a failed row of these classes, which are parameter 4; of any, where there are none."""
+    """Returns a condition: a shard `s` has a failed row of these classes (parameter 4), or of any class if none is named."""
     of_class = (
         " AND (s.part, s.modality, s.form, coalesce(s.crop, -1)) IN (SELECT (part, modality, form, coalesce(crop, -1)) "
         "FROM failures WHERE corpus = $1 AND class IN (SELECT unnest($4::VARCHAR[])))"
@@ -205,7 +205,7 @@ def _is_failing(classes: Collection[str]) -> str:
 
 
 def _classes(classes: Collection[str] | None) -> list[list[str]]:
-    """The parameter of `_is_failing`, where it has one."""
+    """Returns the parameter of `_is_failing`, if it has one."""
     return [sorted(classes)] if classes else []
 
 

@@ -1,4 +1,4 @@
-"""Which tokens a snapshot takes: the recipe of each modality in each corpus, and the facts of the modality."""
+"""Chooses the tokens that a snapshot takes: the recipe of each modality in each corpus, and the facts of the modality."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def choose(catalog: "Catalog", asked: Sequence[str] | None, corpora: Collection[str]) -> list[dict[str, Any]]:
-    """The recipes of tokens of some corpora, at most one a corpus and modality, as rows of `Catalog.token_recipes`.
+    """Returns the recipes of tokens of some corpora, at most one a corpus and modality, as rows of `Catalog.token_recipes`.
 
     `asked` are names of modalities, for their current recipes, or `name=DIGITS`, for those that begin so: then a corpus
     without such a recipe is without the modality. None is all current ones. Raises ConfigError for what is not there.
@@ -53,7 +53,7 @@ def choose(catalog: "Catalog", asked: Sequence[str] | None, corpora: Collection[
 
 
 def _named(asked: Sequence[str]) -> dict[str, list[str | None]]:
-    """Modalities with the prefixes of recipes that stand after them, [None] for the current recipe."""
+    """Returns modalities with the prefixes of recipes that stand after them, [None] for the current recipe."""
     named: dict[str, list[str | None]] = {}
     for text in asked:
         written, equals, prefix = text.strip().partition("=")
@@ -68,7 +68,7 @@ def _named(asked: Sequence[str]) -> dict[str, list[str | None]]:
 
 
 def modality_name(written: str) -> str:
-    """The name by which the manifest knows a modality, which may be written `my_module:MODALITY`."""
+    """Returns the name by which the manifest knows a modality, which may be written `my_module:MODALITY`."""
     return modality_table.get(written).name if ":" in written else written
 
 
@@ -102,9 +102,9 @@ def _no_tokens(catalog: "Catalog", modality: str, known: Sequence[Mapping[str, A
 def modalities(
     catalog: "Catalog", recipes: Sequence[Mapping[str, Any]], shards: pa.Table, *, is_asked: bool
 ) -> list[dict[str, Any]]:
-    """The modalities that any of the shards is of, by name, as rows of a snapshot's table of them.
+    """Returns the modalities that any of the shards is of, by name, as rows of a snapshot's table of them.
 
-    Raises ConfigError where one has several tokenizers, or was asked for and has no shard.
+    Raises ConfigError if one has several tokenizers, or was asked for and has no shard.
     """
     pairs = shards.group_by(["corpus", "modality"]).aggregate([]).to_pylist()
     there = {(pair["corpus"], pair["modality"]) for pair in pairs}
@@ -127,7 +127,9 @@ def modalities(
 def _modality(modality: Modality, recipes: Sequence[Mapping[str, Any]], shards: pa.Table) -> dict[str, Any]:
     first = recipes[0]
     if first["tokenizer"] is None:
-        raise LogError(f"the recipe {first['fingerprint'][:12]} of {modality.name} has a tokenizer that the log lacks")
+        raise LogError(
+            f"the recipe {first['fingerprint'][:12]} of {modality.name} has a tokenizer that is missing in the log"
+        )
     for other in recipes[1:]:
         if (other["digest"], other["vocabulary"]) != (first["digest"], first["vocabulary"]):
             raise ConfigError(
@@ -152,7 +154,7 @@ def _modality(modality: Modality, recipes: Sequence[Mapping[str, Any]], shards: 
 
 
 def _tokens_a_row(modality: Modality, shards: pa.Table) -> int | None:
-    """How many tokens each row has, by the records; the table of modalities says it where no row is ok."""
+    """Returns how many tokens each row has, by the records; the table of modalities says it if no row is ok."""
     with_tokens = shards.filter(pc.field("ok") > 0)
     if not with_tokens.num_rows:
         return modality.tokens
@@ -166,7 +168,7 @@ def _tokens_a_row(modality: Modality, shards: pa.Table) -> int | None:
 
 
 def declared(catalog: "Catalog") -> dict[str, Modality]:
-    """The modalities that pipeline files declared (`my_module:MODALITY`), by their own names."""
+    """Returns the modalities that pipeline files declared (`my_module:MODALITY`), by their own names."""
     configs = [json.loads(corpus["config"]) for corpus in catalog.corpora()]
     written = {name for config in configs for name in config.get("modalities", {}) if ":" in name}
     return {modality.name: modality for modality in map(modality_table.get, sorted(written))}

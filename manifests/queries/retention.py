@@ -1,4 +1,4 @@
-"""What the log says, over all its versions, of rows that are to go and of the files that hold them."""
+"""Asks the log, over all its versions, about rows that are to go and the files that hold them."""
 
 import datetime
 from collections.abc import Collection, Sequence
@@ -16,7 +16,7 @@ NO_BYTES = sha256_hex(b"")
 
 @dataclass(frozen=True, kw_only=True)
 class ForgottenRow:
-    """A sample by its place; `sha256` is of its source bytes."""
+    """Names a sample by its place; `sha256` is of its source bytes."""
 
     corpus: str
     part: int
@@ -27,7 +27,7 @@ class ForgottenRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewritten:
-    """A file that a forget put in place of another."""
+    """Names a file that a forget put in place of another."""
 
     path: str
     sha256: str
@@ -36,7 +36,7 @@ class Rewritten:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeShards:
-    """The live shards of a recipe in a corpus."""
+    """Counts the live shards of a recipe in a corpus."""
 
     corpus: str
     modality: str
@@ -51,7 +51,7 @@ class RecipeShards:
 
 
 def find_rows(catalog: Catalog, lines: Sequence[str]) -> dict[str, list[ForgottenRow]]:
-    """The samples that each line names: as corpus/key, by the sha256 of the source bytes, by source, or by column `url`.
+    """Returns the samples that each line names: as corpus/key, by sha256 of the source bytes, by source, or by column `url`.
 
     Lines that name none are not in the answer.
     """
@@ -80,7 +80,7 @@ def find_rows(catalog: Catalog, lines: Sequence[str]) -> dict[str, list[Forgotte
 
 
 def rows_of_bytes(catalog: Catalog, sources_sha256: Collection[str]) -> list[ForgottenRow]:
-    """The samples whose source bytes have one of these sha256."""
+    """Returns the samples whose source bytes have one of these sha256."""
     query = (
         "SELECT corpus, part, row, key, sha256 FROM samples WHERE sha256 IN (SELECT unnest(?::VARCHAR[])) "
         "ORDER BY corpus, part, row"
@@ -89,7 +89,7 @@ def rows_of_bytes(catalog: Catalog, sources_sha256: Collection[str]) -> list[For
 
 
 def forgotten(catalog: Catalog) -> list[Forgotten]:
-    """Everything that was ever forgotten, in the order of the log."""
+    """Returns everything that was ever forgotten, in the order of the log."""
     query = "SELECT corpus, part, rows, keys, sources_sha256, files FROM log.forgotten ORDER BY version, corpus, part"
     return [Forgotten(**row) for row in catalog.sql(query).to_pylist()]
 
@@ -103,7 +103,7 @@ def forgotten_rows(catalog: Catalog) -> dict[tuple[str, int], set[int]]:
 
 
 def part_records(catalog: Catalog, corpus: str, part: int) -> tuple[CorpusAdded, PartAdded, list[ShardAdded]]:
-    """The records of a part as it is now: of its corpus, of itself, and of its live shards."""
+    """Returns the records of a part as it is now: of its corpus, of itself, and of its live shards."""
     place = [corpus, part]
     of_corpus = catalog.sql("SELECT * FROM state.corpus WHERE corpus = ?", [corpus]).to_pylist()
     of_part = catalog.sql("SELECT * FROM state.part WHERE corpus = ? AND part = ?", place).to_pylist()
@@ -117,7 +117,7 @@ def part_records(catalog: Catalog, corpus: str, part: int) -> tuple[CorpusAdded,
 
 
 def forgotten_bytes(catalog: Catalog) -> set[str]:
-    """The sha256 of all source bytes that were forgotten."""
+    """Returns the sha256 of all source bytes that were forgotten."""
     return set(catalog.sql("SELECT DISTINCT sha256 FROM forgotten")["sha256"].to_pylist()) - {NO_BYTES}
 
 
@@ -125,7 +125,7 @@ def forgotten_bytes(catalog: Catalog) -> set[str]:
 
 
 def files_of_part(catalog: Catalog, corpus: str, part: int) -> list[str]:
-    """Every shard and samples file that any version of the log names for a part."""
+    """Returns every shard and samples file that any version of the log names for a part."""
     query = (
         "SELECT path FROM log.part WHERE corpus = $1 AND part = $2 "
         "UNION SELECT pack_path FROM log.part WHERE corpus = $1 AND part = $2 AND pack_path IS NOT NULL "
@@ -135,7 +135,7 @@ def files_of_part(catalog: Catalog, corpus: str, part: int) -> list[str]:
 
 
 def ends_of_files(catalog: Catalog) -> dict[str, int | None]:
-    """The newest version at which each file is live no more, None where it is live: every file of data/ in the log.
+    """Returns the version since which each file of data/ in the log is not live anymore, None if it is live.
 
     Sidecars have no entry, they go with their file.
     """
@@ -151,7 +151,7 @@ def ends_of_files(catalog: Catalog) -> dict[str, int | None]:
 
 
 def rewritten(catalog: Catalog) -> dict[str, Rewritten]:
-    """What forgets put in place of the shards and samples files that were live then, by their paths."""
+    """Returns what forgets put in place of the shards and samples files that were live then, by their paths."""
     same = "n.version = f.version AND n.corpus = o.corpus AND n.part = o.part"
     forgot = "JOIN log.forgotten f ON f.version = o.end_version AND f.corpus = o.corpus AND f.part = o.part"
     rows = catalog.sql(
@@ -165,13 +165,13 @@ def rewritten(catalog: Catalog) -> dict[str, Rewritten]:
 
 
 def sha256_of_shards(catalog: Catalog, paths: Collection[str]) -> list[str]:
-    """The sha256 of the shards that the log has under these paths."""
+    """Returns the sha256 of the shards that the log has under these paths."""
     query = "SELECT DISTINCT lower(hex(sha256)) AS sha256 FROM log.shard WHERE path IN (SELECT unnest(?::VARCHAR[]))"
     return catalog.sql(query, [list(paths)])["sha256"].to_pylist()
 
 
 def version_before(catalog: Catalog, moment: datetime.datetime) -> int:
-    """The version that was the newest at a moment (UTC), 0 where the log began later.
+    """Returns the version that was the newest at a moment (UTC), 0 if the log began later.
 
     Where a clock jumped it is an earlier one rather than a later.
     """
@@ -185,7 +185,7 @@ def version_before(catalog: Catalog, moment: datetime.datetime) -> int:
 
 
 def recipe_shards(catalog: Catalog) -> list[RecipeShards]:
-    """The recipes that have live shards, by corpus."""
+    """Returns the recipes that have live shards, by corpus."""
     rows = catalog.sql(
         "SELECT s.corpus, s.modality, s.form, s.fingerprint, any_value(c.fingerprint) IS NOT NULL AS is_current, "
         "count(*) AS shards, sum(s.size_bytes)::BIGINT AS size_bytes FROM state.shard s LEFT JOIN state.current c "
@@ -198,12 +198,12 @@ def recipe_shards(catalog: Catalog) -> list[RecipeShards]:
 
 
 def training_runs(catalog: Catalog) -> list[dict[str, Any]]:
-    """The runs that trained: run, started_at, and config as JSON text."""
+    """Returns the runs that trained: run, started_at, and config as JSON text."""
     return catalog.sql("SELECT run, started_at, config FROM runs WHERE kind = 'train' ORDER BY started_at").to_pylist()
 
 
 def tokenizers_since(catalog: Catalog, parts: Collection[tuple[str, int]]) -> list[dict[str, str]]:
-    """The tokenizers of these parts' corpora that were fitted after the first of them was there: name and digest."""
+    """Returns the tokenizers of these parts' corpora that were fitted after the first of them was there: name and digest."""
     rows = catalog.sql(
         "WITH place AS (SELECT unnest($1::VARCHAR[]) AS corpus, unnest($2::INTEGER[]) AS part), "
         "used AS (SELECT DISTINCT r.document ->> '$.parameters.tokenizer' AS name FROM log.current c "

@@ -1,6 +1,6 @@
-"""What the files of a workspace tell without its log: parts, shards and tokenizers by their sidecars, each checked.
+"""Reads what the files of a workspace tell without its log: parts, shards and tokenizers by their sidecars, each checked.
 
-Every reader raises ShardError where a file cannot be taken, with what is wrong first; `recover.py` beside this file makes
+Every reader raises ShardError if a file cannot be taken, with what is wrong first; `recover.py` beside this file makes
 the log of what they find.
 """
 
@@ -36,13 +36,13 @@ _AGAIN = "delete it, the next run makes it again"
 
 @dataclass(frozen=True, kw_only=True)
 class FolderListing:
-    """What stands in a folder, by name, without hidden files."""
+    """Lists what stands in a folder, by name, without hidden files."""
 
     path: str
     files: Mapping[str, StoredFile]
 
     def named(self, start: str, end: str) -> list[StoredFile]:
-        """The files whose names begin and end so."""
+        """Returns the files whose names begin with `start` and end with `end`."""
         return [file for name, file in self.files.items() if name.startswith(start) and name.endswith(end)]
 
     def without_sidecar(self) -> list[StoredFile]:
@@ -53,7 +53,7 @@ class FolderListing:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPart:
-    """A part of a whole samples file: its record, what was forgotten of it, and its corpus where a sidecar tells it."""
+    """Holds a part of a whole samples file: its record, what was forgotten of it, and its corpus if a sidecar tells it."""
 
     file: StoredFile
     part: PartAdded
@@ -61,13 +61,13 @@ class FoundPart:
 
     @property
     def forgotten(self) -> set[int]:
-        """The rows that were forgotten."""
+        """Returns the rows that were forgotten."""
         return {row for action in self.sidecar.forgotten for row in action.rows}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundShard:
-    """A shard as its sidecar tells it; its bytes are not looked at yet."""
+    """Holds a shard as its sidecar tells it; its bytes are not looked at yet."""
 
     file: StoredFile
     shard: ShardAdded
@@ -75,19 +75,19 @@ class FoundShard:
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """Of the shards of one place one is live."""
+        """Returns the shard's place: of the shards of one place one is live."""
         shard = self.shard
         return shard.part, shard.crop, shard.modality, shard.form, shard.fingerprint
 
     @property
     def rank(self) -> tuple[Any, ...]:
-        """The order in which those of one place are tried."""
+        """Returns the order in which the shards of one place are tried."""
         shard = self.shard
         return -shard.forgotten, shard.failed, shard.not_selected, -self.file.modified.timestamp(), shard.path
 
 
 def list_folders(storage: Storage, path: str) -> dict[str, FolderListing]:
-    """The folders below one that hold files, by path."""
+    """Returns the folders below one that hold files, by path."""
     found: dict[str, dict[str, StoredFile]] = {}
     for file in storage.walk(path):
         folder, name = posixpath.split(file.path)
@@ -97,7 +97,7 @@ def list_folders(storage: Storage, path: str) -> dict[str, FolderListing]:
 
 
 def read_part(storage: Storage, corpus: str, folder: FolderListing, file: StoredFile) -> FoundPart:
-    """A part as the sidecar of its samples file, or else the file itself, tells it."""
+    """Returns a part as the sidecar of its samples file, or else the file itself, tells it."""
     data = storage.read(file.path)
     sidecar = paths.sidecar(file.path)
     if posixpath.basename(sidecar) in folder.files:
@@ -112,7 +112,7 @@ def read_part(storage: Storage, corpus: str, folder: FolderListing, file: Stored
 
 
 def read_changes(storage: Storage, corpus: str, folder: FolderListing) -> list[SourcesChanged]:
-    """The newest list of sources that an ingest found gone or altered, if there is one."""
+    """Returns the newest list of sources that an ingest found gone or altered, if there is one."""
     files = sorted(folder.named("changes-", ".parquet"), key=lambda file: (file.modified, file.path))
     if not files:
         return []
@@ -123,7 +123,7 @@ def read_changes(storage: Storage, corpus: str, folder: FolderListing) -> list[S
 
 
 def read_dropped(storage: Storage, corpus: str, folder: FolderListing) -> list[SamplesDropped]:
-    """All lists of samples that ingests left out."""
+    """Returns all lists of samples that ingests left out."""
     found = []
     for file in folder.named("dropped-", ".parquet"):
         with storage.open(file.path) as stream:
@@ -134,7 +134,7 @@ def read_dropped(storage: Storage, corpus: str, folder: FolderListing) -> list[S
 
 
 def read_shard(storage: Storage, folder: FolderListing, file: StoredFile, parts: Mapping[int, FoundPart]) -> FoundShard:
-    """A shard as the sidecar `file` tells it, of one of these parts."""
+    """Returns a shard as the sidecar `file` tells it, of one of these parts."""
     found = sidecars.read(storage, file.path)
     shard, recipe = found.of, found.recipe
     if not isinstance(shard, ShardAdded) or recipe is None or sidecars.path_of(shard) != file.path:
@@ -168,7 +168,7 @@ def check_shard(storage: Storage, shard: ShardAdded) -> None:
 
 
 def read_tokenizer(storage: Storage, folder: FolderListing, vocabularies: Mapping[str, int]) -> TokenizerAdded:
-    """A tokenizer as its sidecar tells it, or else its config.json.
+    """Returns a tokenizer as its sidecar tells it, or else its config.json.
 
     `vocabularies` are those of tokens that were found, by the digest of their tokenizer.
     """
@@ -204,13 +204,13 @@ def read_tokenizer(storage: Storage, folder: FolderListing, vocabularies: Mappin
 
 
 def read_snapshot(storage: Storage, name: str) -> SnapshotAdded:
-    """A snapshot as its folder tells it."""
+    """Returns a snapshot as its folder tells it."""
     replaces = snapshot_files.read(storage, name).document.get("replaces")
     return snapshot.record_of(snapshot.read(storage, name, even_replaced=True), replaces=replaces)
 
 
 def workspace_id(storage: Storage) -> str | None:
-    """The id that the workspace had, where its snapshots agree on it."""
+    """Returns the id that the workspace had, if its snapshots agree on it."""
     found = set()
     for name in snapshot_files.names(storage):
         with contextlib.suppress(ModmillError):
@@ -219,7 +219,7 @@ def workspace_id(storage: Storage) -> str | None:
 
 
 def _part_alone(corpus: str, path: str, data: bytes) -> sidecars.Sidecar:
-    """What a samples file tells of its part without a sidecar; its name holds the start of its sha256."""
+    """Returns what a samples file tells of its part without a sidecar; its name holds the start of its sha256."""
     sha256 = sha256_hex(data)
     named = paths.SAMPLES.parse(path)
     if named is None or named["sha8"] != sha256[:8]:

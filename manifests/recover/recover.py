@@ -1,9 +1,9 @@
-"""A lost log, made anew from the sidecars.
+"""Rebuilds a lost log from the sidecars.
 
 What comes back: corpora, parts, what was forgotten, recipes, shards, tokenizers and snapshots, each file checked by size and
 sha256 first. What does not: runs, the times and versions of the old log, and retirements (retired shards are live again,
 of recipes that are not current). Of several files of one place (a retry, a forget) the one with the most forgotten rows
-wins, then the fewest failed, the fewest not selected, and the newest by the store's clock. A recipe is current where it is
+wins, then the fewest failed, the fewest not selected, and the newest by the store's clock. A recipe is current if it is
 the only one of its modality and form in a corpus; else the next `modmill run` says which is.
 """
 
@@ -47,7 +47,7 @@ Found = TypeVar("Found")
 
 @dataclass(kw_only=True)
 class Recovered:
-    """What came back; `left_out` are files that stand but could not be taken, path to why; `notes` what to do next."""
+    """Counts what came back; `left_out` are files that stand but could not be taken, path to why; `notes` what to do next."""
 
     corpora: int = 0
     parts: int = 0
@@ -61,19 +61,19 @@ class Recovered:
 
 
 def is_lost(storage: Storage) -> bool:
-    """Whether a workspace has files but no log, or one that an interrupted recovery began."""
+    """Tells whether a workspace has files but no log, or one that an interrupted recovery began."""
     return not storage.names(paths.LOG) or _is_unfinished(storage)
 
 
 def recover(storage: Storage, on_file: Callable[[int], None] = lambda done: None) -> Recovered:
-    """Makes the log anew; `on_file` is told how many files of data were read.
+    """Rebuilds the log; `on_file` is told how many files of data were read.
 
-    What an interrupted one committed is not committed again. Raises WorkspaceError where a log stands, where there is
-    nothing to make one of, and where another writer holds the workspace.
+    What an interrupted one committed is not committed again. Raises WorkspaceError if a log stands, if
+    nothing is there to rebuild one from, and if another writer holds the workspace.
     """
     if not is_lost(storage):
         raise WorkspaceError(
-            f"{storage.uri} has a log ({paths.LOG}), which knows more than the files do; where it is damaged, restore "
+            f"{storage.uri} has a log ({paths.LOG}), which knows more than the files do; if it is damaged, restore "
             f"it from a copy, or move the folder {paths.LOG} to another place and give this command again"
         )
     if not storage.names(paths.DATA):
@@ -87,13 +87,13 @@ def recover(storage: Storage, on_file: Callable[[int], None] = lambda done: None
 
 
 def restore_format(storage: Storage) -> None:
-    """Makes `_meta/format.json` where it is lost, with the id that the snapshots tell, else a new one."""
+    """Makes `_meta/format.json` if it is lost, with the id that the snapshots tell, else a new one."""
     if not storage.exists(paths.FORMAT):
         log.create_workspace(storage, identity=workspace_id(storage))
 
 
 class _Recovery:
-    """One recovery: what came back, and what later steps need of earlier ones."""
+    """Carries out one recovery; holds what came back, and what later steps need of earlier ones."""
 
     def __init__(self, catalog: Catalog, run: str, stood: set[bytes], on_file: Callable[[int], None]) -> None:
         self._catalog = catalog
@@ -185,7 +185,7 @@ class _Recovery:
         return chosen
 
     def _taken(self, path: str, read: Callable[[], Found]) -> Found | None:
-        """What a reader makes of a file, None where it says why that cannot be taken."""
+        """Returns what a reader makes of a file, None if it says why that cannot be taken."""
         try:
             return read()
         except (ModmillError, OSError) as error:
@@ -231,7 +231,7 @@ class _Recovery:
     def _whole_shards(
         self, pool: ThreadPoolExecutor, folder: FolderListing, parts: Mapping[int, FoundPart]
     ) -> Iterator[FoundShard]:
-        """The shards of a folder that are what their sidecars say, one of each place."""
+        """Yields the shards of a folder that are what their sidecars say, one of each place."""
 
         def read(file: StoredFile) -> FoundShard | None:
             return self._taken(file.path, lambda: read_shard(self._storage, folder, file, parts))
@@ -289,7 +289,7 @@ class _Recovery:
 
 
 def _is_unfinished(storage: Storage) -> bool:
-    """Whether all that stands in the log is a recovery that did not come to its end."""
+    """Tells whether all that stands in the log is a recovery that did not come to its end."""
     first = log.read_entry(storage, 1)
     begun = first.actions[0] if first is not None and first.actions else {}
     if (begun.get("action"), begun.get("kind")) != (RunStarted.action, _KIND):

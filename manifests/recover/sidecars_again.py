@@ -16,7 +16,7 @@ _BATCH = 1000  # parts whose shards are held at once
 
 
 def write_missing(catalog: "Catalog") -> int:
-    """Writes the sidecars that lack or are damaged, of all that is live; how many. Those that agree stay as they are."""
+    """Rewrites missing or damaged sidecars of live files and returns how many. Sidecars that match the log are not touched."""
     from manifests.queries import audit, retention
 
     storage = catalog.storage

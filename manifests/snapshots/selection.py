@@ -1,4 +1,4 @@
-"""What a snapshot is to hold: the modalities, the rows and the shards that a selection picks, as three Arrow tables.
+"""Decides what a snapshot holds: the modalities, rows and shards that a selection picks, as three Arrow tables.
 
 Rows are numbered through all parts of a workspace in the order of (corpus, part, row), so that a selection is one array
 of bools; `manifests/snapshots/snapshot.py` writes the tables down and reads them.
@@ -29,7 +29,7 @@ _THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The tables of a snapshot, in their order: by modality; by (corpus, part); by (corpus, part, modality, crop).
+    """Holds the tables of a snapshot, in their order: by modality; by (corpus, part); by (corpus, part, modality, crop).
 
     Bitmaps of rows (`selected`, `held_out`) are packed, the first row in the lowest bit.
     """
@@ -42,10 +42,10 @@ class Selection:
 
 
 def select(catalog: "Catalog", *, where: str | None, modalities: Sequence[str] | None, hold_out: float) -> Selection:
-    """What the arguments of `snapshot.make` pick of the catalog as it stands.
+    """Returns what the arguments of `snapshot.make` pick of the catalog as it stands.
 
-    Raises ConfigError where that is no row, and for modalities that cannot be had or trained on; QueryError for the condition;
-    ShardError where a shard that must be looked into cannot be read.
+    Raises ConfigError if that is no row, and for modalities that cannot be had or trained on; QueryError for the condition;
+    ShardError if a shard that must be looked into cannot be read.
     """
     parts = catalog.numbered_parts()
     rows = _Rows(firsts=parts["first_row"].to_numpy(), counts=parts["rows"].to_numpy())
@@ -79,7 +79,7 @@ def select(catalog: "Catalog", *, where: str | None, modalities: Sequence[str] |
 
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
-    """All rows of a workspace: P parts, their first rows and their numbers of rows (both int64 (P,), rows over 0)."""
+    """Counts the rows of a workspace: P parts, their first rows and numbers of rows (both int64 (P,), rows over 0)."""
 
     firsts: np.ndarray
     counts: np.ndarray
@@ -89,24 +89,24 @@ class _Rows:
         return int(self.counts.sum())
 
     def of(self, part_number: int) -> slice:
-        """The place of a part's rows."""
+        """Returns the place of a part's rows."""
         first = int(self.firsts[part_number])
         return slice(first, first + int(self.counts[part_number]))
 
     def numbered(self, numbers: pa.Table) -> np.ndarray:
-        """bool (total,): True at the numbers of a table's one column."""
+        """Returns bool (total,): True at the numbers of a table's one column."""
         chosen = np.zeros(self.total, bool)
         for chunk in numbers.column(0).chunks:
             chosen[chunk.to_numpy()] = True
         return chosen
 
     def parts_with(self, chosen: np.ndarray) -> np.ndarray:
-        """bool (P,): whether any row of the part is chosen."""
+        """Returns bool (P,): whether any row of the part is chosen."""
         return np.logical_or.reduceat(chosen, self.firsts)
 
 
 def _held_out(catalog: "Catalog", rows: _Rows, hold_out: float) -> np.ndarray:
-    """bool (total,): the rows whose key's sha256, its first 8 bytes a big-endian number, is under hold_out x 2**64."""
+    """Returns bool (total,): the rows whose key's sha256, its first 8 bytes a big-endian number, is under hold_out x 2**64."""
     bound = math.ceil(hold_out * 2**64)
     if not bound:
         return np.zeros(rows.total, bool)
@@ -114,7 +114,7 @@ def _held_out(catalog: "Catalog", rows: _Rows, hold_out: float) -> np.ndarray:
 
 
 def _with_tokens(storage: Storage, rows: _Rows, picked: np.ndarray, shards: pa.Table) -> np.ndarray:
-    """bool (total,): whether a picked row has an ok token in any of the shards.
+    """Returns bool (total,): whether a picked row has an ok token in any of the shards.
 
     Only parts without a shard that is ok in every row are looked into.
     """
@@ -130,7 +130,7 @@ def _with_tokens(storage: Storage, rows: _Rows, picked: np.ndarray, shards: pa.T
 
 
 def _is_ok(storage: Storage, shard: Mapping[str, Any]) -> np.ndarray:
-    """bool (rows,): the rows of a shard that have tokens."""
+    """Returns bool (rows,): the rows of a shard that have tokens."""
     where = storage.location(shard["path"])
     try:
         statuses = parquet.read(storage.read(shard["path"]), ["status"])["status"].to_numpy()
@@ -144,7 +144,7 @@ def _is_ok(storage: Storage, shard: Mapping[str, Any]) -> np.ndarray:
 
 
 def _check_aligned(parts: pa.Table, shards: pa.Table) -> None:
-    """Raises ShardError where a record says that its shard has other rows than its part."""
+    """Raises ShardError if a record says that its shard has other rows than its part."""
     of_part = parts.take(shards["part_number"])
     other_keys = pc.call_function("not_equal", [of_part["keys_sha256"], shards["keys_sha256"]])
     other_rows = pc.call_function("not_equal", [of_part["rows"], shards["rows"]])
@@ -155,7 +155,7 @@ def _check_aligned(parts: pa.Table, shards: pa.Table) -> None:
 
 
 def _in_parquet(shards: pa.Table, *, is_asked: bool) -> pa.Table:
-    """The shards in Parquet, which is what the loader reads. Raises ConfigError where others were asked for by name."""
+    """Returns the shards in Parquet, which the loader reads. Raises ConfigError if others were asked for by name."""
     is_parquet = pc.call_function("equal", [shards["format"], pa.scalar("parquet")])
     others = shards.filter(pc.call_function("invert", [is_parquet]))
     if is_asked and others.num_rows:
@@ -168,7 +168,7 @@ def _in_parquet(shards: pa.Table, *, is_asked: bool) -> pa.Table:
 
 
 def _parts(parts: pa.Table, rows: _Rows, picked: np.ndarray, held_out: np.ndarray, kept: np.ndarray) -> pa.Table:
-    """The table of the parts that have rows picked."""
+    """Returns the table of the parts that have rows picked."""
     numbers = np.flatnonzero(kept)
     places = [rows.of(int(number)) for number in numbers]
     table = parts.take(pa.array(numbers))

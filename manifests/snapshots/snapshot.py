@@ -1,6 +1,6 @@
-"""Snapshots: a frozen, hashed selection of rows and token shards, which a training run names as WORKSPACE#NAME.
+"""Makes and reads snapshots: a frozen, hashed selection of rows and token shards, which training names as WORKSPACE#NAME.
 
-A row is held out where the first 8 bytes of sha256(key), a big-endian number, are under hold_out x 2**64, so that every
+A row is held out if the first 8 bytes of sha256(key), a big-endian number, are under hold_out x 2**64, so that every
 snapshot of every workspace holds out the same keys. Reading needs pyarrow alone; making needs a catalog. The files are
 told in `manifests/formats/snapshots.py`.
 """
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotModality:
-    """A modality of a snapshot, with the one tokenizer that made its tokens in every corpus.
+    """Describes a modality of a snapshot, with the one tokenizer that made its tokens in every corpus.
 
-    `tokens` is how many a row has, exactly; the most of a sequence, None where it has no limit. `tokenizer_path` is
+    `tokens` is how many a row has, exactly; the most of a sequence, None if it has no limit. `tokenizer_path` is
     relative to the workspace.
     """
 
@@ -47,13 +47,13 @@ class SnapshotModality:
 
     @property
     def is_sequence(self) -> bool:
-        """Whether rows have as many tokens as they need."""
+        """Tells whether rows have as many tokens as they need."""
         return self.kind in ("structured", "text")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SnapshotPart:
-    """A part with rows selected: `selected` and, among them, `held_out` are bool (rows,)."""
+    """Holds a part with rows selected: `selected` and, among them, `held_out` are bool (rows,)."""
 
     corpus: str
     corpus_kind: str
@@ -66,7 +66,7 @@ class SnapshotPart:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotShard:
-    """A token shard of a part; `crop` is None where the grain is sample, `path` relative to the workspace."""
+    """Names a token shard of a part; `crop` is None if the grain is sample, `path` is relative to the workspace."""
 
     corpus: str
     part: int
@@ -81,7 +81,7 @@ class SnapshotShard:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Snapshot:
-    """A snapshot as it was read; `sha256` is its identity."""
+    """Holds a snapshot as it was read; `sha256` is its identity."""
 
     storage: Storage
     name: str
@@ -98,17 +98,17 @@ class Snapshot:
 
     @cached_property
     def rows(self) -> int:
-        """Rows selected, with those held out."""
+        """Returns how many rows are selected, with those held out."""
         return sum(int(np.count_nonzero(part.selected)) for part in self.parts)
 
     @cached_property
     def held_out_rows(self) -> int:
-        """Rows that are never trained on."""
+        """Returns how many rows are never trained on."""
         return sum(int(np.count_nonzero(part.held_out)) for part in self.parts)
 
     @property
     def uri(self) -> str:
-        """What `open_snapshot` takes."""
+        """Returns what `open_snapshot` takes."""
         return f"{self.storage.uri}#{self.name}"
 
 
@@ -116,9 +116,9 @@ class Snapshot:
 
 
 def open_snapshot(uri: str) -> Snapshot:
-    """The snapshot at WORKSPACE#NAME, where WORKSPACE is a folder or an fsspec URI.
+    """Opens the snapshot at WORKSPACE#NAME; WORKSPACE is a folder or an fsspec URI.
 
-    Raises WorkspaceError where either is missing or newer than this code, ShardError where the snapshot was altered.
+    Raises WorkspaceError if either is missing or newer than this code, ShardError if the snapshot was altered.
     """
     workspace, _, name = uri.rpartition("#")
     storage = open_storage(workspace or uri.removesuffix("#"))
@@ -131,10 +131,10 @@ def open_snapshot(uri: str) -> Snapshot:
 
 
 def read(storage: Storage, name: str, *, even_replaced: bool = False) -> Snapshot:
-    """A snapshot, checked against its SHA256SUMS.
+    """Reads a snapshot and checks it against its SHA256SUMS.
 
-    Raises WorkspaceError where there is none of that name, its format is newer, or another replaced it after a forget
-    (unless `even_replaced`: its shards may be gone), ShardError where it was altered.
+    Raises WorkspaceError if there is none of that name, its format is newer, or another replaced it after a forget
+    (unless `even_replaced`: its shards may be gone), ShardError if it was altered.
     """
     files = snapshot_files.read(storage, name)
     if not even_replaced:
@@ -162,7 +162,7 @@ def _part(row: Mapping[str, Any]) -> SnapshotPart:
 
 
 def _check_agreement(snapshot: Snapshot, document: Mapping[str, Any]) -> None:
-    """Raises ShardError where the tables are not of one selection."""
+    """Raises ShardError if the tables are not of one selection."""
     modalities = [modality.modality for modality in snapshot.modalities]
     parts = [(part.corpus, part.part) for part in snapshot.parts]
     counts = {"rows": snapshot.rows, "held_out": snapshot.held_out_rows, "modalities": modalities}
@@ -205,7 +205,7 @@ def make(
     modalities  names, or `name=DIGITS` for the recipe that begins so; None: all with current tokens in Parquet
     hold_out    share of the keys that is never trained on, 0 <= hold_out < 1
 
-    Rows without an ok token in any of the modalities are left out. Raises WorkspaceError where another content has the
+    Rows without an ok token in any of the modalities are left out. Raises WorkspaceError if another content has the
     name, and what `selection.select` raises.
     """
     snapshot_files.check_name(name)
@@ -237,7 +237,7 @@ def make(
 
 
 def record(catalog: "Catalog", name: str, *, run: str) -> Snapshot:
-    """A snapshot that stands, put into the log where a crash kept it from there. Raises what `read` raises."""
+    """Puts a snapshot that stands into the log, if a crash kept it from there. Raises what `read` raises."""
     snapshot = read(catalog.storage, name)
     if name not in _recorded(catalog):
         catalog.commit([record_of(snapshot)], run=run)
@@ -245,7 +245,7 @@ def record(catalog: "Catalog", name: str, *, run: str) -> Snapshot:
 
 
 def record_of(snapshot: Snapshot, *, replaces: str | None = None) -> SnapshotAdded:
-    """What the log says of a snapshot."""
+    """Returns what the log says of a snapshot."""
     return SnapshotAdded(
         snapshot=snapshot.name,
         path=paths.snapshot(snapshot.name),
@@ -259,5 +259,5 @@ def record_of(snapshot: Snapshot, *, replaces: str | None = None) -> SnapshotAdd
 
 
 def _recorded(catalog: "Catalog") -> dict[str, str]:
-    """The snapshots that the log knows, with their sha256."""
+    """Returns the snapshots that the log knows, with their sha256."""
     return {row["snapshot"]: row["sha256"] for row in catalog.snapshots().to_pylist()}

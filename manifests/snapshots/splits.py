@@ -1,4 +1,4 @@
-"""Splits: disjoint conditions that share the rows of a selection out by the hash of their keys."""
+"""Splits a selection: disjoint conditions share its rows out by the hash of their keys."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def conditions(
     catalog: "Catalog", name: str, where: str | None, shares: Mapping[str, Decimal]
 ) -> dict[str, str | None]:
-    """The condition of each snapshot NAME-SPLIT, by that name; None where it picks every row.
+    """Returns the condition of each snapshot NAME-SPLIT, by that name; None if it picks every row.
 
     `shares` are cut off [0, 1) one behind the other, and a row is where `split_share` of its key is: their order and
     values alone decide. Raises ConfigError for shares that are none and for a split without rows, QueryError for the

@@ -28,7 +28,7 @@ _LONGEST_NAME = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Renewed:
-    """A snapshot, the one that replaces it, and how many of its selected rows were forgotten."""
+    """Names a snapshot, the one that replaces it, and how many of its selected rows were forgotten."""
 
     snapshot: str
     successor: str
@@ -36,13 +36,13 @@ class Renewed:
 
 
 def standing(catalog: Catalog) -> list[Snapshot]:
-    """The snapshots that nothing replaces, whether the log has them or not. Raises what `snapshot.read` raises."""
+    """Returns the snapshots that nothing replaces, whether the log has them or not. Raises what `snapshot.read` raises."""
     replaced = {row["snapshot"] for row in catalog.snapshots().to_pylist() if row["replaced_by"]}
     return [snapshot for snapshot in every(catalog) if snapshot.name not in replaced]
 
 
 def newest_name(catalog: Catalog, name: str) -> str:
-    """The name of the snapshot that is there in place of one: of itself, or of its last successor."""
+    """Returns the name of the snapshot that is there in place of one: of itself, or of its last successor."""
     replaced_by = {row["snapshot"]: row["replaced_by"] for row in catalog.snapshots().to_pylist()}
     while replaced_by.get(name):
         name = replaced_by[name]
@@ -50,7 +50,7 @@ def newest_name(catalog: Catalog, name: str) -> str:
 
 
 def every(catalog: Catalog) -> list[Snapshot]:
-    """All snapshots that stand, the replaced ones too. Raises what `snapshot.read` raises."""
+    """Returns all snapshots that stand, the replaced ones too. Raises what `snapshot.read` raises."""
     names = snapshot_files.names(catalog.storage)
     return [snapshots.read(catalog.storage, name, even_replaced=True) for name in names]
 
@@ -58,7 +58,7 @@ def every(catalog: Catalog) -> list[Snapshot]:
 def renew(catalog: Catalog, *, run: str) -> list[Renewed]:
     """Makes the successor of every snapshot that names a file with forgotten rows; those that were made just now.
 
-    Raises ShardError where a snapshot or a shard of one is not as it was made.
+    Raises ShardError if a snapshot or a shard of one is not as it was made.
     """
     held = {path for action in retention.forgotten(catalog) for path in action.files}
     rows = retention.forgotten_rows(catalog)
@@ -104,7 +104,7 @@ def _renew_one(
         "shards": pa.Table.from_pylist([vars(shard) for shard in shards], SHARDS),
     }
     files = snapshot_files.encode(document, tables)
-    # It stands in the log first, where it is not: the successor says whom it replaces.
+    # The log must know it first: the successor says whom it replaces.
     snapshots.record(catalog, snapshot.name, run=run)
     name = _written(catalog, snapshot.name, files)
     sha256 = sha256_hex(files[snapshot_files.SUMS])
@@ -131,7 +131,7 @@ def _shard(
     held: Collection[str],
     found: Mapping[str, Rewritten],
 ) -> SnapshotShard:
-    """The shard without what was forgotten: as it was rewritten for the log, else rewritten for this snapshot alone."""
+    """Returns the shard without what was forgotten: as it was rewritten for the log, else for this snapshot alone."""
     storage, path, new = catalog.storage, shard.path, None
     while path in held and path in found:
         new = found[path]

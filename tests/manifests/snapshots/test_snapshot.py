@@ -658,7 +658,7 @@ def test_a_log_that_does_not_fit_is_told(empty: Workspace) -> None:
         dataclasses.replace(shard, fingerprint=lost.fingerprint),
     )
     assert lost.fingerprint != recipe.fingerprint
-    with pytest.raises(LogError, match="has a tokenizer that the log lacks"):
+    with pytest.raises(LogError, match="has a tokenizer that is missing in the log"):
         empty.snapshot()
 
 
