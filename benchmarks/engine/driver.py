@@ -213,7 +213,7 @@ def in_process(folder: Path, items: int) -> dict[str, float]:
     """Measures the driver's memory after 1,000 items and after all of them."""
     from engine.pipeline import config
     from engine.plan.corpus import corpus_plan
-    from engine.plan.missing import Request
+    from engine.plan.missing import Wanted
     from engine.progress.record import recorded
     from engine.run import labeling
     from manifests.log import actions
@@ -233,7 +233,7 @@ def in_process(folder: Path, items: int) -> dict[str, float]:
             parts = [_part(number) for number in range(first, min(first + 10_000, items))]
             execution.catalog.commit(parts, run=execution.done.run)
         plans = {"notes": corpus_plan(loaded, "notes", str(folder), {})}
-        labeling.label(execution, plans, {}, loaded.engine, Request(), workers=64, runner=lambda most: runner)
+        labeling.label(execution, plans, {}, loaded.engine, Wanted(), workers=64, runner=lambda most: runner)
     return {"driver_mb_growth": runner.used_mb[-1] - runner.used_mb[0], "driver_mb": runner.used_mb[-1]}
 
 

@@ -44,7 +44,7 @@ def export(
     """
     from engine.export import request as exporting
 
-    request = exporting.Request(
+    request = exporting.ExportRequest(
         layout=layout,
         corpora=names_of(corpora),
         modalities=names_of(modalities),

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.export.selection import taken_out
+from engine.export.picked_rows import taken_out
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, nearest
 from manifests.log.actions import (
@@ -30,7 +30,7 @@ from manifests.snapshots.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ExportChoice:
     """What a copy holds: of some corpora, modalities and forms what is current, or one snapshot; all None is everything."""
 
     corpora: Sequence[str] | None
@@ -44,7 +44,7 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class Chosen:
     """What of the log is copied: shards and parts by path, the rest by name; `kinds` (corpus, modality, form) or None for all.
 
     `forgotten` are files that hold what was forgotten. `files` and `size_bytes` count shards and parts.
@@ -90,7 +90,7 @@ class Choice:
         return corpus in self.corpora if self.kinds is None else (corpus, modality, form) in self.kinds
 
 
-def choose(source: Catalog, asked: Asked) -> Choice:
+def choose(source: Catalog, asked: ExportChoice) -> Chosen:
     """What of the source's log is asked for. Raises ConfigError for modalities and snapshots that are not there."""
     if asked.snapshot is not None and (asked.modalities, asked.corpora, asked.form) != (None, None, None):
         raise ConfigError(
@@ -131,7 +131,7 @@ def choose(source: Catalog, asked: Asked) -> Choice:
     known, tokenizers = _lineage(source, recipes)
     if asked.is_everything:
         tokenizers |= {(tokenizer.name, tokenizer.digest) for tokenizer in source.tokenizers()}
-    return Choice(
+    return Chosen(
         corpora=corpora,
         shards=shards.keys(),
         parts={part["path"] for part in parts},
@@ -146,7 +146,7 @@ def choose(source: Catalog, asked: Asked) -> Choice:
     )
 
 
-def _live_shards(source: Catalog, asked: Asked, corpora: Sequence[str]) -> list[dict[str, Any]]:
+def _live_shards(source: Catalog, asked: ExportChoice, corpora: Sequence[str]) -> list[dict[str, Any]]:
     """The live shards asked for: all of them, of every recipe, for a copy of everything, else the current ones."""
     rows = source.sql(
         "SELECT path, size_bytes, corpus, modality, form, recipe, run FROM shards "
@@ -169,7 +169,7 @@ def _live_shards(source: Catalog, asked: Asked, corpora: Sequence[str]) -> list[
     return rows
 
 
-def _frozen(source: Catalog, asked: Asked, forgotten: frozenset[str]) -> list[Snapshot]:
+def _frozen(source: Catalog, asked: ExportChoice, forgotten: frozenset[str]) -> list[Snapshot]:
     """The snapshots to copy: the one that is named, all for a copy of everything; none that holds what was forgotten."""
     storage = source.storage
     if asked.snapshot is not None:

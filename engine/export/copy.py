@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
-from engine.export.choice import Asked, Choice, choose
+from engine.export.choice import Chosen, ExportChoice, choose
 from engine.progress.progress import Progress
 from engine.progress.record import recorded
 from manifests.catalog.catalog import Catalog
@@ -53,7 +53,7 @@ class Copied:
     without_sidecar: list[str] = field(default_factory=list)
 
 
-def copy_workspace(source: Catalog, target: Storage, asked: Asked, *, quiet: bool = False) -> Copied:
+def copy_workspace(source: Catalog, target: Storage, asked: ExportChoice, *, quiet: bool = False) -> Copied:
     """Copies what is asked for to `target`, which is empty or an earlier copy of the same workspace.
 
     Raises ConfigError for what is not there and where anything else stands in the target, ShardError where a file is not
@@ -99,7 +99,7 @@ def _check_target(source: Catalog, target: Storage) -> None:
 class _Copy:
     """Brings what is chosen of the source's log, up to the version it was opened at, to the target's."""
 
-    def __init__(self, source: Catalog, target: Catalog, choice: Choice, progress: Progress) -> None:
+    def __init__(self, source: Catalog, target: Catalog, choice: Chosen, progress: Progress) -> None:
         self.copied = Copied()
         self._source, self._target = source, target
         self._choice = choice
@@ -111,7 +111,7 @@ class _Copy:
         self._progress.stage("copy", self._choice.files, "files")
         for entry in log.entries(self._target.storage):
             self._stood.update(_identity(action) for action in _actions(self._target.storage, entry))
-        waiting: deque[tuple[str, list[Action], list[Future[list[_File]]]]] = deque()
+        waiting: deque[tuple[str, list[Action], list[Future[list[_CopiedFile]]]]] = deque()
         with ThreadPoolExecutor(_THREADS) as pool:
             try:
                 for run, wanted in self._entries():
@@ -144,7 +144,7 @@ class _Copy:
             if wanted:
                 yield entry.run, wanted
 
-    def _commit(self, run: str, wanted: list[Action], futures: Sequence["Future[list[_File]]"]) -> None:
+    def _commit(self, run: str, wanted: list[Action], futures: Sequence["Future[list[_CopiedFile]]"]) -> None:
         for action, future in zip(wanted, futures, strict=True):
             for file in future.result():
                 self.copied.stood += not file.is_new
@@ -156,7 +156,7 @@ class _Copy:
         megabytes = f"{self.copied.size_bytes / 1e6:,.1f} MB"
         self._progress.update("copy", self._done, item="now", note=megabytes)
 
-    def _copy_files(self, action: Action) -> list["_File"]:
+    def _copy_files(self, action: Action) -> list["_CopiedFile"]:
         """Copies the files that an action names."""
         match action:
             case ShardAdded():
@@ -183,7 +183,7 @@ class _Copy:
             case _:
                 return []
 
-    def _copy_sidecar(self, described: sidecars.Described) -> list["_File"]:
+    def _copy_sidecar(self, described: sidecars.Described) -> list["_CopiedFile"]:
         storage, path = self._source.storage, sidecars.path_of(described)
         try:
             differences = sidecars.differences(sidecars.read(storage, path).of, described)
@@ -197,7 +197,7 @@ class _Copy:
             raise ShardError(f"{storage.location(path)} is the sidecar of another file; {_RESTORE}")
         return [self._copy_file(path, sha256_hex(self._read(path)))]
 
-    def _copy_tokenizer(self, tokenizer: TokenizerAdded) -> list["_File"]:
+    def _copy_tokenizer(self, tokenizer: TokenizerAdded) -> list["_CopiedFile"]:
         storage = self._source.storage
         sums = {name: sha256_hex(self._read(f"{tokenizer.path}/{name}")) for name in storage.names(tokenizer.path)}
         if sha256_hex(canonical_json(sums)) != tokenizer.digest:
@@ -212,7 +212,7 @@ class _Copy:
         except FileNotFoundError:
             raise ShardError(f"{self._source.storage.location(path)} is missing; {_RESTORE}") from None
 
-    def _copy_file(self, path: str, sha256: str) -> "_File":
+    def _copy_file(self, path: str, sha256: str) -> "_CopiedFile":
         """Copies one file, unless it stands there. Raises ShardError where either is not of that sha256."""
         source, target = self._source.storage, self._target.storage
         try:
@@ -221,7 +221,7 @@ class _Copy:
                 with source.open(path) as file:
                     checked = _Checked(file, sha256, source.location(path))
                     if target.put(path, cast(IO[bytes], checked)):
-                        return _File(is_new=True, size_bytes=size_bytes)
+                        return _CopiedFile(is_new=True, size_bytes=size_bytes)
         except FileNotFoundError:
             raise ShardError(f"{source.location(path)} is missing; {_RESTORE}") from None
         with target.open(path) as standing:
@@ -231,11 +231,11 @@ class _Copy:
                 f"{target.location(path)} stands with sha256 {found[:12]}, expected {sha256[:12]}: it was altered or "
                 "truncated; delete it and copy again"
             )
-        return _File(is_new=False, size_bytes=size_bytes)
+        return _CopiedFile(is_new=False, size_bytes=size_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _File:
+class _CopiedFile:
     is_new: bool
     size_bytes: int
 

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.export.rows import Column, CorpusRows
-from engine.export.selection import Nulls
-from engine.export.tars import CorpusExport, Folder, Row
+from engine.export.aligned_rows import CorpusRows, ExportColumn
+from engine.export.picked_rows import Nulls
+from engine.export.tar_writer import CorpusExport, TarFolder, TarRow
 from manifests.errors import ConfigError, ShardError, nearest
 from manifests.modality import DEFAULT_SIZE
 from manifests.pixels.crops import Crop, CropRule, crop_label, plan_crop
@@ -76,23 +76,23 @@ def fourm_folders(rows: CorpusRows, asked: Sequence[str] | None, nulls: Nulls) -
     folders = []
     for name, column in columns.items():
         if column.form == "token":
-            folders.append(Folder(path=name, columns=(column,), encode=partial(_tokens, column, plan.crops)))
+            folders.append(TarFolder(path=name, columns=(column,), encode=partial(_tokens, column, plan.crops)))
         elif name == "rgb":
-            folders.append(Folder(path=name, columns=(column,), encode=_pixels))
+            folders.append(TarFolder(path=name, columns=(column,), encode=_pixels))
         elif name == "det" and plan.with_pixels:
-            folders.append(Folder(path=name, columns=(column, *sizes), encode=partial(_cropped_boxes, column, plan)))
+            folders.append(TarFolder(path=name, columns=(column, *sizes), encode=partial(_cropped_boxes, column, plan)))
         else:
-            folders.append(Folder(path=name, columns=(column,), encode=_ENCODERS[name]))
+            folders.append(TarFolder(path=name, columns=(column,), encode=_ENCODERS[name]))
     if tokens or plan.with_pixels:
-        folders.append(Folder(path="crop_settings", columns=sizes, encode=plan.settings))
+        folders.append(TarFolder(path="crop_settings", columns=sizes, encode=plan.settings))
     if plan.sizes is not None:
         columns["crop_settings"] = plan.sizes
     if nulls == "keep":
-        folders.append(Folder(path="row", columns=(), encode=_row))
+        folders.append(TarFolder(path="row", columns=(), encode=_row))
     return CorpusExport(rows=rows, folders=folders, columns=columns)
 
 
-def fourm_name(column: Column) -> str | None:
+def fourm_name(column: ExportColumn) -> str | None:
     """The folder of a column, None where 4M stores nothing like it."""
     modality = column.modality
     if modality.is_structured:
@@ -103,11 +103,13 @@ def fourm_name(column: Column) -> str | None:
     return f"tok_{_TOKENS.get(modality.base_name, modality.base_name)}{size}"
 
 
-def _offered(columns: Sequence[Column]) -> dict[str, Column]:
+def _offered(columns: Sequence[ExportColumn]) -> dict[str, ExportColumn]:
     return {name: column for column in columns if (name := fourm_name(column)) is not None}
 
 
-def _resolve(rows: CorpusRows, asked: Sequence[str], there: Mapping[str, Column], *, has_pixels: bool) -> list[str]:
+def _resolve(
+    rows: CorpusRows, asked: Sequence[str], there: Mapping[str, ExportColumn], *, has_pixels: bool
+) -> list[str]:
     """The folders asked for, in the order of `there`, pixels first."""
     ours = {column.modality.name: name for name, column in there.items()}
     known = {**{name: name for name in there}, **ours, **({PIXELS: PIXELS} if has_pixels else {})}
@@ -135,7 +137,7 @@ class _CropPlan:
     Only image corpora have either: of captions and texts alone there is one crop, of nothing.
     """
 
-    def __init__(self, rows: CorpusRows, chosen: Mapping[str, Column]) -> None:
+    def __init__(self, rows: CorpusRows, chosen: Mapping[str, ExportColumn]) -> None:
         self.with_pixels = "rgb" in chosen
         cropped = [column for column in chosen.values() if column.crops is not None]
         self.crops = 1 if self.with_pixels else min((column.crops or 1 for column in cropped), default=1)
@@ -146,7 +148,7 @@ class _CropPlan:
                 "one for all; leave one out with --modalities, or run the corpus again"
             )
         self._rule = next(iter(rules), None) or CropRule()
-        self.sizes: Column | None = None
+        self.sizes: ExportColumn | None = None
         if "det" in chosen if self.with_pixels else cropped:
             self.sizes = next((c for c in rows.columns if (c.modality.name, c.form) == ("metadata", "label")), None)
             if self.sizes is None:
@@ -155,11 +157,11 @@ class _CropPlan:
                     "hold, and none are kept; add metadata to its modalities and run it again"
                 )
 
-    def cut(self, column: Column) -> Column:
+    def cut(self, column: ExportColumn) -> ExportColumn:
         """The column, of the crops that are exported."""
         return column if column.crops is None else replace(column, crops=self.crops)
 
-    def settings(self, row: Row) -> dict[str, bytes]:
+    def settings(self, row: TarRow) -> dict[str, bytes]:
         """Top, left, height, width and flip of each crop, int64 (crops, 5)."""
         if self.with_pixels:
             settings = np.array([[0, 0, DEFAULT_SIZE, DEFAULT_SIZE, 0]], np.int64)
@@ -185,7 +187,7 @@ class _CropPlan:
         return top, left, bottom - top, right - left, int(crop.flip)
 
 
-def _tokens(column: Column, crops: int, row: Row) -> dict[str, bytes]:
+def _tokens(column: ExportColumn, crops: int, row: TarRow) -> dict[str, bytes]:
     values = row.values[0]
     if values is None:
         tokens = np.full((crops, column.tokens or column.modality.tokens or 0), -1, np.int16)
@@ -196,15 +198,15 @@ def _tokens(column: Column, crops: int, row: Row) -> dict[str, bytes]:
     return {"npy": encode_npy(tokens)}
 
 
-def _pixels(row: Row) -> dict[str, bytes]:
+def _pixels(row: TarRow) -> dict[str, bytes]:
     return {"png": b"" if row.values[0] is None else row.values[0][0]}
 
 
-def _boxes(row: Row) -> dict[str, bytes]:
+def _boxes(row: TarRow) -> dict[str, bytes]:
     return _instances((row.values[0] or [[]])[0])
 
 
-def _cropped_boxes(column: Column, plan: _CropPlan, row: Row) -> dict[str, bytes]:
+def _cropped_boxes(column: ExportColumn, plan: _CropPlan, row: TarRow) -> dict[str, bytes]:
     boxes, metadata = row.values
     if boxes is None or metadata is None:
         return _instances([])
@@ -225,17 +227,17 @@ def _instances(boxes: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     return {"json": canonical_json({"instances": instances})}
 
 
-def _caption(row: Row) -> dict[str, bytes]:
+def _caption(row: TarRow) -> dict[str, bytes]:
     return {"txt": b"" if row.values[0] is None else row.values[0][0].encode()}
 
 
-def _metadata(row: Row) -> dict[str, bytes]:
+def _metadata(row: TarRow) -> dict[str, bytes]:
     """Only the fields that 4M has an id for, and of these the ones with a value."""
     record = {} if row.values[0] is None else row.values[0][0]
     return {"json": canonical_json({name: record[name] for name in METADATA if record.get(name) is not None})}
 
 
-def _palette(row: Row) -> dict[str, bytes]:
+def _palette(row: TarRow) -> dict[str, bytes]:
     if row.values[0] is None:
         return {"json": b"[{}]"}
     palettes: dict[str, list[list[int]]] = {}
@@ -250,12 +252,12 @@ def _palette(row: Row) -> dict[str, bytes]:
     return {"json": canonical_json([palettes])}
 
 
-def _row(row: Row) -> dict[str, bytes]:
+def _row(row: TarRow) -> dict[str, bytes]:
     document = {"corpus": row.corpus, "part": row.part, "row": row.row, "key": row.key, "status": dict(row.statuses)}
     return {"json": canonical_json(document)}
 
 
-_ENCODERS: dict[str, Callable[[Row], dict[str, bytes]]] = {
+_ENCODERS: dict[str, Callable[[TarRow], dict[str, bytes]]] = {
     "det": _boxes,
     "caption": _caption,
     "metadata": _metadata,

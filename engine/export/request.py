@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.export.choice import Asked
+from engine.export.choice import ExportChoice
 from engine.export.copy import Copied, copy_workspace
-from engine.export.selection import Nulls, picked_rows
+from engine.export.picked_rows import Nulls, picked_rows
 from engine.progress.progress import Progress
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, nearest
@@ -16,15 +16,15 @@ from manifests.snapshots import snapshot as snapshots
 from manifests.store.storage import open_storage
 
 if TYPE_CHECKING:
-    from engine.export.rows import Column, CorpusRows
-    from engine.export.tars import CorpusExport, Written
+    from engine.export.aligned_rows import CorpusRows, ExportColumn
+    from engine.export.tar_writer import CorpusExport, Written
 
 Layout = Literal["4m", "webdataset"]
 ROWS_PER_SHARD = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ExportRequest:
     """What is asked of an export; None is all there is, or what suits.
 
     `modalities` and `corpora` are names, `form` one of label and token, `where` a condition over `samples`. Of a snapshot
@@ -42,7 +42,7 @@ class Request:
     rows_per_shard: int | None = None
 
 
-def export(uri: str, to: str, request: Request, *, quiet: bool = False) -> str:
+def export(uri: str, to: str, request: ExportRequest, *, quiet: bool = False) -> str:
     """Exports the workspace at `uri` to a folder or URI; what was done, in one line.
 
     Raises ConfigError for what cannot be had or goes where something else stands, ShardError for files that are not those
@@ -71,12 +71,12 @@ def export(uri: str, to: str, request: Request, *, quiet: bool = False) -> str:
                     f"{wrong[0]} is of tars, a copy holds whole parts: name a --layout, or freeze the rows with `modmill "
                     "snapshot` and copy that with --snapshot NAME"
                 )
-            asked = Asked(
+            asked = ExportChoice(
                 corpora=request.corpora, modalities=request.modalities, form=request.form, snapshot=request.snapshot
             )
             return _copied(copy_workspace(catalog, target, asked, quiet=quiet), to)
         # Only layouts need what reads pictures: a copy is made where no more than the base is installed.
-        from engine.export.tars import write
+        from engine.export.tar_writer import write
 
         progress = Progress(None, quiet=quiet)
         try:
@@ -94,10 +94,10 @@ def export(uri: str, to: str, request: Request, *, quiet: bool = False) -> str:
     return _written(written, exports, request.nulls or "drop", to)
 
 
-def _exports(catalog: Catalog, request: Request) -> tuple[list["CorpusExport"], dict[str, Any]]:
+def _exports(catalog: Catalog, request: ExportRequest) -> tuple[list["CorpusExport"], dict[str, Any]]:
     """The folders to write, and what export.json says of them."""
+    from engine.export.aligned_rows import CorpusRows
     from engine.export.fourm import fourm_folders
-    from engine.export.rows import CorpusRows
     from engine.export.webdataset import describe, webdataset_folders
 
     nulls: Nulls = request.nulls or "drop"
@@ -139,7 +139,7 @@ def _exports(catalog: Catalog, request: Request) -> tuple[list["CorpusExport"], 
     return exports, document
 
 
-def _chosen(every: Sequence["CorpusRows"], rows: "CorpusRows", request: Request) -> list["Column"]:
+def _chosen(every: Sequence["CorpusRows"], rows: "CorpusRows", request: ExportRequest) -> list["ExportColumn"]:
     """The columns of a corpus that are asked for. Raises ConfigError for a modality that no corpus has."""
     known = {column.modality.name for each in every for column in each.columns}
     for name in request.modalities or ():

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from engine.export.rows import Column, CorpusRows
-from engine.export.selection import Nulls
-from engine.export.tars import CorpusExport, Folder, Row
+from engine.export.aligned_rows import CorpusRows, ExportColumn
+from engine.export.picked_rows import Nulls
+from engine.export.tar_writer import CorpusExport, TarFolder, TarRow
 from manifests.pixels.images import encode_npy
 
 
-def webdataset_folders(rows: CorpusRows, columns: Sequence[Column], nulls: Nulls) -> CorpusExport:
+def webdataset_folders(rows: CorpusRows, columns: Sequence[ExportColumn], nulls: Nulls) -> CorpusExport:
     """A folder <corpus>/<modality>/<form> for each column, for any WebDataset loader.
 
     Members of a row: tokens <stem>.npy (the narrowest unsigned type), pixels and maps .png or .npy, text .txt, records
@@ -26,11 +26,11 @@ def webdataset_folders(rows: CorpusRows, columns: Sequence[Column], nulls: Nulls
         path = f"{rows.corpus}/{column.modality.name}/{column.form}"
         named[f"{column.modality.name} {column.form}"] = column
         encode = partial(_webdataset_members, column, f"{column.modality.name} {column.form}", nulls)
-        folders.append(Folder(path=path, columns=(column,), encode=encode))
+        folders.append(TarFolder(path=path, columns=(column,), encode=encode))
     return CorpusExport(rows=rows, folders=folders, columns=named)
 
 
-def _webdataset_members(column: Column, name: str, nulls: Nulls, row: Row) -> dict[str, bytes]:
+def _webdataset_members(column: ExportColumn, name: str, nulls: Nulls, row: TarRow) -> dict[str, bytes]:
     members: dict[str, bytes] = {}
     if nulls == "keep":
         members["status.cls"] = str(row.statuses[name]).encode()
@@ -41,7 +41,7 @@ def _webdataset_members(column: Column, name: str, nulls: Nulls, row: Row) -> di
     return members
 
 
-def _member(column: Column, value: Any) -> tuple[str, bytes]:
+def _member(column: ExportColumn, value: Any) -> tuple[str, bytes]:
     if column.form == "token":
         return "npy", encode_npy(value)
     if column.modality.kind == "text":
@@ -53,7 +53,7 @@ def _member(column: Column, value: Any) -> tuple[str, bytes]:
     return ("png" if value.startswith(b"\x89PNG") else "npy"), value
 
 
-def describe(column: Column) -> dict[str, Any]:
+def describe(column: ExportColumn) -> dict[str, Any]:
     """A column as export.json tells of it."""
     return {
         "modality": column.modality.name,

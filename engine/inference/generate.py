@@ -68,7 +68,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: _write(folder, name, rows, is_random=opened.step == 0) for name, rows in generated.items()}
     rows = [
-        sheets.Row(
+        sheets.SheetLine(
             given=labels,
             generated={name: some[number] for name, some in generated.items()},
             title=f"{number}" if samples > 1 else "",

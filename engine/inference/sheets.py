@@ -21,7 +21,7 @@ RANDOM_WEIGHTS = "random weights: not trained"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SheetLine:
     """A line of the sheet: labels by modality, as tokenizers take and give them, in the order in which they stand."""
 
     given: Mapping[str, Any]
@@ -64,7 +64,7 @@ def marked(picture: np.ndarray, words: str = RANDOM_WEIGHTS) -> np.ndarray:
     return np.array(image)
 
 
-def sheet(rows: Sequence[Row], *, title: str, note: str = "", random_weights: bool = False) -> np.ndarray:
+def sheet(rows: Sequence[SheetLine], *, title: str, note: str = "", random_weights: bool = False) -> np.ndarray:
     """Samples below each other: what is given at the left, what is generated at the right, each under its name.
 
     `random_weights` says on every generated tile, and on the sheet, that the model was never trained.

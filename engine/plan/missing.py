@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.pipeline.config import PipelineConfig
-from engine.plan import selection
 from engine.plan.corpus import CorpusPlan
 from engine.plan.groups import Group
 from engine.plan.items import FitItem, FitRows, Target, WorkItem
-from engine.plan.selection import Selection
+from engine.plan.where import PickedRows, has_row
 from manifests.catalog.catalog import Catalog
 from manifests.formats.shards import Status
 from manifests.log.actions import PartAdded, ShardAdded, TokenizerAdded
@@ -26,22 +25,22 @@ from manifests.recipe import sha256_hex
 from manifests.store.storage import Storage
 
 FORMS: frozenset[Form] = frozenset(("label", "token"))
-_HELD_OUT_ONE_IN = 10
+_JUDGED_ONE_IN = 10
 # Parts that are looked at together: so many records of parts are held at most.
 _WINDOW = 2048
 _THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Wanted:
     """What of all that is missing is asked for.
 
-    `selection` are the rows to be labeled, None: all. `retry` are the classes of failures whose rows are made again, empty:
+    `picked` are the rows to be labeled, None: all. `retry` are the classes of failures whose rows are made again, empty:
     every class, None: failed rows stay as they are.
     """
 
     forms: frozenset[Form] = FORMS
-    selection: Selection | None = None
+    picked: PickedRows | None = None
     retry: frozenset[str] | None = None
 
 
@@ -69,31 +68,31 @@ def places_of(targets: Sequence[Target]) -> list[Place]:
 
 
 def work_items(
-    catalog: Catalog, plan: CorpusPlan, group: Group, tokenizers: Mapping[str, TokenizerAdded], request: Request
+    catalog: Catalog, plan: CorpusPlan, group: Group, tokenizers: Mapping[str, TokenizerAdded], wanted: Wanted
 ) -> Iterator[WorkItem]:
     """What a group has to do: an item for each part that lacks shards of it, in the order of the parts.
 
     The catalog is asked for a window of parts at a time, on the thread that takes the items.
     """
-    targets = group_targets(plan, group, request.forms)
+    targets = group_targets(plan, group, wanted.forms)
     if not targets:
         return
     places = places_of(targets)
-    and_failed = request.retry is not None
-    failing = planning.failing(catalog, plan.corpus, request.retry) if request.retry else None
+    and_failed = wanted.retry is not None
+    failing = planning.failing(catalog, plan.corpus, wanted.retry) if wanted.retry else None
     used = {plan.modalities[target.modality].tokenizer for target in targets if target.form == "token"}
     known = {name: tokenizers[name] for name in sorted(used)}
     for first in range(0, planning.last_part(catalog, plan.corpus) + 1, _WINDOW):
         last = first + _WINDOW - 1
         window = planning.unfinished(catalog, plan.corpus, places, first, last, and_failed=and_failed)
-        if request.selection is not None:
-            window = [found for found in window if request.selection.has(plan.corpus, found.part.part)]
+        if wanted.picked is not None:
+            window = [found for found in window if wanted.picked.has(plan.corpus, found.part.part)]
         if not window:
             continue
         not_whole = planning.not_whole(catalog, plan.corpus, places, first, last, and_failed=and_failed)
         lives = [not_whole.get(found.part.part, {}) for found in window]
         made = _each(
-            lambda found, live: _missing(catalog.storage, plan, targets, found, live, request, failing), window, lives
+            lambda found, live: _missing(catalog.storage, plan, targets, found, live, wanted, failing), window, lives
         )
         for found, (missing, base) in zip(window, made, strict=True):
             if missing:
@@ -104,9 +103,9 @@ def work_items(
                     tokenizers=known,
                     group=group.name,
                     pool=group.pool,
-                    selected=request.selection.bits(plan.corpus, found.part.part) if request.selection else None,
+                    selected=wanted.picked.bits(plan.corpus, found.part.part) if wanted.picked else None,
                     base=base,
-                    retry=request.retry or frozenset(),
+                    retry=wanted.retry or frozenset(),
                 )
 
 
@@ -126,7 +125,7 @@ def _missing(
     targets: Sequence[Target],
     found: Unfinished,
     live: Mapping[int, ShardAdded],
-    request: Request,
+    wanted: Wanted,
     failing: Collection[tuple[int, str, Form, int | None]] | None,
 ) -> tuple[tuple[Target, ...], dict[Target, ShardAdded]]:
     """The targets of a part that are to be made, and the live shards of those that have rows already."""
@@ -140,10 +139,10 @@ def _missing(
             continue
         statuses = [Status.NOT_SELECTED] if shard.not_selected else []
         is_failing = failing is None or (part, target.modality, target.form, target.crop) in failing
-        if request.retry is not None and shard.failed and is_failing:
+        if wanted.retry is not None and shard.failed and is_failing:
             statuses.append(Status.FAILED)
-        bits = request.selection.bits(plan.corpus, part) if request.selection else None
-        if statuses and (bits is None or selection.has_row(storage, shard, bits, statuses)):
+        bits = wanted.picked.bits(plan.corpus, part) if wanted.picked else None
+        if statuses and (bits is None or has_row(storage, shard, bits, statuses)):
             missing.append(target)
             base[target] = shard
     return tuple(missing), base
@@ -218,9 +217,9 @@ def _users(plans: Mapping[str, CorpusPlan]) -> dict[str, list[tuple[str, Modalit
     return needed
 
 
-def is_held_out(key: str) -> bool:
+def is_judged(key: str) -> bool:
     """Whether a sample is never fitted on, so that tokenizers can be judged by it: one key in ten, by hash."""
-    return int.from_bytes(hashlib.sha256(f"held-out/{key}".encode()).digest()[:8], "big") % _HELD_OUT_ONE_IN == 0
+    return int.from_bytes(hashlib.sha256(f"held-out/{key}".encode()).digest()[:8], "big") % _JUDGED_ONE_IN == 0
 
 
 def fit_order(key: str) -> str:

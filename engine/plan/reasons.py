@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.plan.corpus import CorpusPlan
-from engine.plan.missing import Request, places_of, wanted_targets
+from engine.plan.missing import Wanted, places_of, wanted_targets
 from manifests.catalog.catalog import Catalog
 from manifests.modality import Form
 from manifests.queries import planning
@@ -41,7 +41,7 @@ class Line:
 def lines(
     catalog: Catalog,
     plan: CorpusPlan,
-    request: Request,
+    wanted: Wanted,
     *,
     unfitted: Collection[str] = (),
     new: NewSamples | None = None,
@@ -50,18 +50,18 @@ def lines(
 
     `unfitted` are the modalities whose tokenizer is still to be fitted; `new` samples make parts that lack all.
     """
-    among = None if request.selection is None else request.selection.parts(plan.corpus)
-    places = places_of([target for target in wanted_targets(plan) if target.form in request.forms])
+    among = None if wanted.picked is None else wanted.picked.parts(plan.corpus)
+    places = places_of([target for target in wanted_targets(plan) if target.form in wanted.forms])
     known = next((row for row in catalog.corpora() if row["corpus"] == plan.corpus), None)
     parts = len(among) if among is not None else known["parts"] if known else 0
-    counts = planning.counts(catalog, plan.corpus, places, classes=request.retry or (), among=among)
+    counts = planning.counts(catalog, plan.corpus, places, classes=wanted.retry or (), among=among)
     documents = catalog.recipes()
     forms: dict[tuple[str, Form], None] = dict.fromkeys((place[0], place[1]) for place in places)
     coming = new.parts if new is not None else 0
     found = []
     for modality, form in forms:
         count = counts.get((modality, form), Count(modality=modality, form=form))
-        to_do, reasons = _why(plan, count, parts, request, documents)
+        to_do, reasons = _why(plan, count, parts, wanted, documents)
         if coming:
             reasons.append(f"{coming:,} of new samples")
         if form == "token" and modality in unfitted:
@@ -95,7 +95,7 @@ def table(found: Sequence[Line]) -> list[Sequence[str]]:
     return rows
 
 
-def _why(plan: CorpusPlan, count: Count, parts: int, request: Request, documents: Documents) -> tuple[int, list[str]]:
+def _why(plan: CorpusPlan, count: Count, parts: int, wanted: Wanted, documents: Documents) -> tuple[int, list[str]]:
     """Parts to do, and the reasons in words."""
     lacking = parts - count.done - count.partial
     reasons = []
@@ -108,11 +108,11 @@ def _why(plan: CorpusPlan, count: Count, parts: int, request: Request, documents
     if new := lacking - count.stale - count.begun:
         reasons.append(f"{new:,} missing")
     if count.partial:
-        told = "not selected before" if request.selection is None else "not selected before, perhaps now"
+        told = "not selected before" if wanted.picked is None else "not selected before, perhaps now"
         reasons.append(f"{count.partial:,} with rows {told}")
     to_do = lacking + count.partial
-    if request.retry is not None and count.with_failures:
-        classes = f" of {', '.join(sorted(request.retry))}" if request.retry else ""
+    if wanted.retry is not None and count.with_failures:
+        classes = f" of {', '.join(sorted(wanted.retry))}" if wanted.retry else ""
         reasons.append(f"{count.with_failures:,} with failed rows{classes}")
         to_do = min(parts, to_do + count.with_failures)
     elif count.failed:

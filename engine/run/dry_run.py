@@ -21,9 +21,9 @@ from engine.run.job import (
     STEPS,
     Step,
     check_cluster,
-    request_of,
     tokenizer_names,
     trainer,
+    wanted_of,
     workers_of,
 )
 from engine.run.labeling import Job
@@ -110,15 +110,15 @@ class _Dry:
         plans = {name: corpus_plan(config, name, source.root, tokenizers) for name, source in found.items()}
         made = [modality for planned in plans.values() for modality in planned.modalities.values()]
         unfitted = frozenset(each.modality.name for each in made if each.wants_tokens and each.tokenizer in missing)
-        request = request_of(catalog, plans, self.steps, retry=retry, where=where)
+        wanted = wanted_of(catalog, plans, self.steps, retry=retry, where=where)
         new = {name: source.new for name, source in found.items() if where is None}
         told = [
             line
             for name, planned in plans.items()
-            for line in reasons.lines(catalog, planned, request, unfitted=unfitted, new=new.get(name))
+            for line in reasons.lines(catalog, planned, wanted, unfitted=unfitted, new=new.get(name))
             if line.to_do
         ]
-        jobs = labeling.jobs(catalog, plans, config.engine, request, new)
+        jobs = labeling.jobs(catalog, plans, config.engine, wanted, new)
         if not told or not jobs:
             return [*lines, "nothing to label: everything in the pipeline file is done"]
         probe = Probe(
@@ -126,7 +126,7 @@ class _Dry:
             catalog=catalog,
             scratch=self.scratch,
             scans={name: source.scan for name, source in found.items()},
-            request=request,
+            wanted=wanted,
             tokenizers=known,
             unfitted=unfitted,
             progress=self.progress,

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 from engine.ingest import ingest
 from engine.pipeline import config as pipeline
-from engine.plan import missing, selection
+from engine.plan import missing
 from engine.plan.corpus import CorpusPlan, corpus_modalities, corpus_plan
 from engine.plan.items import FitItem
-from engine.plan.missing import Request
+from engine.plan.missing import Wanted
+from engine.plan.where import pick
 from engine.progress.record import Done, Execution, recorded
 from engine.run import freeze, labeling
 from engine.run.commit import commit_recipes
@@ -114,7 +115,7 @@ class _MainJob:
 
         try:
             # A mistake in a condition is told before hours of fits.
-            request = request_of(self.catalog, roots, steps, retry=retry, where=where)
+            wanted = wanted_of(self.catalog, roots, steps, retry=retry, where=where)
             fits = self._missing_fits(roots, refit=refit) if "fit" in steps else []
             if fits:
                 self._fit(start(len(fits)), fits)
@@ -122,11 +123,11 @@ class _MainJob:
                 self.progress.say(line)
             plans = self._plans(roots)
             commit_recipes(self.catalog, plans, run=self.done.run)
-            if request.forms:
+            if wanted.forms:
                 fitted = {name: known for name, known in self._fitted().items() if known is not None}
                 execution = Execution(catalog=self.catalog, progress=self.progress, done=self.done)
                 workers = workers_of(self.config.engine)
-                labeling.label(execution, plans, fitted, self.config.engine, request, workers=workers, runner=start)
+                labeling.label(execution, plans, fitted, self.config.engine, wanted, workers=workers, runner=start)
         finally:
             if runner is not None:
                 runner.close()
@@ -214,23 +215,23 @@ class _MainJob:
             )
 
 
-def request_of(
+def wanted_of(
     catalog: Catalog,
     corpora: Collection[str],
     steps: Sequence[Step],
     *,
     retry: Collection[str] | None,
     where: str | None,
-) -> Request:
+) -> Wanted:
     """Returns what the options of a run ask for. Raises ConfigError for a class that no failed row has, and for `where`."""
     forms: frozenset[Form] = frozenset(form for step, form in _FORMS.items() if step in steps)
     for name in retry or ():
         known = planning.failure_classes(catalog)
         if known and name not in known:
             raise ConfigError(f"--class {name}: no row failed with that; {nearest(name, known)}")
-    return Request(
+    return Wanted(
         forms=forms,
-        selection=None if where is None or not forms else selection.pick(catalog, where, corpora),
+        picked=None if where is None or not forms else pick(catalog, where, corpora),
         retry=None if retry is None else frozenset(retry),
     )
 

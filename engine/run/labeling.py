@@ -11,7 +11,7 @@ from engine.plan.corpus import CorpusPlan, LabelerUse
 from engine.plan.costs import Cost, Measured, costs, known, model_bytes, total
 from engine.plan.groups import Group, groups
 from engine.plan.items import Target, WorkItem
-from engine.plan.missing import Request
+from engine.plan.missing import Wanted
 from engine.plan.reasons import NewSamples
 from engine.progress.record import Execution
 from engine.run.alarms import Alarms
@@ -63,7 +63,7 @@ def jobs(
     catalog: Catalog,
     plans: Mapping[str, CorpusPlan],
     engine: EngineConfig,
-    request: Request,
+    wanted: Wanted,
     new: Mapping[str, NewSamples] | None = None,
 ) -> list[Job]:
     """Returns the jobs of all corpora, in order. `new` samples by corpus, which are not ingested yet, count too."""
@@ -73,21 +73,21 @@ def jobs(
             planned, engine, lambda use, pool, planned=planned: model_bytes(planned, use, engine, pool)
         ):
             coming = (new or {}).get(planned.corpus)
-            targets = missing.group_targets(planned, group, request.forms)
-            counts = _count(catalog, planned, targets, request, coming)
+            targets = missing.group_targets(planned, group, wanted.forms)
+            counts = _count(catalog, planned, targets, wanted, coming)
             if not counts["parts"]:
                 continue
             rows = []
             for use in group.labelers:
                 made = {output.name for output in use.outputs}
                 own = [target for target in targets if target.modality in made]
-                rows.append((use, _count(catalog, planned, own, request, coming)["rows"]))
+                rows.append((use, _count(catalog, planned, own, wanted, coming)["rows"]))
             by_form: dict[str, list[Target]] = {}
             for target in targets:
                 by_form.setdefault(f"{target.modality}/{target.form}", []).append(target)
             samples = {}
             for form, own in by_form.items():
-                lacking = _count(catalog, planned, own, request, coming)
+                lacking = _count(catalog, planned, own, wanted, coming)
                 samples[form] = lacking["rows"] * lacking["shards"] / max(1, lacking["parts"] * len(own))
             found.append(
                 Job(
@@ -105,16 +105,16 @@ def _count(
     catalog: Catalog,
     planned: CorpusPlan,
     targets: Sequence[Target],
-    request: Request,
+    wanted: Wanted,
     new: NewSamples | None,
 ) -> dict[str, int]:
     """Counts what is missing of some targets: `parts`, their `rows`, and `shards`."""
     if not targets:
         return {"parts": 0, "rows": 0, "shards": 0}
-    among = None if request.selection is None else request.selection.parts(planned.corpus)
-    counts = planning.to_do(catalog, planned.corpus, missing.places_of(targets), retry=request.retry, among=among)
-    if request.selection is not None:
-        counts["rows"] = math.ceil(counts["rows"] * request.selection.share(planned.corpus))
+    among = None if wanted.picked is None else wanted.picked.parts(planned.corpus)
+    counts = planning.to_do(catalog, planned.corpus, missing.places_of(targets), retry=wanted.retry, among=among)
+    if wanted.picked is not None:
+        counts["rows"] = math.ceil(counts["rows"] * wanted.picked.share(planned.corpus))
     if new is None:
         return counts
     coming = {"parts": new.parts, "rows": new.rows, "shards": new.parts * len(targets)}
@@ -129,13 +129,13 @@ def known_cost(job: Job, engine: EngineConfig) -> Cost | None:
 
 
 def items(
-    catalog: Catalog, found: Sequence[Job], tokenizers: Mapping[str, TokenizerAdded], request: Request
+    catalog: Catalog, found: Sequence[Job], tokenizers: Mapping[str, TokenizerAdded], wanted: Wanted
 ) -> Iterator[WorkItem]:
     """Yields the items of jobs: those of a pool group by group, the pools by turns."""
     by_pool: dict[str, list[Iterator[WorkItem]]] = {}
     for job in found:
         by_pool.setdefault(job.group.pool, []).append(
-            missing.work_items(catalog, job.plan, job.group, tokenizers, request)
+            missing.work_items(catalog, job.plan, job.group, tokenizers, wanted)
         )
     return in_turn(chain.from_iterable(streams) for streams in by_pool.values())
 
@@ -145,7 +145,7 @@ def label(
     plans: Mapping[str, CorpusPlan],
     tokenizers: Mapping[str, TokenizerAdded],
     engine: EngineConfig,
-    request: Request,
+    wanted: Wanted,
     *,
     workers: int,
     runner: Callable[[int], Runner],
@@ -155,14 +155,14 @@ def label(
     Raises TooManyFailures if more rows or items fail than the pipeline file allows; what is done is committed.
     """
     catalog, progress = execution.catalog, execution.progress
-    found = jobs(catalog, plans, engine, request)
-    stream = items(catalog, found, tokenizers, request)
+    found = jobs(catalog, plans, engine, wanted)
+    stream = items(catalog, found, tokenizers, wanted)
     first = next(stream, None)
     if first is None:
         return
-    lines = [line for planned in plans.values() for line in reasons.lines(catalog, planned, request)]
+    lines = [line for planned in plans.values() for line in reasons.lines(catalog, planned, wanted)]
     lines = [line for line in lines if line.to_do]
-    for text in (*plain_lines(reasons.table(lines), reasons.NUMBERS), *_head(found, engine, request, workers)):
+    for text in (*plain_lines(reasons.table(lines), reasons.NUMBERS), *_head(found, engine, wanted, workers)):
         progress.say(text)
     parts: dict[str, int] = {}
     for corpus in plans:
@@ -179,8 +179,8 @@ def label(
         committer.summarize()
 
 
-def _head(found: Sequence[Job], engine: EngineConfig, request: Request, workers: int) -> list[str]:
-    most = "at most " if request.selection is not None else ""
+def _head(found: Sequence[Job], engine: EngineConfig, wanted: Wanted, workers: int) -> list[str]:
+    most = "at most " if wanted.picked is not None else ""
     parts = sum(job.parts for job in found)
     shards, rows = sum(job.shards for job in found), sum(job.rows for job in found)
     lines = [f"to do: {most}{shards:,} shards in {parts:,} work items ({rows:,} samples to read)"]

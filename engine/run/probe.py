@@ -22,8 +22,8 @@ from engine.plan import missing as plan
 from engine.plan.corpus import CorpusPlan, identity
 from engine.plan.costs import Measured
 from engine.plan.items import ItemResult, WorkItem
-from engine.plan.missing import Request
-from engine.plan.selection import unpacked
+from engine.plan.missing import Wanted
+from engine.plan.where import unpacked
 from engine.progress.progress import Progress
 from engine.run.commit import JUDGED_FROM_ROWS, commit_recipes
 from engine.run.job import worker_settings
@@ -67,7 +67,7 @@ class Probe:
     catalog     of the workspace, which is only read
     scratch     of the probe's own workspace
     scans       the sources as they were listed, by corpus: samples come from there if the corpus has no parts yet
-    request     which rows of the parts may be picked
+    wanted      which rows of the parts may be picked
     tokenizers  those that are fitted
     unfitted    modalities whose tokenizer is still to be fitted: only their labels are probed
     failed      what failed of the samples, in words; filled by `measure`
@@ -77,7 +77,7 @@ class Probe:
     catalog: Catalog
     scratch: Catalog
     scans: Mapping[str, Scan | None]
-    request: Request
+    wanted: Wanted
     tokenizers: Mapping[str, TokenizerAdded]
     unfitted: frozenset[str]
     progress: Progress
@@ -139,7 +139,7 @@ class Probe:
     def _items(self, job: Job, planned: CorpusPlan) -> list[WorkItem]:
         """Returns the items of the samples to be measured and of those to be shown, for the labelers with work."""
         group = replace(job.group, labelers=tuple(use for use, _ in job.rows_by_labeler))
-        return list(plan.work_items(self.scratch, planned, group, self.tokenizers, Request()))[-2:]
+        return list(plan.work_items(self.scratch, planned, group, self.tokenizers, Wanted()))[-2:]
 
     # -- samples ------------------------------------------------------------------------------------------------------
 
@@ -160,8 +160,8 @@ class Probe:
 
     def _picked(self, corpus: str) -> pa.Table:
         """Returns samples of a corpus as rows of samples files, spread over its parts if it has some, else over its source."""
-        selection = self.request.selection
-        among = None if selection is None else selection.parts(corpus)
+        picked = self.wanted.picked
+        among = None if picked is None else picked.parts(corpus)
         parts = planning.spread_parts(self.catalog, corpus, _PARTS_PROBED, among=among)
         if parts:
             each = -(-SAMPLES // len(parts))
@@ -180,8 +180,8 @@ class Probe:
     def _rows_of(self, part: PartAdded, most: int) -> pa.Table:
         table = parquet.read(self.catalog.storage.read(part.path))
         usable = table["sha256"].is_valid().to_numpy(zero_copy_only=False)
-        selection = self.request.selection
-        bits = None if selection is None else selection.bits(part.corpus, part.part)
+        picked = self.wanted.picked
+        bits = None if picked is None else picked.bits(part.corpus, part.part)
         places = np.flatnonzero(usable if bits is None else usable & unpacked(bits, part.rows))
         return table.take(places[_spread(len(places), most)])
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.plan.missing import fit_order, is_held_out
+from engine.plan.missing import fit_order, is_judged
 from engine.show import pictures
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, DecodeError, ShardError, TokenizeError
@@ -48,7 +48,7 @@ class Sample:
     corpus: str
     key: str
     source: str
-    is_held_out: bool
+    is_judged: bool
     columns: Mapping[str, Any]
     cards: Sequence[Card]
 
@@ -63,7 +63,7 @@ class _Values:
 
 
 def samples(catalog: Catalog, corpus: str, most: int, notes: list[str]) -> list[Sample]:
-    """Returns up to `most` samples of the corpus's fullest part: held-out ones first, without those that failed.
+    """Returns up to `most` samples of the corpus's fullest part: judged ones first, without those that failed.
 
     What cannot be read or decoded is left out and told in `notes`.
     """
@@ -77,8 +77,8 @@ def samples(catalog: Catalog, corpus: str, most: int, notes: list[str]) -> list[
         "AND key NOT IN (SELECT key FROM failures WHERE corpus = ? AND key IS NOT NULL)",
         [corpus, part, corpus],
     ).to_pylist()
-    chosen = sorted(rows, key=lambda row: (not is_held_out(row["key"]), fit_order(row["key"])))[:most]
-    rows = sorted(chosen, key=lambda row: (not is_held_out(row["key"]), row["source"]))
+    chosen = sorted(rows, key=lambda row: (not is_judged(row["key"]), fit_order(row["key"])))[:most]
+    rows = sorted(chosen, key=lambda row: (not is_judged(row["key"]), row["source"]))
     values = {row["key"]: _Values() for row in rows}
     _read(catalog, corpus, part, values, notes)
     return [
@@ -86,7 +86,7 @@ def samples(catalog: Catalog, corpus: str, most: int, notes: list[str]) -> list[
             corpus=corpus,
             key=row["key"],
             source=row["source"],
-            is_held_out=is_held_out(row["key"]),
+            is_judged=is_judged(row["key"]),
             columns={name: value for name, value in row.items() if name not in shards.RESERVED_COLUMNS},
             cards=_cards(values[row["key"]], row["key"]),
         )

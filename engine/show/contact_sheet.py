@@ -20,13 +20,13 @@ def contact_sheet(
         empty: dict[str, Any] = {"sheet": "", "has_null": False, "legend": [], "samples": []}
         return {"name": name, "words": "Nothing was made of its samples yet.", **empty}
     cards = [card for sample in shown for card in sample.cards]
-    held_out = sum(sample.is_held_out for sample in shown)
+    judged = sum(sample.is_judged for sample in shown)
     has_pictures = any(isinstance(card.label, np.ndarray) for card in cards)
     has_classes = any(card.modality == "segmentation" for card in cards)
     return {
         "name": name,
         "words": f"{len(shown)} of {many(corpus['samples'], 'sample')}: above the label, below what its tokens decode to. "
-        f"No tokenizer was fitted on those held out ({'all' if held_out == len(shown) else held_out or 'none'} of these). ",
+        f"No tokenizer was fitted on those judged ({'all' if judged == len(shown) else judged or 'none'} of these). ",
         "sheet": page.picture(f"contact-{name}", _sheet(shown)) if has_pictures else "",
         "has_null": any(map(_has_null, cards)),
         "legend": [(class_name, _color(number)) for number, class_name in enumerate(class_names)]
@@ -54,7 +54,7 @@ def _sample(page: Page, sample: contact.Sample, stem: str) -> dict[str, Any]:
             drawn.append({"modality": card.modality, "sides": _sides(page, card, f"{stem}-{card.modality}")})
     return {
         "source": sample.source,
-        "is_held_out": sample.is_held_out,
+        "is_judged": sample.is_judged,
         "facts": [
             f"{name}: {cell(value, 80)}"
             for name, value in sample.columns.items()
@@ -105,7 +105,7 @@ def _sheet(shown: Sequence[contact.Sample]) -> np.ndarray:
     rows = [
         pictures.SheetRow(
             title=sample.source,
-            note="held out" if sample.is_held_out else "",
+            note="judged" if sample.is_judged else "",
             labels={card.modality: _sheet_cell(card.label) for card in sample.cards},
             decoded={card.modality: _sheet_cell(card.decoded) for card in sample.cards},
         )

@@ -42,7 +42,7 @@ def plan(catalog: Catalog, *, retention_days: float, now: datetime.datetime | No
     if not retention_days >= 0:
         raise ConfigError(f"--retention {retention_days:g}: expected a number of days from 0 up")
     moment = now or datetime.datetime.now(datetime.UTC)
-    needs = _Needs(catalog, retention.version_before(catalog, moment - datetime.timedelta(days=retention_days)))
+    needs = _Kept(catalog, retention.version_before(catalog, moment - datetime.timedelta(days=retention_days)))
     found = [*_of_files(catalog.storage, needs, moment), *_checkpoints(catalog.storage)]
     return sorted(found, key=lambda deletion: deletion.path)
 
@@ -67,7 +67,7 @@ def collect(uri: str, *, retention_days: float = RETENTION_DAYS, quiet: bool = F
     return deletions
 
 
-class _Needs:
+class _Kept:
     """What is said of each file, by its path up to its ending: a shard, its failed file and its sidecar go together."""
 
     def __init__(self, catalog: Catalog, since: int) -> None:
@@ -90,7 +90,7 @@ class _Needs:
         return "no record names it" if is_old else None
 
 
-def _of_files(storage: Storage, needs: _Needs, moment: datetime.datetime) -> Iterator[Deletion]:
+def _of_files(storage: Storage, needs: _Kept, moment: datetime.datetime) -> Iterator[Deletion]:
     for folder in (paths.DATA, paths.META):
         for file in storage.walk(folder):
             is_old = moment - file.modified > _ORPHANS_AFTER

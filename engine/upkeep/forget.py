@@ -33,7 +33,7 @@ _NAME_DIGITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class OptOut:
     """What lines ask for: rows that are there still, rows that were forgotten before, and lines that name nothing.
 
     `names` has, for lines that are no corpus/key and no hash, a digest of the line and the rows it names: the log may
@@ -98,7 +98,7 @@ def forget(uri: str, lines: Sequence[str], *, ignore_unknown: bool = False, quie
         return make_receipt(execution.catalog, execution.done.run, [*asked.earlier, *asked.rows], config)
 
 
-def _resolve(catalog: Catalog, lines: Sequence[str]) -> Asked:
+def _resolve(catalog: Catalog, lines: Sequence[str]) -> OptOut:
     found = retention.find_rows(catalog, lines)
     gone: dict[str, list[ForgottenRow]] = {}
     for action in retention.forgotten(catalog):
@@ -122,7 +122,7 @@ def _resolve(catalog: Catalog, lines: Sequence[str]) -> Asked:
                 own_names[digest] = list(rows)
     asked = dict.fromkeys(row for rows in found.values() for row in rows)
     asked.update(dict.fromkeys(retention.rows_of_bytes(catalog, [row.sha256 for row in asked])))
-    return Asked(rows=list(asked), earlier=list(earlier), unknown=unknown, names=own_names)
+    return OptOut(rows=list(asked), earlier=list(earlier), unknown=unknown, names=own_names)
 
 
 def _names_of_earlier_runs(catalog: Catalog) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from engine.upkeep.leftovers import leftovers
-from engine.upkeep.verify_shard import PartRows, check_bytes, check_part, check_shard, check_sidecar, check_tokenizer
+from engine.upkeep.verify_shard import CheckedPart, check_bytes, check_part, check_shard, check_sidecar, check_tokenizer
 from manifests.catalog.catalog import Catalog
 from manifests.errors import LogError, ModmillError, ShardError
 from manifests.formats import sidecars
@@ -141,17 +141,17 @@ class _Verifier:
             self._wrong(paths.samples_folder(corpus), f"the log has {len(parts)} parts, but no part {missing[0]}")
         for first in range(0, len(parts), _PARTS_AT_ONCE):
             some = parts[first : first + _PARTS_AT_ONCE]
-            rows: dict[int, PartRows] = {}
+            rows: dict[int, CheckedPart] = {}
             checked = _ahead(pool, lambda part: self._part(part, self._forgotten.get((corpus, part.part), set())), some)
             for part, found in zip(some, checked, strict=True):
                 self._done.parts += 1
-                if isinstance(found, PartRows):
+                if isinstance(found, CheckedPart):
                     rows[part.part] = found
                 else:
                     self._wrong(part.path, found)
             self._check_shards(pool, self._catalog.live_shards(corpus, some[0].part, some[-1].part), rows, shards)
 
-    def _part(self, part: PartAdded, forgotten: set[int]) -> PartRows | str:
+    def _part(self, part: PartAdded, forgotten: set[int]) -> CheckedPart | str:
         try:
             found = check_part(self._storage, part, forgotten)
             self._note_sidecar(part)
@@ -160,7 +160,7 @@ class _Verifier:
             return str(error)
 
     def _check_shards(
-        self, pool: ThreadPoolExecutor, shards: Sequence[ShardAdded], rows: Mapping[int, PartRows], total: int
+        self, pool: ThreadPoolExecutor, shards: Sequence[ShardAdded], rows: Mapping[int, CheckedPart], total: int
     ) -> None:
         problems = _ahead(pool, lambda shard: self._shard(shard, rows.get(shard.part)), shards)
         for shard, problem in zip(shards, problems, strict=True):
@@ -171,7 +171,7 @@ class _Verifier:
             if problem is not None:
                 self._wrong(shard.path, problem)
 
-    def _shard(self, shard: ShardAdded, part: PartRows | None) -> str | None:
+    def _shard(self, shard: ShardAdded, part: CheckedPart | None) -> str | None:
         try:
             found = check_shard(self._storage, shard, part)
             if self._deep is not None:

@@ -17,7 +17,7 @@ from manifests.store.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartRows:
+class CheckedPart:
     """What shards of a part are held against: its keys in order, and the rows that were forgotten."""
 
     keys: Sequence[str]
@@ -33,7 +33,7 @@ class ReadShard:
     values: pa.Array | None
 
 
-def check_part(storage: Storage, part: PartAdded, forgotten: Collection[int]) -> PartRows:
+def check_part(storage: Storage, part: PartAdded, forgotten: Collection[int]) -> CheckedPart:
     """The rows of a part. Raises ShardError with what is wrong first."""
     data = _read(storage, part.path, part.sha256, part.size_bytes)
     table = parquet.read(data, ["corpus", "part", "row", "key", "sha256"])
@@ -49,7 +49,7 @@ def check_part(storage: Storage, part: PartAdded, forgotten: Collection[int]) ->
         raise ShardError(f"its rows without a source are not the {len(forgotten)} that the log says were forgotten")
     if part.pack_path is not None:
         _check_pack(storage, part.pack_path, part.pack_sha256)
-    return PartRows(keys=keys, forgotten=forgotten)
+    return CheckedPart(keys=keys, forgotten=forgotten)
 
 
 def _check_pack(storage: Storage, path: str, sha256: str | None) -> None:
@@ -82,7 +82,7 @@ def check_sidecar(storage: Storage, described: sidecars.Described) -> bool:
     return True
 
 
-def check_shard(storage: Storage, shard: ShardAdded, part: PartRows | None) -> ReadShard:
+def check_shard(storage: Storage, shard: ShardAdded, part: CheckedPart | None) -> ReadShard:
     """The shard, read. Raises ShardError with what is wrong first; `part` is None where that could not be read."""
     data = _read(storage, shard.path, shard.sha256, shard.size_bytes)
     _check_failed_file(storage, shard)

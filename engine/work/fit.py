@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.plan.corpus import CorpusPlan
 from engine.plan.items import FitItem, FitRows, Target
-from engine.plan.missing import fit_order, is_held_out
+from engine.plan.missing import fit_order, is_judged
 from engine.work.machine import host, is_tensor
 from engine.work.rows import Outcome
 from engine.work.worker import Worker
@@ -120,7 +120,7 @@ def _choose(rows: FitRows, worker: Worker) -> tuple[list[Sample], list[Sample]]:
     judged: list[Sample] = []
     for part in rows.parts:
         for sample in shards.read_samples(worker.storage.read(part.path)):
-            (judged if is_held_out(sample.key) else fit_samples).append(sample)
+            (judged if is_judged(sample.key) else fit_samples).append(sample)
     most_judged = max(_HELD_OUT_AT_LEAST, rows.fit_rows // 10)
     return _first(fit_samples, rows.fit_rows), _first(judged, most_judged)
 

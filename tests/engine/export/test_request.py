@@ -15,7 +15,7 @@ import pytest
 import webdataset
 
 from engine.cli import entry
-from engine.export.request import Request, export
+from engine.export.request import ExportRequest, export
 from engine.pipeline import config as pipeline
 from engine.run import job
 from engine.upkeep.verify import verify
@@ -77,7 +77,7 @@ def work(made: Path, tmp_path: Path) -> Path:
 
 
 def do(work: Path, to: object, **asked: Any) -> str:
-    return export(str(work), str(to), Request(**asked), quiet=True)
+    return export(str(work), str(to), ExportRequest(**asked), quiet=True)
 
 
 # -- readers of others ------------------------------------------------------------------------------------------------
@@ -223,8 +223,8 @@ def test_text_goes_where_4m_reads_captions(made: Path, tmp_path: Path) -> None:
 def test_rows_of_a_snapshot_and_of_a_condition(made: Path, tmp_path: Path) -> None:
     snapshot = open_snapshot(f"{made}#most")
     held_out = [part.held_out for part in snapshot.parts]
-    for name, is_held_out in (("train", False), ("other", True)):
-        do(made, tmp_path / name, layout="4m", snapshot="most", held_out=is_held_out, modalities=["rgb"])
+    for name, is_judged in (("train", False), ("other", True)):
+        do(made, tmp_path / name, layout="4m", snapshot="most", held_out=is_judged, modalities=["rgb"])
     rows = {name: {row["key"] for row in read_4m(tmp_path / name, ["tok_rgb@224"])} for name in ("train", "other")}
     assert not rows["train"] & rows["other"]
     assert rows["train"] | rows["other"] == set(keys(made, "part < 2")) & set(values(made, "rgb", "token", 0))
@@ -456,7 +456,7 @@ def test_a_copy_of_a_snapshot_is_what_a_training_needs(made: Path, tmp_path: Pat
 
 KILLED = """
 import os, sys
-from engine.export.request import Request, export
+from engine.export.request import ExportRequest, export
 from manifests.store.storage import Storage
 left, put = int(sys.argv[3]), Storage.put
 def putting(self, path, data):
@@ -466,7 +466,7 @@ def putting(self, path, data):
         os._exit(9)
     return put(self, path, data)
 Storage.put = putting
-export(sys.argv[1], sys.argv[2], Request(), quiet=True)
+export(sys.argv[1], sys.argv[2], ExportRequest(), quiet=True)
 """
 
 
@@ -498,7 +498,7 @@ def test_a_copy_tells_of_sidecars_that_are_gone(work: Path, tmp_path: Path, caps
     sidecars = list(work.glob("data/photos/rgb/*/*.json"))
     for sidecar in sidecars:
         sidecar.unlink()
-    export(str(work), str(tmp_path / "copy"), Request())
+    export(str(work), str(tmp_path / "copy"), ExportRequest())
     assert f"{len(sidecars)} shards of the source have no sidecar" in capsys.readouterr().err
     left = findings(tmp_path / "copy")
     assert len(left) == len(sidecars)
@@ -543,7 +543,7 @@ def test_exports_go_to_an_object_store_and_come_back(made: Path, tmp_path: Path,
     do(made, f"{s3_bucket}/copy", modalities=["rgb", "caption"])
     assert findings(f"{s3_bucket}/copy") == []
     assert "nothing to do" in do(made, f"{s3_bucket}/copy", modalities=["rgb", "caption"])
-    export(f"{s3_bucket}/copy", str(tmp_path / "back"), Request(), quiet=True)
+    export(f"{s3_bucket}/copy", str(tmp_path / "back"), ExportRequest(), quiet=True)
     assert findings(tmp_path / "back") == []
     assert seen(tmp_path / "back") == seen(f"{s3_bucket}/copy")
     do(made, f"{s3_bucket}/tars", layout="webdataset", modalities=["caption"])
@@ -551,17 +551,16 @@ def test_exports_go_to_an_object_store_and_come_back(made: Path, tmp_path: Path,
     stored = open_storage(f"{s3_bucket}/tars")
     assert stored.read("SHA256SUMS") == (tmp_path / "tars/SHA256SUMS").read_bytes()
     assert stored.read("photos/caption/token/shard-00000.tar")
-    asked = Request(layout="webdataset", modalities=["caption"], corpora=["photos"])
+    asked = ExportRequest(layout="webdataset", modalities=["caption"], corpora=["photos"])
     export(f"{s3_bucket}/copy", str(tmp_path / "from"), asked, quiet=True)
     assert read_all(tmp_path / "from/photos/caption/token") == read_all(tmp_path / "tars/photos/caption/token")
 
 
 def test_a_copy_needs_no_more_than_the_base(made: Path, tmp_path: Path) -> None:
     heavy = ("torch", "ray", "cv2", "PIL", "pandas", "skimage", "transformers")
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({heavy!r})); from engine.export.request import Request, export; "
-    )
-    code += "export(sys.argv[1], sys.argv[2], Request(), quiet=True)"
+    code = f"import sys; sys.modules.update(dict.fromkeys({heavy!r})); "
+    code += "from engine.export.request import ExportRequest, export; "
+    code += "export(sys.argv[1], sys.argv[2], ExportRequest(), quiet=True)"
     done = subprocess.run(
         [sys.executable, "-c", code, made, tmp_path / "copy"], cwd=ROOT, capture_output=True, text=True
     )

@@ -380,7 +380,7 @@ def test_sheets_show_each_kind_of_label() -> None:
     assert sheets.tile("caption", labels) == "a cube"
     assert sheets.tile("boxes", {"boxes": []}) == "no boxes"
     assert sheets.tile("caption", {"caption": ""}) == "no words"
-    row = sheets.Row(given={"caption": "word " * 200}, generated={"rgb@32": pixels}, title="0")
+    row = sheets.SheetLine(given={"caption": "word " * 200}, generated={"rgb@32": pixels}, title="0")
     one, two = (sheets.sheet([row] * rows, title="t" * 500) for rows in (1, 2))
     assert one.shape[1] == two.shape[1]
     assert two.shape[0] > one.shape[0] > 224

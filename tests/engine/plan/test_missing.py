@@ -9,7 +9,7 @@ from engine.pipeline import config as pipeline
 from engine.plan import missing, reasons
 from engine.plan.corpus import CorpusPlan, corpus_plan
 from engine.plan.groups import groups
-from engine.plan.missing import Request
+from engine.plan.missing import Wanted
 from engine.run import labeling
 from manifests.catalog.catalog import Catalog
 from manifests.log import entries as log
@@ -62,10 +62,10 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
         yield catalog
 
 
-def items(catalog: Catalog, config: pipeline.PipelineConfig, planned: CorpusPlan, request: Request | None = None):
-    request = request or Request()
-    found = labeling.jobs(catalog, {"photos": planned}, config.engine, request)
-    return labeling.items(catalog, found, {}, request)
+def items(catalog: Catalog, config: pipeline.PipelineConfig, planned: CorpusPlan, wanted: Wanted | None = None):
+    wanted = wanted or Wanted()
+    found = labeling.jobs(catalog, {"photos": planned}, config.engine, wanted)
+    return labeling.items(catalog, found, {}, wanted)
 
 
 def test_all_is_missing_group_by_group_and_pools_by_turns(tmp_path: Path, catalog: Catalog) -> None:
@@ -86,10 +86,10 @@ def test_only_what_is_missing_is_planned_and_only_as_it_is_taken(tmp_path: Path,
         done += [shard(planned, number, "caption"), shard(planned, number, "palette"), shard(planned, number, "rgb", 0)]
         done += [shard(planned, number, "rgb", 1)] * (number not in (3, 4000))
     catalog.commit(done, run="r")
-    found = labeling.jobs(catalog, {"photos": planned}, config.engine, Request())
+    found = labeling.jobs(catalog, {"photos": planned}, config.engine, Wanted())
     assert [(job.parts, job.rows, job.shards) for job in found] == [(2, 20, 2)]
     assert [use.name for use, _ in found[0].rows_by_labeler] == ["rgb"]
-    stream = labeling.items(catalog, found, {}, Request())
+    stream = labeling.items(catalog, found, {}, Wanted())
     first = next(stream)
     assert [(target.modality, target.crop) for target in first.targets] == [("rgb", 1)]
     # What comes to be there after the first window was looked at is not made again.
@@ -105,9 +105,9 @@ def test_rows_that_were_left_out_are_made_and_failed_ones_when_asked(tmp_path: P
     catalog.commit([*done, left_out, failed], run="r")
     (group,) = (group for group in groups(planned, config.engine, lambda use, pool: 0) if group.pool == "other")
     (target,) = missing.group_targets(planned, group)
-    (item,) = missing.work_items(catalog, planned, group, {}, Request())
+    (item,) = missing.work_items(catalog, planned, group, {}, Wanted())
     assert (item.part.part, item.base[target].ok, item.selected) == (7, 4, None)
-    again = list(missing.work_items(catalog, planned, group, {}, Request(retry=frozenset())))
+    again = list(missing.work_items(catalog, planned, group, {}, Wanted(retry=frozenset())))
     assert [(item.part.part, item.base[target].ok) for item in again] == [(7, 4), (8, 9)]
     assert {
         row["part"] for row in catalog.sql("SELECT part FROM missing WHERE modality = 'palette'").to_pylist()
@@ -122,7 +122,7 @@ def test_the_reason_names_the_input_that_changed(tmp_path: Path, catalog: Catalo
     failing = shard(before, 30, "caption", ok=8, failed=2)
     catalog.commit([RecipeAdded(fingerprint=old.fingerprint, document=old.document()), *done, failing], run="r")
     _, now = load(tmp_path, "corpora.photos.modalities.palette.parameters={colors: 5}")
-    lines = {line.modality: line for line in reasons.lines(catalog, now, Request())}
+    lines = {line.modality: line for line in reasons.lines(catalog, now, Wanted())}
     assert lines["palette"].to_do == PARTS
     assert "20 stale (parameters.colors 7 → 5)" in lines["palette"].why
     assert f"{PARTS - 20:,} missing" in lines["palette"].why
@@ -143,4 +143,4 @@ def test_counts_of_an_empty_corpus_are_nothing(tmp_path: Path) -> None:
     with Catalog(storage) as catalog:
         assert planning.last_part(catalog, "photos") == -1
         assert list(items(catalog, config, planned)) == []
-        assert [line.to_do for line in reasons.lines(catalog, planned, Request())] == [0, 0, 0]
+        assert [line.to_do for line in reasons.lines(catalog, planned, Wanted())] == [0, 0, 0]

@@ -10,7 +10,7 @@ from PIL import Image
 from engine.pipeline import config as pipeline
 from engine.plan import costs
 from engine.plan.corpus import corpus_plan
-from engine.plan.missing import Request
+from engine.plan.missing import Wanted
 from engine.run import dry_run, job, labeling
 from engine.run import probe as probe_run
 from manifests.catalog.catalog import Catalog
@@ -135,7 +135,7 @@ def test_a_crop_that_is_added_is_a_share_of_its_samples(tmp_path: Path, photos: 
     with Catalog.open(tmp_path / "work") as catalog:
         fitted = {"edges": catalog.tokenizer("edges")}
         planned = corpus_plan(config, "photos", str(tmp_path / "photos"), fitted)
-        (asked,) = labeling.jobs(catalog, {"photos": planned}, config.engine, Request())
+        (asked,) = labeling.jobs(catalog, {"photos": planned}, config.engine, Wanted())
     assert (asked.parts, asked.rows, asked.shards) == (3, 9, 9)
     assert asked.samples_by_form == {"edges/token": pytest.approx(9 * 3 / 5)}
 

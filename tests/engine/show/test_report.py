@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from engine.pipeline import config as pipeline
-from engine.plan.missing import is_held_out
+from engine.plan.missing import is_judged
 from engine.run import job
 from engine.show.codebooks import codebook_use
 from engine.show.report import QUESTIONS, Question, write_report
@@ -122,11 +122,11 @@ def test_each_modality_is_shown_as_label_and_from_tokens(report: Path):
         assert image.size == (224, 224)
 
 
-def test_samples_that_were_held_out_say_so_and_come_first(report: Path, workspace: Path):
+def test_samples_that_tokenizers_are_judged_on_say_so_and_come_first(report: Path, workspace: Path):
     with Catalog.open(workspace) as catalog:
         rows = catalog.sql("SELECT corpus, key FROM samples WHERE source <> 'broken.jpg'").to_pylist()
     page = Page(report)
-    assert page.text("span").count("held out") == sum(is_held_out(row["key"]) for row in rows)
+    assert page.text("span").count("judged") == sum(is_judged(row["key"]) for row in rows)
     assert len([tag for tag in page.tags if tag == "article"]) == len(rows)
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.export import copy
-from engine.export.choice import Asked
+from engine.export.choice import ExportChoice
 from engine.pipeline import config as pipeline
 from engine.run import job
 from engine.upkeep import forget
@@ -161,7 +161,9 @@ def test_a_pack_is_verified_copied_and_recovered(home: Path, tmp_path: Path) -> 
     with Catalog(storage) as catalog:
         assert catalog.parts("packed") == parts
         copied = open_storage(tmp_path / "copy")
-        copy.copy_workspace(catalog, copied, Asked(corpora=None, modalities=None, form=None, snapshot=None), quiet=True)
+        copy.copy_workspace(
+            catalog, copied, ExportChoice(corpora=None, modalities=None, form=None, snapshot=None), quiet=True
+        )
     assert all(copied.exists(str(part.pack_path)) for part in parts)
     path = home / "work" / str(parts[0].pack_path)
     data = path.read_bytes()

@@ -50,7 +50,7 @@ def test_photographs_are_copies_of_those_in_the_packages(laid_out: Path):
     assert {row["file"] for row in rows} == {path.name for path in photos.iterdir()}
     assert all(len(row["caption"].split()) > 4 and row["credit"] for row in rows)
     # The report shows what tokens hold of photographs that no tokenizer was fitted on.
-    assert any(plan.is_held_out(key_of(row["file"])) for row in rows)
+    assert any(plan.is_judged(key_of(row["file"])) for row in rows)
 
 
 def test_laying_out_again_changes_nothing(laid_out: Path):

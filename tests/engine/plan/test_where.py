@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.pipeline import config as pipeline
-from engine.plan import selection
+from engine.plan import where
 from engine.run import dry_run, job
 from engine.upkeep import forget
 from engine.upkeep import verify as verifying
@@ -52,7 +52,7 @@ def statuses(folder: Path, modality: str) -> dict[str, int]:
         found = {}
         for shard in catalog.live_shards():
             if shard.modality == modality:
-                for row, status in enumerate(selection.statuses_of(catalog.storage, shard)):
+                for row, status in enumerate(where.statuses_of(catalog.storage, shard)):
                     found[sources[keys[shard.part, row]]] = int(status)
         return found
 
@@ -130,10 +130,10 @@ def test_forgotten_rows_never_come_back(tmp_path: Path, photos: Path) -> None:
         other = catalog.sql("SELECT key FROM samples WHERE source = 'photo008.jpg'").to_pylist()[0]["key"]
     forget.forget(str(tmp_path / "work"), [f"photos/{key}", f"photos/{other}"], quiet=True)
     with Catalog.open(tmp_path / "work") as catalog:
-        picked = selection.pick(catalog, f"key IN ('{key}', '{other}') OR source = 'photo003.jpg'", ["photos"])
+        picked = where.pick(catalog, f"key IN ('{key}', '{other}') OR source = 'photo003.jpg'", ["photos"])
         assert len(picked.parts("photos")) == 1
         with pytest.raises(ConfigError, match="picks no row"):
-            selection.pick(catalog, f"key = '{key}'", ["photos"])
+            where.pick(catalog, f"key = '{key}'", ["photos"])
     run(tmp_path)
     with Catalog.open(tmp_path / "work") as catalog:
         coverage = {row["modality"]: row for row in catalog.coverage()}
@@ -154,4 +154,4 @@ def test_conditions_that_are_none_are_refused_before_any_work(tmp_path: Path, ph
 def test_bitmaps_hold_a_bit_a_row() -> None:
     chosen = np.random.default_rng(0).random(1001) < 0.3
     bits = np.packbits(chosen).tobytes()
-    assert (selection.unpacked(bits, 1001) == chosen).all()
+    assert (where.unpacked(bits, 1001) == chosen).all()

@@ -29,7 +29,7 @@ _CURRENT = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Column:
+class ExportColumn:
     """One modality in one form, by one recipe (its first 12 digits).
 
     `crops` is None where the grain is sample; `rule` says how crops were drawn, where the recipe depends on it; `tokens`
@@ -115,7 +115,7 @@ class PartRows:
         self._storage = storage
         self._files = files
 
-    def statuses(self, column: Column) -> np.ndarray:
+    def statuses(self, column: ExportColumn) -> np.ndarray:
         """uint8 (n,): 0 where the row is ok in every crop, else the status of the first crop that is not.
 
         A part whose shard was never made has NOT_SELECTED in every row.
@@ -131,7 +131,7 @@ class PartRows:
             found = np.where(found == Status.OK, statuses, found)
         return found
 
-    def values(self, column: Column) -> list[list[Any] | None]:
+    def values(self, column: ExportColumn) -> list[list[Any] | None]:
         """For each row the values of its crops (one, where the grain is sample), None where any of them is not ok.
 
         Tokens are unsigned arrays, structured labels and text what labelers made, pixels and maps the bytes of a PNG or
@@ -143,7 +143,7 @@ class PartRows:
         rows = zip(*(crop for crop in crops if crop is not None), strict=True)
         return [None if any(value is None for value in row) else list(row) for row in rows]
 
-    def _of(self, column: Column) -> list[ShardFile | None]:
+    def _of(self, column: ExportColumn) -> list[ShardFile | None]:
         numbers = [None] if column.crops is None else range(column.crops)
         return [self._files.get((column.modality.name, column.form, number)) for number in numbers]
 
@@ -182,7 +182,7 @@ class PartRows:
             )
 
 
-def _columns(catalog: Catalog, corpus: str, snapshot: Snapshot | None) -> list[Column]:
+def _columns(catalog: Catalog, corpus: str, snapshot: Snapshot | None) -> list[ExportColumn]:
     rows = catalog.sql(_CURRENT, [corpus]).to_pylist()
     if snapshot is not None:
         rows = [row for row in rows if row["form"] == "label"] + _frozen_columns(corpus, snapshot)
@@ -192,7 +192,7 @@ def _columns(catalog: Catalog, corpus: str, snapshot: Snapshot | None) -> list[C
         for row in catalog.sql("SELECT modality, form, recipe, crop FROM recipes").to_pylist()
     }
     return [
-        Column(
+        ExportColumn(
             modality=declared.get(row["modality"]) or modality_table.get(row["modality"]),
             form=row["form"],
             recipe=row["recipe"],

@@ -16,7 +16,7 @@ from manifests.store import parquet
 from manifests.store.storage import Storage
 
 
-class Selection:
+class PickedRows:
     """The picked rows, by corpus and part: a bitmap (`numpy.packbits`, one bit a row), or None where all are picked.
 
     Parts without a picked row are not in it. Forgotten rows are never picked, and do not count.
@@ -43,7 +43,7 @@ class Selection:
         return self._rows[corpus][part]
 
 
-def pick(catalog: Catalog, where: str, corpora: Collection[str]) -> Selection:
+def pick(catalog: Catalog, where: str, corpora: Collection[str]) -> PickedRows:
     """The rows of some corpora that a condition picks. Raises ConfigError where that is none, QueryError for the condition."""
     table = catalog.numbered_parts()
     firsts, counts = table["first_row"].to_numpy(), table["rows"].to_numpy()
@@ -73,7 +73,7 @@ def pick(catalog: Catalog, where: str, corpora: Collection[str]) -> Selection:
             f"--where {where!r} picks no row of {', '.join(sorted(corpora))}; the workspace has {total:,} samples, see "
             f'`modmill sql {catalog.storage.uri} "FROM samples"`'
         )
-    return Selection(where, rows, {corpus: picked[corpus] / among[corpus] for corpus in rows})
+    return PickedRows(where, rows, {corpus: picked[corpus] / among[corpus] for corpus in rows})
 
 
 def unpacked(bits: bytes, rows: int) -> np.ndarray:

@@ -18,8 +18,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from engine.export.rows import Column, CorpusRows, PartRows
-from engine.export.selection import Nulls
+from engine.export.aligned_rows import CorpusRows, ExportColumn, PartRows
+from engine.export.picked_rows import Nulls
 from engine.progress.progress import Progress
 from manifests.errors import ConfigError
 from manifests.formats.shards import Status, member_name
@@ -31,7 +31,7 @@ SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TarRow:
     """A row of a folder: the values of each of its columns by crop (None: null), and the statuses of every column."""
 
     corpus: str
@@ -43,12 +43,12 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Folder:
+class TarFolder:
     """One folder of tars: the columns it is made from, and the members of a row, extension to bytes."""
 
     path: str
-    columns: Sequence[Column]
-    encode: Callable[[Row], Mapping[str, bytes]]
+    columns: Sequence[ExportColumn]
+    encode: Callable[[TarRow], Mapping[str, bytes]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class CorpusExport:
     """The folders of one corpus; a row is null where it is not ok in any of `columns`, by name."""
 
     rows: CorpusRows
-    folders: Sequence[Folder]
-    columns: Mapping[str, Column]
+    folders: Sequence[TarFolder]
+    columns: Mapping[str, ExportColumn]
 
 
 @dataclass
@@ -154,7 +154,7 @@ def _write_part(
         values = [part.values(column) for column in folder.columns]
         for row in rows.tolist():
             key = part.keys[row]
-            content = Row(
+            content = TarRow(
                 corpus=export.rows.corpus,
                 part=part.number,
                 row=row,
