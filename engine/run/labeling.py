@@ -87,8 +87,8 @@ def jobs(
                 by_form.setdefault(f"{target.modality}/{target.form}", []).append(target)
             samples = {}
             for form, own in by_form.items():
-                lacking = _count(catalog, planned, own, wanted, coming)
-                samples[form] = lacking["rows"] * lacking["shards"] / max(1, lacking["parts"] * len(own))
+                missed = _count(catalog, planned, own, wanted, coming)
+                samples[form] = missed["rows"] * missed["shards"] / max(1, missed["parts"] * len(own))
             found.append(
                 Job(
                     plan=planned,

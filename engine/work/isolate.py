@@ -4,7 +4,7 @@ Memory that runs out is no row's fault: the rows a call are halved first, and st
 """
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,13 @@ class MicroBatch:
             return False
         self.size //= 2
         return True
+
+
+def windows(places: Sequence[int], batch: int, size: int) -> Iterator[tuple[int, list[int]]]:
+    """Yields the calls of `size` rows in which places of a batch lie: the first place of each, and those that are in it."""
+    for first in range(0, batch, size):
+        if some := [place for place in places if first <= place < first + size]:
+            yield first, some
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from engine.plan.corpus import CorpusPlan, LabelerUse, identity
 from engine.plan.items import Target
 from engine.work.inputs import WorkerSettings
-from engine.work.isolate import MicroBatch, isolate
+from engine.work.isolate import MicroBatch, isolate, windows
 from engine.work.machine import host, is_tensor, loaded_torch
 from engine.work.marks import AtHand
 from engine.work.models import Models
@@ -182,10 +182,7 @@ class Labeling:
             # Asked of all rows at first, then of halves of them, to find those that raise: the others are blank.
             made: list[dict[str, Any]] = []
             size = one.micro.size
-            for first in range(0, self._batch, size):
-                some = [place for place in places if first <= place < first + size]
-                if not some:
-                    continue
+            for first, some in windows(places, self._batch, size):
                 pixels = _window(images, some, first, size, whole=len(places) == len(ready))
                 inputs = {
                     name: pixels if name == "image" else _labels_of(name, at_place, number, some, first, size)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.work.isolate import MicroBatch, isolate
+from engine.work.isolate import MicroBatch, isolate, windows
 from engine.work.machine import is_tensor
 from engine.work.rows import Labels, Outcome
 from manifests.formats.shards import Status
@@ -39,10 +39,7 @@ class Tokenizing:
         def call(places: Sequence[int]) -> list[Any]:
             tokens: list[Any] = []
             size = self.micro.size
-            for first in range(0, self.batch, size):
-                some = [place for place in places if first <= place < first + size]
-                if not some:
-                    continue
+            for first, some in windows(places, self.batch, size):
                 values = [at_place[place].value for place in some]
                 if self.modality.is_structured:
                     tokens += list(self.tokenizer.encode(values))

@@ -210,8 +210,8 @@ class Loop:
         if not actor.items:
             return None, None
         # While the first of two items is written the second may be labeled, so that the first in line is not always the one
-        # that was at work. A mark tells, as only an item with strikes writes one and runs alone; else the last sign of life
-        # does. Who leaves with its node leaves marks that accuse no one.
+        # that was at work. A mark tells: an item past its deadline leaves one, and an item with strikes, which runs alone.
+        # Else the last sign of life tells. If the node left the cluster no row is to blame, and no mark is read.
         found: dict[str, marks.Mark | None] = {}
         for item in actor.items if cause != "left" else ():
             found[item.name] = marks.read(self._storage, self._run, item.name)
