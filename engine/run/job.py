@@ -54,7 +54,7 @@ def run(
 ) -> Done:
     """Runs the pipeline; returns what was done. Raises TooManyFailures, and any ModmillError of its parts.
 
-    retry   classes of failures whose rows are made again, empty: every failed row, None: none
+    retry   classes of failures whose rows are made again, empty: every failed row, None: no row
     where   SQL over `samples`: only these rows are labeled; the others of their parts stay as they are, or null
     """
     pipeline.check_labelers(config)

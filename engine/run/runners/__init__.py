@@ -1,1 +1,1 @@
-"""Runs work items: what a runner is (`protocol`), its loop (`driver`), who gets which item, who is to blame for a death."""
+"""Runs the work items: what a runner is (`protocol`), its loop (`driver`), who gets which item, who is to blame."""
