@@ -32,7 +32,7 @@ _CURRENT = (
 class ExportColumn:
     """One modality in one form, by one recipe (its first 12 digits).
 
-    `crops` is None where the grain is sample; `rule` says how crops were drawn, where the recipe depends on it; `tokens`
+    `crops` is None if the grain is sample; `rule` says how crops were drawn, where the recipe depends on it; `tokens`
     is how many a row has, for a sequence any number of them.
     """
 
@@ -75,7 +75,7 @@ class CorpusRows:
         self.rows = sum(int(np.count_nonzero(picked[part])) for part in picked)
 
     def parts(self) -> Iterator["PartRows"]:
-        """The parts with rows asked for, in order."""
+        """Yields the parts with rows asked for, in order."""
         for part in self.catalog.parts(self.corpus):
             picked = self._picked.get(part.part)
             if picked is not None and picked.any():
@@ -132,7 +132,7 @@ class PartRows:
         return found
 
     def values(self, column: ExportColumn) -> list[list[Any] | None]:
-        """For each row the values of its crops (one, where the grain is sample), None where any of them is not ok.
+        """For each row the values of its crops (one, where the grain is sample), None if any of them is not ok.
 
         Tokens are unsigned arrays, structured labels and text what labelers made, pixels and maps the bytes of a PNG or
         .npy. One shard is in memory at a time, besides the values.
@@ -225,7 +225,7 @@ def _frozen_columns(corpus: str, snapshot: Snapshot) -> list[dict[str, Any]]:
 
 
 def _rule(text: str | None) -> CropRule | None:
-    """The crop rule in a recipe's document."""
+    """Returns the crop rule in a recipe's document."""
     document = json.loads(text) if text else None
     if document is None:
         return None

@@ -63,7 +63,7 @@ class Chosen:
     size_bytes: int
 
     def holds(self, action: Action) -> bool:
-        """Whether an action of the source's log goes into the copy's."""
+        """Tells whether an action of the source's log goes into the copy's."""
         match action:
             case ShardAdded():
                 return action.path in self.shards

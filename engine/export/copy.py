@@ -1,4 +1,4 @@
-"""A copy of a workspace, or of a part of it, in another store: a workspace of its own.
+"""Copies a workspace, or a part of it, to another store: a workspace of its own.
 
 The source's log is walked entry by entry: the files that an entry's actions name are copied, each checked against its
 sha256 on the way, and then the actions are committed to the copy's log under their own run. So the copy is a whole
@@ -125,7 +125,7 @@ class _Copy:
                 raise
 
     def _entries(self) -> Iterator[tuple[str, list[Action]]]:
-        """The entries of the source with what is chosen of them and not in the target yet."""
+        """Yields the entries of the source with what is chosen of them and not in the target yet."""
         done = 0
         for entry in log.entries(self._source.storage):
             if entry.version > self._source.version:
@@ -213,7 +213,7 @@ class _Copy:
             raise ShardError(f"{self._source.storage.location(path)} is missing; {_RESTORE}") from None
 
     def _copy_file(self, path: str, sha256: str) -> "_CopiedFile":
-        """Copies one file, unless it stands there. Raises ShardError where either is not of that sha256."""
+        """Copies one file, unless it stands there. Raises ShardError if either is not of that sha256."""
         source, target = self._source.storage, self._target.storage
         try:
             size_bytes = source.size(path)
@@ -241,7 +241,7 @@ class _CopiedFile:
 
 
 class _Checked(io.RawIOBase):
-    """A stream over a file that raises ShardError at its end where its sha256 is not the one expected.
+    """Reads a file as a stream, and raises ShardError at its end if its sha256 is not the one expected.
 
     A writer that puts whole files or none thus never puts a wrong one.
     """

@@ -54,7 +54,7 @@ _NOT_STORED = {
 
 
 def fourm_folders(rows: CorpusRows, asked: Sequence[str] | None, nulls: Nulls) -> CorpusExport:
-    """The folders of a corpus in 4M's layout; `asked` are our names of modalities, or 4M's.
+    """Returns the folders of a corpus in 4M's layout; `asked` are our names of modalities, or 4M's.
 
     Default: tokens of every modality of images, maps and vectors, and every kept label that 4M stores. Raises ConfigError
     for a modality that is not there, that 4M does not store, or whose tokens int16 cannot hold; where crops were drawn by
@@ -93,7 +93,7 @@ def fourm_folders(rows: CorpusRows, asked: Sequence[str] | None, nulls: Nulls) -
 
 
 def fourm_name(column: ExportColumn) -> str | None:
-    """The folder of a column, None where 4M stores nothing like it."""
+    """Returns the folder of a column, None if 4M stores nothing like it."""
     modality = column.modality
     if modality.is_structured:
         return _LABELS.get(modality.name) if column.form == "label" else None
@@ -110,7 +110,7 @@ def _offered(columns: Sequence[ExportColumn]) -> dict[str, ExportColumn]:
 def _resolve(
     rows: CorpusRows, asked: Sequence[str], there: Mapping[str, ExportColumn], *, has_pixels: bool
 ) -> list[str]:
-    """The folders asked for, in the order of `there`, pixels first."""
+    """Returns the folders asked for, in the order of `there`, pixels first."""
     ours = {column.modality.name: name for name, column in there.items()}
     known = {**{name: name for name in there}, **ours, **({PIXELS: PIXELS} if has_pixels else {})}
     found: set[str] = set()
@@ -158,7 +158,7 @@ class _CropPlan:
                 )
 
     def cut(self, column: ExportColumn) -> ExportColumn:
-        """The column, of the crops that are exported."""
+        """Returns the column, of the crops that are exported."""
         return column if column.crops is None else replace(column, crops=self.crops)
 
     def settings(self, row: TarRow) -> dict[str, bytes]:
@@ -175,7 +175,7 @@ class _CropPlan:
         return {"npy": encode_npy(settings)}
 
     def crop(self, key: str, number: int, metadata: Mapping[str, Any]) -> Crop:
-        """A crop of the sample that has this metadata."""
+        """Returns a crop of the sample that has this metadata."""
         return plan_crop(self._rule, key, number, metadata["original_width"], metadata["original_height"])
 
     def _in_pixels(self, key: str, number: int, metadata: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
@@ -215,7 +215,7 @@ def _cropped_boxes(column: ExportColumn, plan: _CropPlan, row: TarRow) -> dict[s
 
 
 def _instances(boxes: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """Boxes as 4M's loader takes them; it drops those with a score below 0.6, so one that is not known is 1."""
+    """Returns boxes as 4M's loader takes them; it drops those with a score below 0.6, so one that is not known is 1."""
     instances = [
         {
             "boxes": [box["x0"], box["y0"], box["x1"], box["y1"]],
@@ -232,7 +232,7 @@ def _caption(row: TarRow) -> dict[str, bytes]:
 
 
 def _metadata(row: TarRow) -> dict[str, bytes]:
-    """Only the fields that 4M has an id for, and of these the ones with a value."""
+    """Returns only the fields that 4M has an id for, and of these the ones with a value."""
     record = {} if row.values[0] is None else row.values[0][0]
     return {"json": canonical_json({name: record[name] for name in METADATA if record.get(name) is not None})}
 

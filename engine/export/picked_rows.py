@@ -25,7 +25,7 @@ class TakenOut:
 
 
 def taken_out(catalog: Catalog) -> TakenOut:
-    """What the log says was forgotten, whatever version the catalog looks at."""
+    """Returns what the log says was forgotten, whatever version the catalog looks at."""
     rows: dict[tuple[str, int], list[int]] = {}
     files: set[str] = set()
     for entry in log.entries(catalog.storage):
@@ -41,7 +41,7 @@ def picked_rows(
 ) -> dict[str, dict[int, np.ndarray]]:
     """For each corpus and part bool (rows,): the rows that a condition picks, of a snapshot where one is given.
 
-    Of a snapshot these are the rows that are trained on, with `held_out` the others. Raises ConfigError where that is none.
+    Of a snapshot these are the rows that are trained on, with `held_out` the others. Raises ConfigError if that is none.
     """
     parts = catalog.numbered_parts().select(["corpus", "part", "rows", "first_row"]).to_pylist()
     total = sum(part["rows"] for part in parts)

@@ -25,7 +25,7 @@ ROWS_PER_SHARD = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """What is asked of an export; None is all there is, or what suits.
+    """Holds what is asked of an export; None is all there is, or what suits.
 
     `modalities` and `corpora` are names, `form` one of label and token, `where` a condition over `samples`. Of a snapshot
     the rows that are trained on are exported, with `held_out` the others.
@@ -95,7 +95,7 @@ def export(uri: str, to: str, request: ExportRequest, *, quiet: bool = False) ->
 
 
 def _exports(catalog: Catalog, request: ExportRequest) -> tuple[list["CorpusExport"], dict[str, Any]]:
-    """The folders to write, and what export.json says of them."""
+    """Returns the folders to write, and what export.json says of them."""
     from engine.export.aligned_rows import CorpusRows
     from engine.export.fourm import fourm_folders
     from engine.export.webdataset import describe, webdataset_folders
@@ -140,7 +140,7 @@ def _exports(catalog: Catalog, request: ExportRequest) -> tuple[list["CorpusExpo
 
 
 def _chosen(every: Sequence["CorpusRows"], rows: "CorpusRows", request: ExportRequest) -> list["ExportColumn"]:
-    """The columns of a corpus that are asked for. Raises ConfigError for a modality that no corpus has."""
+    """Returns the columns of a corpus that are asked for. Raises ConfigError for a modality that no corpus has."""
     known = {column.modality.name for each in every for column in each.columns}
     for name in request.modalities or ():
         if name not in known:

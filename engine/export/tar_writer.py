@@ -32,7 +32,7 @@ SUMS = "SHA256SUMS"
 
 @dataclass(frozen=True, kw_only=True)
 class TarRow:
-    """A row of a folder: the values of each of its columns by crop (None: null), and the statuses of every column."""
+    """Holds a row of a folder: the values of each of its columns by crop (None: null), and the statuses of every column."""
 
     corpus: str
     part: int
@@ -53,7 +53,7 @@ class TarFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusExport:
-    """The folders of one corpus; a row is null where it is not ok in any of `columns`, by name."""
+    """Holds the folders of one corpus; a row is null where it is not ok in any of `columns`, by name."""
 
     rows: CorpusRows
     folders: Sequence[TarFolder]
@@ -62,7 +62,7 @@ class CorpusExport:
 
 @dataclass
 class Written:
-    """What an export wrote: rows, tars, bytes, and the rows that are null by the column that they lack."""
+    """Holds what an export wrote: rows, tars, bytes, and the rows that are null by the column in which they are null."""
 
     rows: int = 0
     tars: int = 0
@@ -83,7 +83,7 @@ def write(
 ) -> Written:
     """Writes the tars of all folders; `document` goes into export.json.
 
-    Raises ConfigError where the target holds anything else, ShardError where a shard is not the one that was committed.
+    Raises ConfigError if the target holds anything else, ShardError if a shard is not the one that was committed.
     """
     written = Written()
     if not _begin(target, {"format": 1, **document}):
@@ -115,7 +115,7 @@ def write(
 
 
 def _begin(target: Storage, document: Mapping[str, Any]) -> bool:
-    """Writes export.json; False where the same export stands whole. Raises ConfigError where anything else stands."""
+    """Writes export.json; returns False if the same export stands whole. Raises ConfigError if anything else stands."""
     data = canonical_json(document)
     if target.exists(DOCUMENT):
         standing = json.loads(target.read(DOCUMENT))
@@ -166,7 +166,7 @@ def _write_part(
 
 
 class _TarSeries:
-    """The tars of one folder; rows arrive in order. `sums` has the sha256 of each that was put away."""
+    """Writes the tars of one folder; rows arrive in order. `sums` has the sha256 of each that was put away."""
 
     def __init__(self, target: Storage, folder: str, rows_per_shard: int) -> None:
         self._target = target
@@ -180,7 +180,7 @@ class _TarSeries:
 
     @property
     def size_bytes(self) -> int:
-        """What was written so far."""
+        """Returns what was written so far."""
         return self._closed_bytes + (0 if self._tar is None else self._tar.offset)
 
     def add(self, stem: str, members: Mapping[str, bytes]) -> None:

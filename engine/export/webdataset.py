@@ -14,7 +14,7 @@ from manifests.pixels.images import encode_npy
 
 
 def webdataset_folders(rows: CorpusRows, columns: Sequence[ExportColumn], nulls: Nulls) -> CorpusExport:
-    """A folder <corpus>/<modality>/<form> for each column, for any WebDataset loader.
+    """Returns a folder <corpus>/<modality>/<form> for each column, for any WebDataset loader.
 
     Members of a row: tokens <stem>.npy (the narrowest unsigned type), pixels and maps .png or .npy, text .txt, records
     .json; where the grain is crop, one of <stem>.c00.npy, <stem>.c01.npy, ... for each crop. With `keep` each row also
@@ -54,7 +54,7 @@ def _member(column: ExportColumn, value: Any) -> tuple[str, bytes]:
 
 
 def describe(column: ExportColumn) -> dict[str, Any]:
-    """A column as export.json tells of it."""
+    """Returns a column as export.json tells of it."""
     return {
         "modality": column.modality.name,
         "form": column.form,

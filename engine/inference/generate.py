@@ -103,7 +103,7 @@ def _generate(
     seed: int,
     say: Callable[[str], None],
 ) -> dict[str, list[np.ndarray]]:
-    """All samples of one prompt, some at a time."""
+    """Returns all samples of one prompt, some at a time."""
     model = opened.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     made: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
     for first in range(0, samples, _TOGETHER):
@@ -190,7 +190,7 @@ def _write_json(path: Path, document: Any) -> None:
 def _used(
     opened: Checkpoint, given: Sequence[str], wanted: Sequence[str], options: GenerateOptions
 ) -> dict[str, dict[str, Any]]:
-    """The decode options that each modality was made with."""
+    """Returns the decode options that each modality was made with."""
     used = {}
     for place, name in enumerate(wanted):
         facts = opened.vocabulary[name]

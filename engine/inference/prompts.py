@@ -22,7 +22,7 @@ class Prompt:
     """One thing that is given.
 
     text    as it was typed: the text itself, or the path of a file
-    label   what the model is told, cropped to the center square; None where tokens were given
+    label   what the model is told, cropped to the center square; None if tokens were given
     tokens  of the model's tokenizer
     """
 
@@ -33,7 +33,7 @@ class Prompt:
 
 
 def read(arguments: Sequence[str], tokenizers: Tokenizers) -> dict[str, Prompt]:
-    """The prompts of arguments MODALITY=VALUE, by modality. VALUE is, by the kind of modality,
+    """Returns the prompts of arguments MODALITY=VALUE, by modality. VALUE is, by the kind of modality,
 
     caption, text   the text itself
     rgb             a photograph of any kind that `manifests/pixels/images.py` decodes
@@ -76,7 +76,7 @@ def _prompt(name: str, value: str, tokenizers: Tokenizers) -> Prompt:
 
 
 def _decoded(path: str, decode: Any) -> Any:
-    """What `decode` makes of a file's bytes."""
+    """Returns what `decode` makes of a file's bytes."""
     try:
         return decode(Path(path).expanduser().read_bytes())
     except (DecodeError, LabelError) as error:
@@ -86,7 +86,7 @@ def _decoded(path: str, decode: Any) -> Any:
 
 
 def _map(facts: Modality, path: str) -> np.ndarray:
-    """The center square of a photograph or a map, at the modality's size."""
+    """Returns the center square of a photograph or a map, at the modality's size."""
 
     def decode(data: bytes) -> np.ndarray:
         is_photograph = facts.crop_rule == "pixels" and facts.dtype == "uint8" and facts.channels == 3

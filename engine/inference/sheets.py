@@ -30,7 +30,7 @@ class SheetLine:
 
 
 def tile(name: str, labels: Mapping[str, Any]) -> np.ndarray | str:
-    """What is shown of `labels[name]`: a picture or a text. Boxes are drawn over the `rgb` among the labels."""
+    """Returns what is shown of `labels[name]`: a picture or a text. Boxes are drawn over the `rgb` among the labels."""
     label, facts = labels[name], modality_of(name)
     if isinstance(label, np.ndarray):
         if label.ndim not in (2, 3):
@@ -50,7 +50,7 @@ def tile(name: str, labels: Mapping[str, Any]) -> np.ndarray | str:
 
 
 def marked(picture: np.ndarray, words: str = RANDOM_WEIGHTS) -> np.ndarray:
-    """The picture with words across its foot."""
+    """Returns the picture with words across its foot."""
     height, width = picture.shape[:2]
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)

@@ -18,7 +18,7 @@ from manifests.recipe import Recipe, canonical_json
 
 @dataclass(frozen=True, kw_only=True)
 class LabelerUse:
-    """A labeler as a corpus uses it: all its parameters, and the modalities wanted of it.
+    """Holds a labeler as a corpus uses it: all its parameters, and the modalities wanted of it.
 
     `weights` is the sha256 digest of the files of its checkpoint, None for a labeler without weights.
     """
@@ -31,7 +31,7 @@ class LabelerUse:
 
 @dataclass(frozen=True, kw_only=True)
 class ModalityPlan:
-    """What becomes of one modality in a corpus. `token` is None where no tokens are wanted or their tokenizer lacks."""
+    """Holds what becomes of one modality. `token` is None if no tokens are wanted, or if their tokenizer is not fitted yet."""
 
     modality: Modality
     label: Recipe
@@ -42,11 +42,11 @@ class ModalityPlan:
 
     @property
     def tokenizer(self) -> str:
-        """The name of the tokenizer in the workspace: one text tokenizer serves every sequence."""
+        """Returns the name of the tokenizer in the workspace: one text tokenizer serves every sequence."""
         return TEXT_TOKENIZER if self.modality.tokenizer == "text" else self.modality.name
 
     def written(self) -> dict[Form, Recipe]:
-        """The recipe of each form that is written to shards."""
+        """Returns the recipe of each form that is written to shards."""
         forms: dict[Form, Recipe] = {"label": self.label} if self.keep else {}
         if self.token is not None:
             forms["token"] = self.token
@@ -55,7 +55,7 @@ class ModalityPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusPlan:
-    """All that a worker needs to know of a corpus. `labelers` are in the order they must run."""
+    """Holds all that a worker needs to know of a corpus. `labelers` are in the order they must run."""
 
     corpus: str
     root: str
@@ -66,21 +66,21 @@ class CorpusPlan:
     modalities: Mapping[str, ModalityPlan]
 
     def grains(self, name: str, form: Form) -> tuple[int | None, ...]:
-        """The crop numbers that a form of a modality has shards for; (None,) where its grain is sample."""
+        """Returns the crop numbers that a form of a modality has shards for; (None,) where its grain is sample."""
         modality = self.modalities[name].modality
         grain = modality.label_grain if form == "label" else modality.token_grain
         return tuple(range(self.crops)) if grain == "crop" else (None,)
 
 
 def corpus_modalities(config: PipelineConfig, corpus: str) -> list[str]:
-    """The names that the modalities of a corpus have in the manifest."""
+    """Returns the names that the modalities of a corpus have in the manifest."""
     return [modalities.get(written).name for written in config.modality_options(corpus)]
 
 
 def corpus_plan(
     config: PipelineConfig, corpus: str, root: str, tokenizers: Mapping[str, TokenizerAdded | None]
 ) -> CorpusPlan:
-    """The plan of one corpus. Raises ConfigError where labelers do not fit together.
+    """Returns the plan of one corpus. Raises ConfigError if labelers do not fit together.
 
     Modalities whose tokenizer is not there yet have no token recipe.
     """
@@ -163,7 +163,7 @@ class _LabelerResolver:
             raise ConfigError(f"{self._where}.{name}: {error}; see parameters.checkpoint") from error
 
     def _input(self, name: str, spec: labelers.LabelerSpec, needed: str, wanted_by: tuple[str, ...]) -> str:
-        """The fingerprint of one input."""
+        """Returns the fingerprint of one input."""
         if needed == "image":
             return self._decoder
         if needed in ("columns", "source"):
@@ -179,7 +179,7 @@ class _LabelerResolver:
 
 
 def _decoder(section: CorpusConfig) -> str:
-    """The fingerprint of photographs as an input: what decides their pixels."""
+    """Returns the fingerprint of photographs as an input: what decides their pixels."""
     scaled = "" if section.decode_short is None else f"-short{section.decode_short}"
     return f"decoder-{DECODER_VERSION}{scaled}"
 
@@ -229,11 +229,11 @@ def _token_recipe(plan: ModalityPlan, tokenizer: TokenizerAdded, rule: CropRule)
 
 
 def identity(use: LabelerUse) -> str:
-    """What tells two loaded labelers apart: name, weights, and parameters but for where the weights lie."""
+    """Returns what tells two loaded labelers apart: name, weights, and parameters but for where the weights lie."""
     given = {name: value for name, value in use.parameters.items() if use.weights is None or name != "checkpoint"}
     return f"labeler {use.name} {(use.weights or '')[:12]} {canonical_json(given).decode()}"
 
 
 def identity_of_tokenizer(known: TokenizerAdded, modality: str) -> str:
-    """What tells two loaded tokenizers apart."""
+    """Returns what tells two loaded tokenizers apart."""
     return f"tokenizer {known.digest[:12]} {modality}"

@@ -27,7 +27,7 @@ _VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a labeler takes for one sample on this machine.
+    """Holds what a labeler takes for one sample on this machine.
 
     `label_s` is of its own calls; `rest_s` is what its group took beside the calls of labelers: decoding, crops, tokens,
     files. `bytes_by_form` are written bytes by "modality/form".
@@ -42,7 +42,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What some work takes: hours of one worker, bytes written (NaN where that is not known)."""
+    """Holds what some work takes: hours of one worker, bytes written (NaN where that is not known)."""
 
     hours: float
     size_bytes: float
@@ -50,7 +50,7 @@ class Cost:
 
     @property
     def hours_words(self) -> str:
-        """The hours as a person reads them: "1,234", "5.6", "<0.01"."""
+        """Returns the hours as a person reads them: "1,234", "5.6", "<0.01"."""
         return "<0.01" if self.hours < 0.01 else f"{self.hours:,.2f}" if self.hours < 100 else f"{self.hours:,.0f}"
 
     def words(self, price: float | None) -> str:
@@ -77,7 +77,7 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 
 def costs(rows: int, labelers: Sequence[tuple[Measured, int, Mapping[str, float]]]) -> list[Cost]:
-    """What a group takes: each of its labelers, and last what they share.
+    """Returns what a group takes: each of its labelers, and last what they share.
 
     `rows` are the samples that the group reads; of each labeler: what was measured, the samples that it labels, and of how
     many samples it writes what, by "modality/form".
@@ -94,7 +94,7 @@ def costs(rows: int, labelers: Sequence[tuple[Measured, int, Mapping[str, float]
 
 
 def known(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str = "") -> Measured | None:
-    """What an earlier probe measured of a labeler in a corpus, None where there was none on such a machine."""
+    """Returns what an earlier probe measured of a labeler in a corpus, None if there was none on such a machine."""
     try:
         return Measured(**json.loads(_file(plan, use, engine, pool).read_text()))
     except (OSError, ValueError, TypeError):
@@ -138,7 +138,7 @@ def _file(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str) ->
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """The hardware that a probe's figures hold for; a moment's work, without torch."""
+    """Returns the hardware that a probe's figures hold for; a moment's work, without torch."""
     lines = _text("/proc/cpuinfo").splitlines()
     cpu = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
@@ -149,14 +149,14 @@ def machine() -> dict[str, Any]:
 
 
 def machine_words() -> str:
-    """The machine in a few words."""
+    """Returns the machine in a few words."""
     facts = machine()
     gpus: Sequence[str] = facts["gpus"]
     return ", ".join([f"{facts['cores']} cores", *([f"{len(gpus)} x {gpus[0]}"] if gpus else ["no GPU"])])
 
 
 def readable(size_bytes: float) -> str:
-    """A number of bytes in the unit that fits: "1.2 GB"."""
+    """Returns a number of bytes in the unit that fits: "1.2 GB"."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size_bytes < 1000 or unit == "TB":
             break
@@ -165,7 +165,7 @@ def readable(size_bytes: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A span of time: "1:02:03", "12 d 3 h"."""
+    """Returns a span of time: "1:02:03", "12 d 3 h"."""
     if seconds >= 48 * 3600:
         return f"{int(seconds // 86400):,} d {round(seconds % 86400 / 3600)} h"
     minutes, second = divmod(round(seconds), 60)

@@ -29,12 +29,12 @@ class Group:
 
     @property
     def modalities(self) -> frozenset[str]:
-        """What the group makes."""
+        """Returns what the group makes."""
         return frozenset(output.name for use in self.labelers for output in use.outputs)
 
 
 def groups(plan: CorpusPlan, engine: EngineConfig, model_bytes: ModelBytes) -> list[Group]:
-    """The groups of a corpus's labelers, in the order that its labelers run.
+    """Returns the groups of a corpus's labelers, in the order that its labelers run.
 
     Labelers of a pool stay in it; heavy ones stand alone; the rest share a group for as long as their models fit into
     `engine.models_mb` together. One that needs another's labels goes where that one is, if neither is heavy; else the other
@@ -97,7 +97,7 @@ def _is_written(plan: CorpusPlan, use: LabelerUse) -> bool:
 
 
 def _named(plan: CorpusPlan, packed: Sequence[Group]) -> list[Group]:
-    """The groups in the order that their first labelers run, each with a name of its own."""
+    """Returns the groups in the order that their first labelers run, each with a name of its own."""
     order = {id(use): place for place, use in enumerate(plan.labelers)}
     ordered = sorted(packed, key=lambda group: min(order[id(use)] for use in group.labelers))
     if len(ordered) == 1:

@@ -11,7 +11,7 @@ from manifests.modality import Form, Modality
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a row failed: the stage (source, decode, label, tokenize), the exception's class and message."""
+    """Holds why a row failed: the stage (source, decode, label, tokenize), the exception's class and message."""
 
     stage: str
     class_name: str
@@ -30,7 +30,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """What earlier attempts at an item taught; the driver counts, the worker obeys.
+    """Holds what earlier attempts at an item taught; the driver counts, the worker obeys.
 
     strikes      workers that died at the item (a node that left the cluster is no strike)
     suspects     rows that were at work when the last one died, as its mark said: they go through one by one
@@ -96,7 +96,7 @@ class Beat:
 
 @dataclass(frozen=True, kw_only=True)
 class ItemResult:
-    """What a worker made of an item: the records to be committed, and what it took.
+    """Holds what a worker made of an item: the records to be committed, and what it took.
 
     `seconds` is wall time by stage (`wait` for decoded rows, `label`, `tokenize`, `write`) and `total`, which ends where
     another item was begun in the worker while this one was written;
@@ -114,7 +114,7 @@ class ItemResult:
 
 @dataclass(frozen=True, kw_only=True)
 class FitRows:
-    """The rows of one corpus that a tokenizer is fitted on, and those it is judged on, by part."""
+    """Holds the rows of one corpus that a tokenizer is fitted on, and those it is judged on, by part."""
 
     plan: CorpusPlan
     parts: tuple[PartAdded, ...]
@@ -123,7 +123,7 @@ class FitRows:
 
 @dataclass(frozen=True, kw_only=True)
 class FitItem:
-    """A tokenizer to be fitted, for the stated number of steps. `modalities` are those it serves.
+    """Holds a tokenizer to be fitted, for the stated number of steps. `modalities` are those it serves.
 
     `pool` names the workers that can label what it is fitted on; rows of its `attempt` are numbers of samples, as
     `engine/work/fit.py` counts them.

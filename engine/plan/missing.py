@@ -33,7 +33,7 @@ _THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What of all that is missing is asked for.
+    """Holds what of all that is missing is asked for.
 
     `picked` are the rows to be labeled, None: all. `retry` are the classes of failures whose rows are made again, empty:
     every class, None: failed rows stay as they are.
@@ -45,7 +45,7 @@ class Wanted:
 
 
 def wanted_targets(plan: CorpusPlan) -> list[Target]:
-    """Every shard that each part of the corpus should have by the current recipes, in a fixed order."""
+    """Returns every shard that each part of the corpus should have by the current recipes, in a fixed order."""
     targets = []
     for name, modality in plan.modalities.items():
         for form, recipe in modality.written().items():
@@ -57,7 +57,7 @@ def wanted_targets(plan: CorpusPlan) -> list[Target]:
 
 
 def group_targets(plan: CorpusPlan, group: Group, forms: frozenset[Form] = FORMS) -> list[Target]:
-    """Those of `wanted_targets` that a group makes, of some forms."""
+    """Returns those of `wanted_targets` that a group makes, of some forms."""
     made = group.modalities
     return [target for target in wanted_targets(plan) if target.modality in made and target.form in forms]
 
@@ -70,7 +70,7 @@ def places_of(targets: Sequence[Target]) -> list[Place]:
 def work_items(
     catalog: Catalog, plan: CorpusPlan, group: Group, tokenizers: Mapping[str, TokenizerAdded], wanted: Wanted
 ) -> Iterator[WorkItem]:
-    """What a group has to do: an item for each part that lacks shards of it, in the order of the parts.
+    """Yields what a group has to do: an item for each part with missing shards of it, in the order of the parts.
 
     The catalog is asked for a window of parts at a time, on the thread that takes the items.
     """
@@ -128,7 +128,7 @@ def _missing(
     wanted: Wanted,
     failing: Collection[tuple[int, str, Form, int | None]] | None,
 ) -> tuple[tuple[Target, ...], dict[Target, ShardAdded]]:
-    """The targets of a part that are to be made, and the live shards of those that have rows already."""
+    """Returns the targets of a part that are to be made, and the live shards of those that have rows already."""
     part = found.part.part
     missing, base = [], {}
     for place, target in enumerate(targets):
@@ -156,7 +156,7 @@ def fit_items(
     refit: bool,
     fitted: Mapping[str, TokenizerAdded | None],
 ) -> list[FitItem]:
-    """The tokenizers that the pipeline needs and the workspace lacks (all that it needs, with `refit`).
+    """Returns the tokenizers that the pipeline needs and the workspace has not (all that it needs, with `refit`).
 
     `parts` gives the parts of a corpus, and is asked only where there is something to fit.
     """
@@ -208,7 +208,7 @@ def otherwise_fitted(
 
 
 def _users(plans: Mapping[str, CorpusPlan]) -> dict[str, list[tuple[str, Modality]]]:
-    """The corpora and modalities that need each tokenizer."""
+    """Returns the corpora and modalities that need each tokenizer."""
     needed: dict[str, list[tuple[str, Modality]]] = {}
     for corpus, plan in plans.items():
         for modality in plan.modalities.values():
@@ -218,7 +218,7 @@ def _users(plans: Mapping[str, CorpusPlan]) -> dict[str, list[tuple[str, Modalit
 
 
 def is_judged(key: str) -> bool:
-    """Whether a sample is never fitted on, so that tokenizers can be judged by it: one key in ten, by hash."""
+    """Tells whether a sample is never fitted on, so that tokenizers can be judged by it: one key in ten, by hash."""
     return int.from_bytes(hashlib.sha256(f"held-out/{key}".encode()).digest()[:8], "big") % _JUDGED_ONE_IN == 0
 
 

@@ -46,7 +46,7 @@ def lines(
     unfitted: Collection[str] = (),
     new: NewSamples | None = None,
 ) -> list[Line]:
-    """A line for each form of each modality of a corpus, those without work too, by modality.
+    """Returns a line for each form of each modality of a corpus, those without work too, by modality.
 
     `unfitted` are the modalities whose tokenizer is still to be fitted; `new` samples make parts that lack all.
     """
@@ -96,7 +96,7 @@ def table(found: Sequence[Line]) -> list[Sequence[str]]:
 
 
 def _why(plan: CorpusPlan, count: Count, parts: int, wanted: Wanted, documents: Documents) -> tuple[int, list[str]]:
-    """Parts to do, and the reasons in words."""
+    """Returns parts to do, and the reasons in words."""
     lacking = parts - count.done - count.partial
     reasons = []
     if count.stale and count.before is not None:
@@ -123,7 +123,7 @@ def _why(plan: CorpusPlan, count: Count, parts: int, wanted: Wanted, documents: 
 def changes(
     plan: CorpusPlan, now: Mapping[str, Any], before: Mapping[str, Any] | None, documents: Documents
 ) -> list[str]:
-    """Which inputs of the fingerprint changed between two recipes of a modality and form, in words."""
+    """Returns which inputs of the fingerprint changed between two recipes of a modality and form, in words."""
     if before is None:
         return ["made by a recipe that the log does not know"]
     found = []
@@ -160,7 +160,7 @@ def _input_changes(
 
 
 def _differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """Names whose values differ, with both values where they are short."""
+    """Returns names whose values differ, with both values where they are short."""
     found = []
     for name in sorted({*now, *before}):
         ours, theirs = now.get(name), before.get(name)

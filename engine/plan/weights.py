@@ -30,7 +30,7 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A checkpoint that lies on this machine.
+    """Holds a checkpoint that lies on this machine.
 
     path        the local folder or file
     digest      of a file its sha256; of a folder the sha256 of the names and sha256s of the files that matter
@@ -45,9 +45,9 @@ class Weights:
 
 
 def resolve(checkpoint: str) -> Weights:
-    """The checkpoint called so, fetched if it must be.
+    """Returns the checkpoint called so, fetched if it must be.
 
-    A hub id without a revision is the commit that this machine saw first. Raises ConfigError where there is no such
+    A hub id without a revision is the commit that this machine saw first. Raises ConfigError if there is no such
     checkpoint, where it cannot be fetched, and where a file of it is cut short.
     """
     path, pinned = _locate(checkpoint)
@@ -65,7 +65,7 @@ def resolve(checkpoint: str) -> Weights:
 
 
 def fetch(checkpoint: str, digest: str) -> Weights:
-    """The checkpoint, which must have this digest: what the driver planned with. Raises ConfigError where it has not."""
+    """Returns the checkpoint. Raises ConfigError if it has not this digest, which the driver planned with."""
     found = resolve(checkpoint)
     if found.digest != digest:
         sums = {file.name: _sha256(file)[:12] for file in _files(found.path, checkpoint)}
@@ -78,7 +78,7 @@ def fetch(checkpoint: str, digest: str) -> Weights:
 
 
 def is_hub_id(checkpoint: str) -> bool:
-    """Whether a name is `org/name` or `org/name@revision`; a path of that form must start with `./`."""
+    """Tells whether a name is `org/name` or `org/name@revision`; a path of that form must start with `./`."""
     return bool(_HUB_ID.match(checkpoint))
 
 
@@ -103,7 +103,7 @@ def _locate(checkpoint: str) -> tuple[Path, str]:
 
 
 def _files(path: Path, checkpoint: str) -> list[Path]:
-    """The files that matter, by name. Raises ConfigError where none of them holds weights."""
+    """Returns the files that matter, by name. Raises ConfigError if none of them holds weights."""
     if path.is_file():
         return [path]
     names = _that_matter(entry.name for entry in path.iterdir() if entry.is_file())
@@ -126,7 +126,7 @@ def _that_matter(names: Iterable[str]) -> list[str]:
 
 
 def _check_whole(path: Path) -> None:
-    """Raises ConfigError where a safetensors file is shorter or longer than its header says."""
+    """Raises ConfigError if a safetensors file is shorter or longer than its header says."""
     size = path.stat().st_size
     expected = 8
     try:
@@ -146,7 +146,7 @@ def _check_whole(path: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    """The sha256 of a file, remembered for as long as its size and time stay: weights are gigabytes."""
+    """Returns the sha256 of a file, remembered for as long as its size and time stay: weights are gigabytes."""
     path = path.resolve()
     stat = path.stat()
     identity = sha256_hex(f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}".encode())
@@ -181,7 +181,7 @@ def _alone(name: str) -> Iterator[None]:
 
 
 def _from_store(uri: str) -> Path:
-    """A local copy of what lies at an fsspec URI: a folder of it for each state of its files."""
+    """Returns a local copy of what lies at an fsspec URI: a folder of it for each state of its files."""
     import fsspec
 
     try:
@@ -210,7 +210,7 @@ def _from_store(uri: str) -> Path:
 
 
 def _listed(fs, root: str) -> dict[str, str]:
-    """The files that matter of a store's folder, or the one file there: name to path."""
+    """Returns the files that matter of a store's folder, or the one file there: name to path."""
     root = root.rstrip("/")
     if fs.isfile(root):
         return {posixpath.basename(root): root}
@@ -223,7 +223,7 @@ def _listed(fs, root: str) -> dict[str, str]:
 
 @functools.cache
 def _from_hub(repo: str, revision: str, endpoint: str | None) -> tuple[Path, str]:
-    """The folder of a hub repository's files in Hugging Face's own cache, and their commit.
+    """Returns the folder of a hub repository's files in Hugging Face's own cache, and their commit.
 
     Which commit a branch stands for is remembered, so that a repository that moves makes nothing stale by itself.
     """
@@ -255,7 +255,7 @@ def _from_hub(repo: str, revision: str, endpoint: str | None) -> tuple[Path, str
 
 
 def _cached_by_hub(repo: str, revision: str) -> Path:
-    """The folder of a revision in Hugging Face's cache. Raises FileNotFoundError where it lacks.
+    """Returns the folder of a revision in Hugging Face's cache. Raises FileNotFoundError if it is missing.
 
     Not asked of the library, for which a snapshot without the repository's README is incomplete.
     """
@@ -267,7 +267,7 @@ def _cached_by_hub(repo: str, revision: str) -> Path:
 
 
 def _remembered(marker: Path) -> Mapping[str, str] | None:
-    """What an earlier fetch left, if its folder still stands."""
+    """Returns what an earlier fetch left, if its folder still stands."""
     if not marker.is_file():
         return None
     known = json.loads(marker.read_text())

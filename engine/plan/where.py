@@ -17,7 +17,7 @@ from manifests.store.storage import Storage
 
 
 class PickedRows:
-    """The picked rows, by corpus and part: a bitmap (`numpy.packbits`, one bit a row), or None where all are picked.
+    """Holds the picked rows, by corpus and part: a bitmap (`numpy.packbits`, one bit a row), or None if all are picked.
 
     Parts without a picked row are not in it. Forgotten rows are never picked, and do not count.
     """
@@ -28,23 +28,23 @@ class PickedRows:
         self._shares = shares
 
     def parts(self, corpus: str) -> Collection[int]:
-        """The parts of a corpus that have a picked row."""
+        """Returns the parts of a corpus that have a picked row."""
         return self._rows.get(corpus, {}).keys()
 
     def share(self, corpus: str) -> float:
-        """How much of the rows of those parts is picked, from 0 to 1."""
+        """Returns how much of the rows of those parts is picked, from 0 to 1."""
         return self._shares.get(corpus, 0.0)
 
     def has(self, corpus: str, part: int) -> bool:
         return part in self._rows.get(corpus, {})
 
     def bits(self, corpus: str, part: int) -> bytes | None:
-        """The bitmap of a part that has a picked row."""
+        """Returns the bitmap of a part that has a picked row."""
         return self._rows[corpus][part]
 
 
 def pick(catalog: Catalog, where: str, corpora: Collection[str]) -> PickedRows:
-    """The rows of some corpora that a condition picks. Raises ConfigError where that is none, QueryError for the condition."""
+    """Returns the rows of some corpora that a condition picks. Raises ConfigError if it picks none, or QueryError."""
     table = catalog.numbered_parts()
     firsts, counts = table["first_row"].to_numpy(), table["rows"].to_numpy()
     names, numbers = table["corpus"].to_pylist(), table["part"].to_pylist()
@@ -82,7 +82,7 @@ def unpacked(bits: bytes, rows: int) -> np.ndarray:
 
 
 def has_row(storage: Storage, shard: ShardAdded, bits: bytes, statuses: Sequence[int]) -> bool:
-    """Whether a picked row has one of these statuses in a shard, whose statuses are read. Raises ShardError."""
+    """Tells whether a picked row has one of these statuses in a shard, whose statuses are read. Raises ShardError."""
     found = statuses_of(storage, shard)
     if len(found) != shard.rows:
         raise ShardError(f"{shard.path} has {len(found)} rows, the log says {shard.rows}; see `modmill verify`")
@@ -90,7 +90,7 @@ def has_row(storage: Storage, shard: ShardAdded, bits: bytes, statuses: Sequence
 
 
 def statuses_of(storage: Storage, shard: ShardAdded) -> np.ndarray:
-    """uint8 (rows,): what became of each row of a shard. Raises ShardError where it cannot be read."""
+    """uint8 (rows,): what became of each row of a shard. Raises ShardError if it cannot be read."""
     try:
         if shard.format == "parquet":
             with storage.open(shard.path) as file:

@@ -27,7 +27,7 @@ _THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Deletion:
-    """A file that nothing needs, and why."""
+    """Holds a file that nothing needs, and why."""
 
     path: str
     size_bytes: int
@@ -35,9 +35,9 @@ class Deletion:
 
 
 def plan(catalog: Catalog, *, retention_days: float, now: datetime.datetime | None = None) -> list[Deletion]:
-    """What a collection deletes, in order; `now` is this moment unless it is said.
+    """Returns what a collection deletes, in order; `now` is this moment unless it is said.
 
-    Raises ShardError where a snapshot cannot be read: what it needs is not known then.
+    Raises ShardError if a snapshot cannot be read: what it needs is not known then.
     """
     if not retention_days >= 0:
         raise ConfigError(f"--retention {retention_days:g}: expected a number of days from 0 up")
@@ -80,7 +80,7 @@ class _Kept:
         self._needed = (live | recent | frozen) - self.forgotten
 
     def why_not(self, stem: str, *, is_old: bool) -> str | None:
-        """Why a file of this stem is not needed, None where it is, or may be. `is_old` for those that wait a day."""
+        """Why a file of this stem is not needed, None if it is, or may be. `is_old` for those that wait a day."""
         if stem in self._needed:
             return None
         if stem in self.forgotten:

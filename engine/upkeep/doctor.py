@@ -1,4 +1,4 @@
-"""What this machine has and lacks for modmill: packages, GPUs, Ray, disk, memory, and what each labeler needs."""
+"""Reports what this machine has for modmill and what is missing: packages, GPUs, Ray, disk, memory, labelers."""
 
 import importlib.util
 import os
@@ -27,7 +27,7 @@ _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+).*?(?:extra == ['\"](\w+)['\"])?$"
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One finding. `ok` is None where it is neither right nor wrong: something optional lacks."""
+    """Holds one finding. `ok` is None if it is neither right nor wrong: something optional is missing."""
 
     name: str
     value: str
@@ -36,7 +36,7 @@ class Check:
 
 
 def report(folder: str | Path = Path(), *, load_torch: bool = False) -> list[Check]:
-    """All findings; `folder` is where the free disk is looked at.
+    """Returns all findings; `folder` is where the free disk is looked at.
 
     Nothing heavy is imported, unless `load_torch` asks torch itself for its GPUs.
     """
@@ -55,7 +55,7 @@ def report(folder: str | Path = Path(), *, load_torch: bool = False) -> list[Che
 
 
 def text(checks: list[Check]) -> str:
-    """The findings as lines: a mark (ok, -, or WRONG), name, value, and what to do."""
+    """Returns the findings as lines: a mark (ok, -, or WRONG), name, value, and what to do."""
     marks = {True: "ok", None: "-", False: "WRONG"}
     width = max(len(check.name) for check in checks)
     lines = []
@@ -74,7 +74,7 @@ def _python() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    """The packages that modmill's own metadata asks for, those of extras with the extra that brings them."""
+    """Yields a check of each package that modmill's metadata asks for, with the extra that brings it."""
     extras: dict[str, list[str]] = {}
     for requirement in metadata.requires("modmill") or ():
         match = _REQUIREMENT.match(requirement)
@@ -127,7 +127,7 @@ def _ray_cluster() -> Check:
 
 
 def _address_of_running_cluster() -> str:
-    """What `ray start` wrote for others to find it by."""
+    """Returns what `ray start` wrote for others to find it by."""
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     try:
         return Path(folder, "ray", "ray_current_cluster").read_text().strip()
@@ -192,7 +192,7 @@ def _labelers() -> Iterator[Check]:
 
 
 def labeler_check(spec: LabelerSpec) -> Check:
-    """What a labeler still lacks: packages, or its default weights."""
+    """Returns what a labeler still misses: packages, or its default weights."""
     name = f"labeler {spec.name}"
     missing = [package for package in spec.requires if importlib.util.find_spec(package.partition(".")[0]) is None]
     if missing:
@@ -204,7 +204,7 @@ def labeler_check(spec: LabelerSpec) -> Check:
 
 
 def has_weights(spec: LabelerSpec) -> bool:
-    """Whether a labeler's default weights are on this machine: a file, a folder, or in the Hugging Face cache."""
+    """Tells whether a labeler's default weights are on this machine: a file, a folder, or in the Hugging Face cache."""
     if spec.checkpoint is None or Path(spec.checkpoint).expanduser().exists():
         return True
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")

@@ -47,7 +47,7 @@ class OptOut:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file that ask for something, each once. Raises ConfigError where there is none."""
+    """Returns the lines of a file that ask for something, each once. Raises ConfigError if there is none."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -64,7 +64,7 @@ def read_lines(path: Path) -> list[str]:
 def forget(uri: str, lines: Sequence[str], *, ignore_unknown: bool = False, quiet: bool = False) -> Receipt | None:
     """Takes the samples that lines name out of the workspace at `uri`, and all others of the same source bytes.
 
-    A line is `corpus/key`, the sha256 of the source bytes, or the sample's `source` or `url`. None where no line names a
+    A line is `corpus/key`, the sha256 of the source bytes, or the sample's `source` or `url`. None if no line names a
     sample. Raises ConfigError that has every line that names none, unless `ignore_unknown`; ShardError where a file that
     must be rewritten is not the one that was committed.
     """
@@ -220,7 +220,7 @@ def retire(
 ) -> list[RecipeShards]:
     """Retires the live shards of a recipe, by its first digits, or of all recipes of a modality that are not current.
 
-    Their files stay until they are collected. Raises ConfigError where a current recipe is named, or nothing is there.
+    Their files stay until they are collected. Raises ConfigError if a current recipe is named, or nothing is there.
     """
     storage = open_storage(uri)
     with Catalog(storage) as catalog:

@@ -19,7 +19,7 @@ Kind = Literal["orphan", "replaced", "temporary"]
 
 @dataclass(frozen=True, kw_only=True)
 class Leftover:
-    """A file that no live record names, and why it stands there."""
+    """Holds a file that no live record names, and why it stands there."""
 
     kind: Kind
     file: StoredFile
@@ -27,7 +27,7 @@ class Leftover:
 
 
 def leftovers(catalog: Catalog, frozen: Collection[str]) -> Iterator[Leftover]:
-    """Every such file of data, tokenizers and _meta, in their order; `frozen` are those that snapshots name.
+    """Yields every such file of data, tokenizers and _meta, in their order; `frozen` are those that snapshots name.
 
     Folder by folder, so that a big workspace is never held at once.
     """

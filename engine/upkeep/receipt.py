@@ -60,7 +60,7 @@ def make_receipt(catalog: Catalog, run: str, rows: Sequence[ForgottenRow], asked
 
 
 def _files(catalog: Catalog, of_rows: Sequence[Forgotten]) -> list[dict[str, str | None]]:
-    """The files that held the rows, and what stands in their place; None for those that were live no more."""
+    """Returns the files that held the rows, and what stands in their place; None for those that were live no more."""
     found = retention.rewritten(catalog)
     sidecars = (".json", ".failed.parquet")
     held = dict.fromkeys(path for action in of_rows for path in action.files if not path.endswith(sidecars))
@@ -68,14 +68,14 @@ def _files(catalog: Catalog, of_rows: Sequence[Forgotten]) -> list[dict[str, str
 
 
 def _left(catalog: Catalog, of_rows: Sequence[Forgotten]) -> int:
-    """How many of the files that held the rows are there still."""
+    """Returns how many of the files that held the rows are there still."""
     held = sorted({path for action in of_rows for path in action.files})
     with ThreadPoolExecutor(_THREADS) as pool:
         return sum(pool.map(catalog.storage.exists, held))
 
 
 def _snapshots(catalog: Catalog, places: Mapping[tuple[str, int], set[int]]) -> list[dict[str, Any]]:
-    """The snapshots that select any of the rows, with their successors."""
+    """Returns the snapshots that select any of the rows, with their successors."""
     replaced_by = {row["snapshot"]: row["replaced_by"] for row in catalog.snapshots().to_pylist()}
     counted = ((snapshot, _selected(snapshot, places)) for snapshot in successor.every(catalog))
     return [
@@ -98,7 +98,7 @@ def _selected(snapshot: Snapshot, places: Mapping[tuple[str, int], set[int]]) ->
 
 
 def _runs(catalog: Catalog, snapshots: Mapping[str, str]) -> list[dict[str, str]]:
-    """The training runs whose snapshots had any of the rows, by the snapshots' sha256."""
+    """Returns the training runs whose snapshots had any of the rows, by the snapshots' sha256."""
     found = []
     for run in retention.training_runs(catalog):
         used = [each.get("sha256") for each in json.loads(run["config"]).get("snapshots", [])]

@@ -1,4 +1,4 @@
-"""Whether a workspace is what its log says: files, counts, hashes, rows aligned over modalities, tokens in range.
+"""Checks whether a workspace is what its log says: files, counts, hashes, rows aligned over modalities, tokens in range.
 
 What is wrong is told apart from what is only left over: replaced and retired files, orphans of killed runs, temporary
 files, and files without a sidecar, which loses nothing as long as the log stands.
@@ -37,7 +37,7 @@ _WRITE_IT = "`modmill verify --recover` writes it from the log"
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something about a file: what is wrong with it, or why it stands there though no live record names it."""
+    """Tells something about a file: what is wrong with it, or why it stands there though no live record names it."""
 
     path: str
     problem: str
@@ -46,7 +46,7 @@ class Finding:
 
 @dataclass(kw_only=True)
 class Verified:
-    """What was looked at, what was found wrong, what is left over, and what could not be checked."""
+    """Holds what was looked at, what was found wrong, what is left over, and what could not be checked."""
 
     versions: int
     parts: int = 0
@@ -241,7 +241,7 @@ class _Verifier:
 
 
 def _check_log(storage: Storage) -> Iterator[Finding]:
-    """The whole chain of entries, and that no entry stands behind a gap."""
+    """Yields what is wrong with the chain of entries, and the entries that stand behind a gap."""
     last = 0
     try:
         for entry in log.entries(storage):
@@ -257,7 +257,7 @@ def _check_log(storage: Storage) -> Iterator[Finding]:
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The results in order; only some items are under way at a time, since each holds a file in memory."""
+    """Yields the results in order; only some items are under way at a time, since each holds a file in memory."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))
@@ -268,7 +268,7 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iter
 
 
 def as_rows(verified: Verified) -> list[dict[str, Any]]:
-    """What was found, as rows of a table: first what is wrong."""
+    """Returns what was found, as rows of a table: first what is wrong."""
     return [
         {"kind": finding.kind, "path": finding.path, "problem": finding.problem}
         for finding in chain(verified.findings, verified.left_over)

@@ -18,7 +18,7 @@ from manifests.store.storage import Storage
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedPart:
-    """What shards of a part are held against: its keys in order, and the rows that were forgotten."""
+    """Holds what shards of a part are held against: its keys in order, and the rows that were forgotten."""
 
     keys: Sequence[str]
     forgotten: Collection[int] = field(default_factory=frozenset)
@@ -26,7 +26,7 @@ class CheckedPart:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadShard:
-    """A shard that is what the log says; `values` its column of tokens or labels, None for a tar."""
+    """Holds a shard that is what the log says; `values` its column of tokens or labels, None for a tar."""
 
     shard: ShardAdded
     rows: ShardRows
@@ -34,7 +34,7 @@ class ReadShard:
 
 
 def check_part(storage: Storage, part: PartAdded, forgotten: Collection[int]) -> CheckedPart:
-    """The rows of a part. Raises ShardError with what is wrong first."""
+    """Returns the rows of a part. Raises ShardError with what is wrong first."""
     data = _read(storage, part.path, part.sha256, part.size_bytes)
     table = parquet.read(data, ["corpus", "part", "row", "key", "sha256"])
     keys = table["key"].to_pylist()
@@ -53,7 +53,7 @@ def check_part(storage: Storage, part: PartAdded, forgotten: Collection[int]) ->
 
 
 def _check_pack(storage: Storage, path: str, sha256: str | None) -> None:
-    """Raises ShardError where the sources that were packed with a part are gone or altered."""
+    """Raises ShardError if the sources that were packed with a part are gone or altered."""
     try:
         with storage.open(path) as stream:
             found = sha256_of_stream(stream)
@@ -64,14 +64,14 @@ def _check_pack(storage: Storage, path: str, sha256: str | None) -> None:
 
 
 def check_tokenizer(storage: Storage, known: TokenizerAdded) -> None:
-    """Raises ShardError where a tokenizer's files are not the committed ones."""
+    """Raises ShardError if a tokenizer's files are not the committed ones."""
     files = {name: sha256_hex(storage.read(f"{known.path}/{name}")) for name in storage.names(known.path)}
     if sha256_hex(canonical_json(files)) != known.digest:
         raise ShardError("its files are not those that were committed, or are gone")
 
 
 def check_sidecar(storage: Storage, described: sidecars.Described) -> bool:
-    """Whether a file has a sidecar. Raises ShardError where it says other than the log."""
+    """Tells whether a file has a sidecar. Raises ShardError if it says other than the log."""
     path = sidecars.path_of(described)
     try:
         wrong = sidecars.differences(sidecars.read(storage, path).of, described)
@@ -83,7 +83,7 @@ def check_sidecar(storage: Storage, described: sidecars.Described) -> bool:
 
 
 def check_shard(storage: Storage, shard: ShardAdded, part: CheckedPart | None) -> ReadShard:
-    """The shard, read. Raises ShardError with what is wrong first; `part` is None where that could not be read."""
+    """The shard, read. Raises ShardError with what is wrong first; `part` is None if that could not be read."""
     data = _read(storage, shard.path, shard.sha256, shard.size_bytes)
     _check_failed_file(storage, shard)
     found = _read_table(data, shard) if shard.format == "parquet" else _read_tar(data, shard)
@@ -104,7 +104,7 @@ def check_shard(storage: Storage, shard: ShardAdded, part: CheckedPart | None) -
 
 
 def check_bytes(storage: Storage, path: str, sha256: str) -> None:
-    """Raises ShardError where a file is gone or of another sha256."""
+    """Raises ShardError if a file is gone or of another sha256."""
     _read(storage, path, sha256, None)
 
 
@@ -129,7 +129,7 @@ def _read_tar(data: bytes, shard: ShardAdded) -> ReadShard:
 
 
 def _read_table(data: bytes, shard: ShardAdded) -> ReadShard:
-    """A Parquet shard, its tokens checked column-wise."""
+    """Returns a Parquet shard, its tokens checked column-wise."""
     found = shards.read_parquet(data, values=False)
     column = "tokens" if shard.form == "token" else "label"
     try:

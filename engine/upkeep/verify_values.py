@@ -32,7 +32,7 @@ class DeepCheck:
         self._lock = threading.Lock()
 
     def check(self, read: ReadShard) -> None:
-        """Raises ShardError where a value is not one of its modality."""
+        """Raises ShardError if a value is not one of its modality."""
         shard = read.shard
         try:
             modality = get(shard.modality)
