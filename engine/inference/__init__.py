@@ -1,1 +1,1 @@
-"""Use of a trained model: reads what is given, generates the rest, and draws it."""
+"""Uses a trained model: reads what is given, generates the rest, and draws it."""

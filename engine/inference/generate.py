@@ -1,4 +1,4 @@
-"""`modmill generate`: prompts in, a folder of generated labels and a contact sheet out."""
+"""Generates for `modmill generate`: takes prompts, and writes a folder of labels with a contact sheet."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -117,7 +117,7 @@ def _generate(
 
 
 def _settings(settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Splits settings into those of all modalities (OPTION=VALUE) and those of each (MODALITY.OPTION=VALUE)."""
+    """Returns settings for all modalities (OPTION=VALUE), and those for each modality (MODALITY.OPTION=VALUE)."""
     every: dict[str, Any] = {}
     each: dict[str, dict[str, Any]] = {}
     for setting in settings:
@@ -146,9 +146,9 @@ def _free_folder(out: Path | None) -> Path:
 
 
 def _write(folder: Path, name: str, labels: Sequence[Any], *, is_random: bool) -> list[str]:
-    """One modality's labels in their natural form; returns the names of the files.
+    """Writes the labels of a modality as pictures, text or JSON; returns the names of the files.
 
-    A PNG is to be looked at; where it does not hold the numbers, a .npy beside it does.
+    A PNG is for looking at. If it does not hold the numbers, a .npy beside it does.
     """
     plain = name.replace(":", "-")
     written = []
@@ -206,7 +206,7 @@ def _tokenizer(opened: Checkpoint, name: str) -> str:
 
 
 def _title(found: Mapping[str, prompts.Prompt], wanted: Sequence[str]) -> str:
-    # Of a file its name: the whole path stands in generation.json.
+    # A file by its name only: generation.json has the whole path.
     texts = {
         name: Path(prompt.text).name if Path(prompt.text).suffix and "/" in prompt.text else prompt.text
         for name, prompt in found.items()

@@ -1,4 +1,4 @@
-"""What `modmill generate --from` is given: text, colors and files, made tokens of a model's modalities."""
+"""Reads what `modmill generate --from` is given (text, colors, files) as tokens of a model's modalities."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ from train.generation.generator import Tokenizers
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One thing that is given.
+    """Holds what is given of one modality.
 
-    text    as it was typed: the text itself, or the path of a file
+    text    what was typed: the text itself, or the path of a file
     label   what the model is told, cropped to the center square; None if tokens were given
-    tokens  of the model's tokenizer
+    tokens  the label by the model's tokenizer
     """
 
     modality: str
@@ -33,7 +33,7 @@ class Prompt:
 
 
 def read(arguments: Sequence[str], tokenizers: Tokenizers) -> dict[str, Prompt]:
-    """Returns the prompts of arguments MODALITY=VALUE, by modality. VALUE is, by the kind of modality,
+    """Returns the prompts of arguments MODALITY=VALUE, by modality. What VALUE is depends on the modality:
 
     caption, text   the text itself
     rgb             a photograph of any kind that `manifests/pixels/images.py` decodes
@@ -43,8 +43,8 @@ def read(arguments: Sequence[str], tokenizers: Tokenizers) -> dict[str, Prompt]:
     metadata        "brightness=120,colorfulness=40", or a JSON object, a file or typed
     all             a .npy of integers with one axis: the tokens themselves
 
-    Pictures are cut to the center square, crop 0 of a corpus. Raises ConfigError for what is not there, cannot be read or
-    does not fit, for a modality that the model has not, and for one given twice.
+    Pictures are cut to the center square, as crop 0 of a corpus is. Raises ConfigError for a file that is missing, cannot
+    be read or does not fit, for a modality that the model does not know, and for one that is given twice.
     """
     prompts: dict[str, Prompt] = {}
     for argument in arguments:
@@ -76,7 +76,7 @@ def _prompt(name: str, value: str, tokenizers: Tokenizers) -> Prompt:
 
 
 def _decoded(path: str, decode: Any) -> Any:
-    """Returns what `decode` makes of a file's bytes."""
+    """Decodes the bytes of a file. Raises ConfigError if that fails."""
     try:
         return decode(Path(path).expanduser().read_bytes())
     except (DecodeError, LabelError) as error:
@@ -99,10 +99,10 @@ def _map(facts: Modality, path: str) -> np.ndarray:
             # Gray that a program saved as color.
             numbers = numbers[..., 0]
         if facts.base_name == "edges" and numbers.size and numbers.max() == 1:
-            # Drawn with one bit a pixel.
+            # Drawn with one bit per pixel.
             numbers = numbers * np.uint8(255)
         if facts.base_name == "depth":
-            # Tokens hold no scale and no offset, so that generated depth is below 0 too.
+            # Tokens keep neither scale nor offset, so generated depth may be below 0.
             known = numbers[np.isfinite(numbers)]
             numbers = numbers - min(0, known.min(initial=0))
         label = fit_array(facts, numbers)
@@ -117,7 +117,7 @@ def _map(facts: Modality, path: str) -> np.ndarray:
 
 
 def _record(facts: Modality, value: str) -> Any:
-    """Boxes, a palette or metadata: JSON in a file or typed, or the short form."""
+    """Returns boxes, a palette or metadata, given as JSON (typed or in a file) or in the short form."""
     typed = value.lstrip()[:1] in ("[", "{")
     if not typed and not value.endswith(".json"):
         short = {"palette": _typed_palette, "metadata": _typed_metadata}.get(facts.base_name)
@@ -156,7 +156,7 @@ def _pair(facts: Modality, word: str) -> tuple[str, float]:
 
 
 def _palette(colors: Sequence[Any]) -> list[dict[str, Any]]:
-    """A palette's records; `colors` are "#rrggbb", [r, g, b] or mappings with r, g and b, the most important first."""
+    """Returns the records of a palette; `colors` are "#rrggbb", [r, g, b] or {"r", "g", "b"}, the most important first."""
     values = [_color(color) for color in colors]
     if not 1 <= len(values) <= PALETTE_MOST:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What was given and what was generated, as pictures: tiles, and a sheet with a sample a line.
+"""Draws what was given and what was generated: as tiles, and as a sheet with a line for each sample.
 
 All pictures are uint8 (h, w, 3), sRGB.
 """
@@ -22,7 +22,7 @@ RANDOM_WEIGHTS = "random weights: not trained"
 
 @dataclass(frozen=True, kw_only=True)
 class SheetLine:
-    """A line of the sheet: labels by modality, as tokenizers take and give them, in the order in which they stand."""
+    """Holds a line of the sheet: labels by modality, as tokenizers take and give them, from left to right."""
 
     given: Mapping[str, Any]
     generated: Mapping[str, Any]
@@ -30,7 +30,7 @@ class SheetLine:
 
 
 def tile(name: str, labels: Mapping[str, Any]) -> np.ndarray | str:
-    """Returns what is shown of `labels[name]`: a picture or a text. Boxes are drawn over the `rgb` among the labels."""
+    """Returns `labels[name]` as a picture or as text. Boxes are drawn over the `rgb` among the labels."""
     label, facts = labels[name], modality_of(name)
     if isinstance(label, np.ndarray):
         if label.ndim not in (2, 3):
@@ -38,7 +38,7 @@ def tile(name: str, labels: Mapping[str, Any]) -> np.ndarray | str:
         return pictures.picture(facts, label)
     base = name.partition("@")[0]
     if base == "palette":
-        return pictures.swatches(label) if label else "no palette: what was generated is none"
+        return pictures.swatches(label) if label else "no palette: the tokens made are not one"
     if facts is not None and facts.crop_rule == "boxes":
         pixels = [other for at, other in labels.items() if at.partition("@")[0] == "rgb"]
         ground = pictures.fit(pixels[0]) if pixels else pictures.blank()
@@ -50,7 +50,7 @@ def tile(name: str, labels: Mapping[str, Any]) -> np.ndarray | str:
 
 
 def marked(picture: np.ndarray, words: str = RANDOM_WEIGHTS) -> np.ndarray:
-    """Returns the picture with words across its foot."""
+    """Returns the picture with words across its lower edge."""
     height, width = picture.shape[:2]
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
@@ -65,9 +65,9 @@ def marked(picture: np.ndarray, words: str = RANDOM_WEIGHTS) -> np.ndarray:
 
 
 def sheet(rows: Sequence[SheetLine], *, title: str, note: str = "", random_weights: bool = False) -> np.ndarray:
-    """Samples below each other: what is given at the left, what is generated at the right, each under its name.
+    """Draws a line for each sample: what was given at the left, what was generated at the right, each under its name.
 
-    `random_weights` says on every generated tile, and on the sheet, that the model was never trained.
+    With `random_weights` every generated tile and the sheet itself say that the model was never trained.
     """
     given = list(dict.fromkeys(name for row in rows for name in row.given))
     generated = list(dict.fromkeys(name for row in rows for name in row.generated))
@@ -120,7 +120,7 @@ def _put(
         fitted = marked(fitted) if warn else fitted
         place = (at[0] + (side - fitted.shape[1]) // 2, at[1] + (side - fitted.shape[0]) // 2)
         image.paste(Image.fromarray(fitted), place)
-        # A frame, since edges are mostly one color and that may be the paper's.
+        # A map of edges is mostly of one color, perhaps the paper's: a frame shows where it ends.
         draw.rectangle((*place, place[0] + fitted.shape[1] - 1, place[1] + fitted.shape[0] - 1), outline=_RULE)
         return
     lines = [part for line in shown.splitlines() for part in textwrap.wrap(line, _LETTERS)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.inference.sheets import Row, sheet
+from engine.inference.sheets import SheetLine, sheet
 from engine.show.page import Block, Chart, Page, Section, curve_chart, many
 from examples.demo import scores as demo_scores
 from manifests.snapshots.snapshot import Snapshot
@@ -163,10 +163,10 @@ def _shared_words(found: Sequence[str], true: Sequence[str], words: set[str]) ->
 
 
 def sheets(generated: Generated, most: int = SHOWN) -> dict[str, np.ndarray]:
-    """Sheets of the first scenes, by heading: pictures from captions, and what was made of pictures."""
+    """Returns sheets of the first scenes by heading: pictures made from captions, and all that was made from pictures."""
     labels, count = generated.scenes.labels, min(most, len(generated.scenes))
     from_captions = [
-        Row(
+        SheetLine(
             given={"caption": labels["caption"][number]},
             generated={"rgb": generated.labels["rgb"][number]},
             title=f"scene {number + 1}",
@@ -174,7 +174,7 @@ def sheets(generated: Generated, most: int = SHOWN) -> dict[str, np.ndarray]:
         for number in range(count)
     ]
     from_pictures = [
-        Row(
+        SheetLine(
             given={"rgb": labels["rgb"][number]},
             generated={name: generated.labels[name][number] for name in FROM_RGB},
         )
@@ -196,7 +196,7 @@ def _steering(checkpoint: Checkpoint, tokenizers: Tokenizers, scenes: Scenes) ->
     given = {"caption": [scenes.tokens["caption"][0]] * len(palettes), "palette": palettes}
     made = generate(checkpoint.model, given, ["rgb"], seed=_SEED, samples=len(palettes))["rgb"]
     rows = [
-        Row(given={"caption": caption, "palette": palette}, generated={"rgb": picture})
+        SheetLine(given={"caption": caption, "palette": palette}, generated={"rgb": picture})
         for palette, picture in zip(scenes.labels["palette"], tokenizers.decode("rgb", made), strict=False)
     ]
     heading = "One caption under five palettes"
