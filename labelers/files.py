@@ -203,13 +203,10 @@ def _numbers(modality: Modality, found: Any) -> "np.ndarray":
     """Returns the array in the bytes of a file or in the value of a column."""
     import numpy as np
 
-    from manifests.pixels.images import NPY_START, decode, decode_map, decode_npy
+    from manifests.formats.codecs import decode_file
 
     if isinstance(found, bytes):
-        if found.startswith(NPY_START):
-            return decode_npy(found)
-        is_photograph = modality.crop_rule == "pixels" and modality.dtype == "uint8" and modality.channels == 3
-        return decode(found) if is_photograph else decode_map(found)
+        return decode_file(modality, found)
     try:
         array = np.asarray(found)
     except ValueError as error:

@@ -169,9 +169,9 @@ class PartRows:
             found = read(io.BytesIO(data))
             keys, values = found.keys, found.values or []
             if form == "token":
-                from manifests.pixels.images import decode_npy
+                from manifests.formats import codecs
 
-                values = [None if value is None else decode_npy(value) for value in values]
+                values = [None if value is None else codecs.decode(value) for value in values]
         self._check_keys(file, keys)
         return values
 

@@ -30,6 +30,7 @@ from engine.export.aligned_rows import CorpusRows, ExportColumn
 from engine.export.picked_rows import Nulls
 from engine.export.tar_writer import CorpusExport, TarFolder, TarRow
 from manifests.errors import ConfigError, ShardError, nearest
+from manifests.formats import codecs
 from manifests.modality import DEFAULT_SIZE
 from manifests.pixels.crops import Crop, CropRule, crop_label, plan_crop
 from manifests.pixels.images import encode_npy
@@ -199,7 +200,8 @@ def _tokens(column: ExportColumn, crops: int, row: TarRow) -> dict[str, bytes]:
 
 
 def _pixels(row: TarRow) -> dict[str, bytes]:
-    return {"png": b"" if row.values[0] is None else row.values[0][0]}
+    data = b"" if row.values[0] is None else row.values[0][0]
+    return {codecs.of_bytes(data).extension if data else "png": data}
 
 
 def _boxes(row: TarRow) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ import numpy as np
 from engine.export.aligned_rows import CorpusRows, ExportColumn
 from engine.export.picked_rows import Nulls
 from engine.export.tar_writer import CorpusExport, TarFolder, TarRow
+from manifests.formats import codecs
 from manifests.pixels.images import encode_npy
 
 
@@ -50,7 +51,7 @@ def _member(column: ExportColumn, value: Any) -> tuple[str, bytes]:
         return "json", json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
     if isinstance(value, list):
         return "npy", encode_npy(np.array(value, column.modality.dtype))
-    return ("png" if value.startswith(b"\x89PNG") else "npy"), value
+    return codecs.of_bytes(value).extension, value
 
 
 def describe(column: ExportColumn) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import numpy as np
 
 from labelers.files import Files
 from manifests.errors import ConfigError, DecodeError, LabelError, nearest
+from manifests.formats import codecs
 from manifests.modality import Modality, get
-from manifests.pixels import crops, images
+from manifests.pixels import crops
 from manifests.pixels.raw_labels import fit_array
 from tokenize_jobs.sequences.words import PALETTE_MOST
 from train.generation.generator import Tokenizers
@@ -62,7 +63,7 @@ def read(arguments: Sequence[str], tokenizers: Tokenizers) -> dict[str, Prompt]:
 
 def _prompt(name: str, value: str, tokenizers: Tokenizers) -> Prompt:
     if value.endswith(".npy"):
-        array = _decoded(value, images.decode_npy)
+        array = _decoded(value, codecs.NPY.decode)
         if array.ndim == 1:
             return Prompt(modality=name, text=value, label=None, tokens=array)
     facts = get(name)
@@ -89,11 +90,7 @@ def _map(facts: Modality, path: str) -> np.ndarray:
     """Returns the center square of a photograph or a map, at the modality's size."""
 
     def decode(data: bytes) -> np.ndarray:
-        is_photograph = facts.crop_rule == "pixels" and facts.dtype == "uint8" and facts.channels == 3
-        if data.startswith(images.NPY_START):
-            numbers = images.decode_npy(data)
-        else:
-            numbers = images.decode(data) if is_photograph else images.decode_map(data)
+        numbers = codecs.decode_file(facts, data)
         is_color = numbers.ndim == 3 and numbers.shape[2] in (3, 4) and "c" not in facts.axes.split()
         if is_color and (numbers[..., :3] == numbers[..., :1]).all():
             # Gray that a program saved as color.

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from manifests.catalog.catalog import Catalog
-from manifests.formats import shards
+from manifests.formats import codecs, shards
 from manifests.log.actions import TokenizerAdded
-from manifests.pixels import images
 from manifests.store import parquet
 
 # A histogram needs no more than this; a report of a large workspace must not read all of it.
@@ -81,5 +80,5 @@ def _tokens(catalog: Catalog, path: str, form: str) -> np.ndarray:
             flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
         else:
             values = shards.read_tar(file).values or []
-            flat = [images.decode_npy(value) for value in values if value is not None]
+            flat = [codecs.decode(value) for value in values if value is not None]
     return np.concatenate([np.zeros(0, np.int64), *flat]).astype(np.int64)

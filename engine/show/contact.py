@@ -17,10 +17,10 @@ from engine.plan.missing import fit_order, is_judged
 from engine.show import pictures
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, DecodeError, ShardError, TokenizeError
-from manifests.formats import shards
+from manifests.formats import codecs, shards
 from manifests.log.actions import TokenizerAdded
 from manifests.modality import MODALITIES, Modality, get
-from manifests.pixels import crops, images
+from manifests.pixels import crops
 from manifests.store import parquet
 
 _ALL = crops.Crop(0.0, 0.0, 1.0, 1.0, flip=False)
@@ -130,7 +130,7 @@ def _read(catalog: Catalog, corpus: str, part: int, values: Mapping[str, _Values
             rows = shard_rows(catalog, shard["path"], shard["format"], values)
             if shard["form"] == "label":
                 for key, value in rows.items():
-                    values[key].label[name] = images.decode_map(value) if isinstance(value, bytes) else value
+                    values[key].label[name] = codecs.decode(value) if isinstance(value, bytes) else value
             else:
                 tokens = {key: _integers(value) for key, value in rows.items()}
                 for key, row in tokens.items():
@@ -164,7 +164,7 @@ def shard_rows(catalog: Catalog, path: str, form: str, keys: Mapping[str, Any]) 
 
 
 def _integers(value: Any) -> np.ndarray:
-    return (images.decode_npy(value) if isinstance(value, bytes) else np.asarray(value)).astype(np.int64)
+    return (codecs.decode(value) if isinstance(value, bytes) else np.asarray(value)).astype(np.int64)
 
 
 def _decode(

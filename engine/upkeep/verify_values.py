@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 
 from engine.upkeep.verify_shard import ReadShard
 from manifests.errors import ConfigError, ModmillError, ShardError
+from manifests.formats import codecs
 from manifests.log.actions import TokenizerAdded
 from manifests.modality import Modality, get
-from manifests.pixels import images
 from manifests.store.storage import Storage
 from tokenize_jobs import protocol
 
@@ -95,7 +95,7 @@ class DeepCheck:
 
 def _decoded(row: int, data: bytes) -> np.ndarray:
     try:
-        return images.decode_npy(data) if data.startswith(images.NPY_START) else images.decode_map(data)
+        return codecs.decode(data)
     except ModmillError as error:
         raise ShardError(f"the value of row {row} cannot be decoded: {error}") from error
 

@@ -16,11 +16,9 @@ from engine.work.marks import Stopwatch
 from engine.work.quality.measure import ShardQuality
 from engine.work.rows import Outcome, ShardRow, failed
 from manifests.errors import ShardError
-from manifests.formats import shards, sidecars
+from manifests.formats import codecs, shards, sidecars
 from manifests.formats.shards import Status
 from manifests.log.actions import ShardAdded
-from manifests.modality import Modality
-from manifests.pixels import images
 from manifests.recipe import sha256_hex
 from manifests.store import paths
 from manifests.store.storage import put_same
@@ -48,11 +46,11 @@ class ShardOutput:
         self._failures: list[dict[str, Any]] = []
         self._tokens = 0
         self._quality = ShardQuality(self._plan.modality, target.form, vocabulary)
-        modality = self._plan.modality
-        if vocabulary is not None:
-            self._tar = shards.TarWriter("npy") if self._plan.token_format == "webdataset" else None
+        if vocabulary is None:
+            self._codec = codecs.of_modality(self._plan.modality)
         else:
-            self._tar = None if modality.in_parquet else shards.TarWriter(_extension(modality))
+            self._codec = codecs.NPY if self._plan.token_format == "webdataset" else None
+        self._tar = None if self._codec is None else shards.TarWriter(self._codec.extension)
 
     def is_known(self, row: int) -> bool:
         """Tells whether a row of a batch that was not added yet is not to be made."""
@@ -71,7 +69,9 @@ class ShardOutput:
         if outcome.status is not Status.OK:
             return ShardRow(outcome.status, None, outcome.failure)
         try:
-            return ShardRow(Status.OK, self._member(outcome.value) if self._tar is not None else outcome.value)
+            return ShardRow(
+                Status.OK, outcome.value if self._codec is None else self._member(self._codec, outcome.value)
+            )
         except Exception as error:
             return ShardRow(Status.FAILED, None, failed("label", error).failure)
 
@@ -113,20 +113,14 @@ class ShardOutput:
         else:
             self._values.append(row.value)
 
-    def _member(self, value: Any) -> bytes:
-        """Encodes a value as a member of a tar: 8- and 16-bit pixels as PNG, all else as .npy."""
+    def _member(self, codec: codecs.Codec, value: Any) -> bytes:
         if self._vocabulary is not None:
-            width = shards.token_type(self._vocabulary).to_pandas_dtype()
-            return images.encode_npy(np.asarray(value, dtype=width))
-        if _extension(self._plan.modality) == "png":
-            return images.encode_png(value)
-        return images.encode_npy(value)
+            value = np.asarray(value, dtype=shards.token_type(self._vocabulary).to_pandas_dtype())
+        return codec.encode(value)
 
     def _plain(self, value: Any) -> Any:
         """Returns a value as it was before it became a member of a tar."""
-        if not isinstance(value, bytes):
-            return value
-        return images.decode_npy(value) if value.startswith(images.NPY_START) else images.decode_map(value)
+        return codecs.decode(value) if isinstance(value, bytes) else value
 
     def spill(self) -> None:
         """Writes the rows so far aside, for whoever does the item again."""
@@ -286,10 +280,6 @@ class ShardWriter:
         rows = [{row: made for piece in mine for row, made in piece.result().items()} for mine in pieces]
         for shard, found, encoded in zip(self._outputs, outcomes, rows, strict=True):
             shard.add(until, found, encoded)
-
-
-def _extension(modality: Modality) -> str:
-    return "png" if modality.dtype in ("uint8", "uint16") and modality.channels in (1, 3) else "npy"
 
 
 def _sha256_of(data: bytes | IO[bytes]) -> str:
