@@ -1,4 +1,4 @@
-"""What every part of modmill agrees on. Imports nothing of the other packages, and starts in milliseconds.
+"""Holds what every part of modmill agrees on. Imports nothing of the other packages, and starts in milliseconds.
 
 errors     the tree of errors
 mistakes   what is wrong with a file of options, in words

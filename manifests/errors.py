@@ -1,4 +1,4 @@
-"""Every error modmill raises on purpose.
+"""Defines every error that modmill raises on purpose.
 
 ModmillError
 ├── UserError               the command line prints one line and exits 2
@@ -24,71 +24,71 @@ from collections.abc import Iterable
 
 
 class ModmillError(Exception):
-    """The root: catch this to catch everything that modmill raises on purpose."""
+    """Stands for everything that modmill raises on purpose: catch it to catch them all."""
 
 
 class UserError(ModmillError):
-    """Something that the person who typed the command can mend."""
+    """Reports something that the person who typed the command can mend."""
 
 
 class ConfigError(UserError):
-    """A pipeline file, an option or a name that is not right."""
+    """Reports a pipeline file, an option or a name that is not right."""
 
 
 class WorkspaceError(UserError):
-    """A workspace that is not there, is of a newer format, or is held by another writer."""
+    """Reports a workspace that is missing, is of a newer format, or is held by another writer."""
 
 
 class QueryError(UserError):
-    """SQL that DuckDB refuses."""
+    """Reports SQL that DuckDB refuses."""
 
 
 class RowError(ModmillError):
-    """One row's fault. The engine writes it to the failed file and goes on."""
+    """Reports the fault of one row. The engine writes it to the failed file and goes on."""
 
 
 class SourceError(RowError):
-    """The source file cannot be read, or is not the one that was ingested."""
+    """Reports that the source file cannot be read, or is not the one that was ingested."""
 
 
 class FetchError(SourceError):
-    """A URL could not be fetched, or what it gave is no image within the caps."""
+    """Reports that a URL could not be fetched, or that what it gave is no image within the caps."""
 
 
 class FetchRefused(FetchError):
-    """A URL that is not fetched: its scheme or address is none that may be asked, or its owner says no."""
+    """Reports a URL that must not be fetched: its scheme or address is not allowed, or its owner says no."""
 
 
 class DecodeError(RowError):
-    """The bytes are not one whole image of a known kind within the pixel cap."""
+    """Reports that the bytes are not one whole image of a known kind within the pixel cap."""
 
 
 class LabelError(RowError):
-    """A labeler cannot label this row."""
+    """Reports that a labeler cannot label this row."""
 
 
 class TokenizeError(RowError):
-    """A tokenizer cannot encode this row."""
+    """Reports that a tokenizer cannot encode this row."""
 
 
 class ShardError(ModmillError):
-    """A shard is missing, truncated, or differs from what the log says of it."""
+    """Reports a shard that is missing, truncated, or other than the log says of it."""
 
 
 class LogError(ModmillError):
-    """The commit log has a gap, a broken chain, or an entry that cannot be read."""
+    """Reports that the commit log has a gap, a broken chain, or an entry that cannot be read."""
 
 
 class DeadlineExceeded(ModmillError):
-    """A batch takes longer than the pipeline file allows; its worker is taken to hang."""
+    """Reports a batch that takes longer than the pipeline file allows: its worker is taken to hang."""
 
 
 class TooManyFailures(ModmillError):
-    """More rows failed than the pipeline file allows."""
+    """Reports that more rows failed than the pipeline file allows."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence for an unknown name: the nearest known one, else all of them."""
+    """Returns a sentence for an unknown name: it gives the nearest known name, or else all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

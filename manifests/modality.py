@@ -1,4 +1,4 @@
-"""The table of modalities: facts only, no arrays, no models.
+"""Defines the table of modalities: facts only, no arrays, no models.
 
 A modality is one kind of content. It comes in two forms, `label` and `token`, each with a grain: `sample` (one value
 a photograph) or `crop` (one value a crop of it). To add one, add a row to `MODALITIES`, or declare it in a module of
@@ -26,12 +26,12 @@ DEFAULT_SIZE = 224
 
 @dataclass(frozen=True, kw_only=True)
 class Modality:
-    """One kind of content.
+    """Describes one kind of content.
 
-    `axes` and `dtype` describe one row's label array ("h w c", "uint8"); `fields` the columns of a structured label,
-    name to Arrow type, where `many` says that a row holds a list of such records. `null` is the marker inside a label
-    array that means "no value here" (a pixel without depth); a row without any label has a null and a `status`.
-    `tokenizer` is the family that encodes it, `labeler` the one that makes it where the pipeline file names none.
+    `axes` and `dtype` describe one row's label array ("h w c", "uint8"). `fields` are the columns of a structured label,
+    name to Arrow type; `many` says that a row holds a list of such records. `null` is the marker inside a label
+    array that means "no value here" (a pixel without depth). A row without any label has a null and a `status`.
+    `tokenizer` is the family that encodes it, `labeler` the one that makes it if the pipeline file names none.
     `tokens` is how many tokens a row has at the default size, for a sequence the most it may have (None: no limit).
     `stride` is how many pixels of a crop, across, one cell of a feature map stands for.
     """
@@ -58,21 +58,21 @@ class Modality:
 
     @property
     def base_name(self) -> str:
-        """The name without its `@size`."""
+        """Returns the name without its `@size`."""
         return self.name.partition("@")[0]
 
     @property
     def is_structured(self) -> bool:
-        """Whether labels are records or text, not arrays."""
+        """Tells whether labels are records or text, not arrays."""
         return self.kind in ("structured", "text")
 
     @property
     def in_parquet(self) -> bool:
-        """Whether kept labels are Parquet, which SQL reads (records, text, vectors), not a tar of pixels and maps."""
+        """Tells whether kept labels are Parquet, which SQL reads (records, text, vectors), not a tar of pixels and maps."""
         return self.is_structured or self.kind == "vector"
 
     def shape(self) -> tuple[int, ...]:
-        """The shape of one row's crop label array; axes h and w are the modality's size, in cells of its stride."""
+        """Returns the shape of one row's crop label array; axes h and w are the modality's size, in cells of its stride."""
         side = self.size // self.stride
         sizes = {"h": side, "w": side, "c": self.channels}
         return tuple(sizes[axis] for axis in self.axes.split())
@@ -321,9 +321,9 @@ MODALITIES: dict[str, Modality] = {
 
 
 def get(name: str) -> Modality:
-    """The modality called `name`: `rgb`, `rgb@448`, or `my_module:MODALITY` for one of your own.
+    """Returns the modality called `name`: `rgb`, `rgb@448`, or `my_module:MODALITY` for one of your own.
 
-    Raises ConfigError with the nearest known name where there is none.
+    Raises ConfigError with the nearest known name if there is no such modality.
     """
     if ":" in name:
         module_name, _, attribute = name.partition(":")

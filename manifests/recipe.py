@@ -1,4 +1,4 @@
-"""Recipes and their fingerprints: what decides a labeler's or a tokenizer's output, and the hash of that.
+"""Defines recipes and their fingerprints: what decides a labeler's or a tokenizer's output, and the hash of that.
 
 The rule (fixed; shards are found by it): the fingerprint is the sha256, in hex, of the canonical JSON of
 
@@ -19,7 +19,7 @@ from manifests.modality import Form
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one spelling of a JSON value, so that equal values have equal hashes.
+    """Writes a JSON value in its one spelling, so that equal values have equal hashes.
 
     Raises ValueError on NaN and infinity, TypeError on what JSON cannot hold.
     """
@@ -27,12 +27,12 @@ def canonical_json(value: Any) -> bytes:
 
 
 def sha256_hex(data: bytes | memoryview) -> str:
-    """The sha256 of bytes, as 64 hex digits."""
+    """Returns the sha256 of bytes, as 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_of_stream(stream: IO[bytes]) -> str:
-    """The sha256 of what a stream holds from where it stands to its end, as 64 hex digits."""
+    """Reads a stream from where it stands to its end; returns the sha256 of that, as 64 hex digits."""
     digest = hashlib.sha256()
     while chunk := stream.read(1 << 20):
         digest.update(chunk)
@@ -41,10 +41,10 @@ def sha256_of_stream(stream: IO[bytes]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A labeler or tokenizer with everything that decides its output.
+    """Holds everything that decides the output of a labeler or a tokenizer.
 
-    `version` is raised by hand when outputs change. `weights` is the sha256 of the weights, None where there are none.
-    `crop` is the crop rule where the output depends on it (seed, scale, ratio, flip; never the number of crops).
+    `version` is raised by hand when outputs change. `weights` is the sha256 of the weights, None if it has none.
+    `crop` is the crop rule if the output depends on it (seed, scale, ratio, flip; never the number of crops).
     `inputs` maps an input's name to its fingerprint.
     """
 
@@ -58,7 +58,7 @@ class Recipe:
     inputs: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """The recipe as plain JSON values; what the fingerprint is the hash of."""
+        """Returns the recipe as plain JSON values; the fingerprint is the hash of them."""
         return {
             "modality": self.modality,
             "form": self.form,
@@ -72,5 +72,5 @@ class Recipe:
 
     @cached_property
     def fingerprint(self) -> str:
-        """64 hex digits; the first 12 name the folder of the recipe's shards."""
+        """Hashes the document to 64 hex digits; the first 12 name the folder of the recipe's shards."""
         return sha256_hex(canonical_json(self.document()))

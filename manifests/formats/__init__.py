@@ -1,1 +1,1 @@
-"""The files of a workspace: shards, the sidecars beside them, snapshots, and shards rewritten without some rows."""
+"""Writes and reads the files of a workspace: shards, their sidecars, snapshots, and shards without some rows."""

@@ -1,6 +1,7 @@
-"""Files of a part without some of its rows: every other row as it was, those null, under a name of their own.
+"""Writes the files of a part again without some of its rows: those become null, every other row stays as it was.
 
-Equal files and rows give equal bytes: those that a worker writes who finds the rows forgotten.
+The new file has a name of its own. Equal files and rows give equal bytes, and the same bytes that a worker writes if the
+rows are forgotten before it labels them.
 """
 
 import base64
@@ -26,7 +27,7 @@ _ALWAYS_KNOWN = {"corpus", "part", "row", "key"}
 
 @dataclass(frozen=True, kw_only=True)
 class Blanked:
-    """A shard without some rows; `tokens` counts those that are left, of shards of tokens."""
+    """Holds a shard without some rows; `tokens` counts those that are left in a shard of tokens."""
 
     data: bytes
     statuses: list[int]
@@ -34,16 +35,16 @@ class Blanked:
 
 
 def without_rows(data: bytes, format: str, rows: Collection[int]) -> Blanked:
-    """A shard, in parquet or webdataset, with these rows null and forgotten. Raises ShardError where it is no shard."""
+    """Returns a shard (parquet or webdataset) with these rows null and forgotten. Raises ShardError if it is no shard."""
     return _parquet(data, rows) if format == "parquet" else _tar(data, rows)
 
 
 def rewrite_part(
     storage: Storage, part: PartAdded, corpus: CorpusAdded, forgotten: Forgotten, earlier: Collection[Forgotten]
 ) -> PartAdded:
-    """Writes the samples of a part without the rows that are forgotten; its record. `earlier` rows are null already.
+    """Writes the samples of a part without the forgotten rows and returns its record. `earlier` rows are null already.
 
-    Raises ShardError where the file is not the one that was committed.
+    Raises ShardError if the file is not the one that was committed.
     """
     table = _table(read_same(storage, part.path, part.sha256))
     gone = set(forgotten.rows)
@@ -85,9 +86,9 @@ def _rewrite_pack(storage: Storage, part: PartAdded, table: pa.Table, gone: Coll
 
 
 def rewrite_shard(storage: Storage, shard: ShardAdded, recipe: Mapping[str, Any], rows: Collection[int]) -> ShardAdded:
-    """Writes a shard without these rows, its failed file and its sidecar; its record.
+    """Writes a shard without these rows, its failed file and its sidecar; returns its record.
 
-    Raises ShardError where a file is not the one that was committed.
+    Raises ShardError if a file is not the one that was committed.
     """
     blanked = without_rows(read_same(storage, shard.path, shard.sha256), shard.format, rows)
     failures = _failures_left(storage, shard, rows)
@@ -117,7 +118,7 @@ def rewrite_shard(storage: Storage, shard: ShardAdded, recipe: Mapping[str, Any]
 
 
 def put_shard(storage: Storage, old_path: str, blanked: Blanked, failed_sha256: str | None = None) -> tuple[str, str]:
-    """Puts a shard beside the one it is made from, with that failed file; its path and sha256."""
+    """Puts a shard beside the one that it is made from and returns its path and sha256."""
     sha256 = sha256_hex(blanked.data)
     path = paths.renamed(old_path, shards.named_by(sha256, failed_sha256))
     put_same(storage, path, blanked.data, sha256)
@@ -125,12 +126,12 @@ def put_shard(storage: Storage, old_path: str, blanked: Blanked, failed_sha256: 
 
 
 def files_of(path: str) -> list[str]:
-    """A shard or samples file, and what stands beside it of the same name: its failed file and its sidecar."""
+    """Returns the paths of a shard or samples file and of what may stand beside it: its failed file and its sidecar."""
     return [path, paths.failed(path), paths.sidecar(path)]
 
 
 def _failures_left(storage: Storage, shard: ShardAdded, rows: Collection[int]) -> bytes | None:
-    """The failed file without these rows; None where no row is left in it."""
+    """Returns the failed file without these rows; None if no row is left in it."""
     if shard.failed_path is None or shard.failed_sha256 is None:
         return None
     records = _table(read_same(storage, shard.failed_path, shard.failed_sha256)).to_pylist()
@@ -175,7 +176,7 @@ def _tar(data: bytes, rows: Collection[int]) -> Blanked:
 
 
 def _table(data: bytes) -> pa.Table:
-    """A Parquet file with the very types that it was written from: read plainly, the items of lists have other names."""
+    """Reads a Parquet file with the very types that it was written from: read plainly, list items have other names."""
     try:
         file = parquet.opened(data)
         written = (file.metadata.metadata or {}).get(b"ARROW:schema")

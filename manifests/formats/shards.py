@@ -1,8 +1,8 @@
-"""The shard formats: one file for one part (and one crop), one modality, one form, one recipe; row i is sample i.
+"""Writes and reads shards: a file for one part (and one crop), modality, form and recipe; row i is sample i.
 
 Parquet: columns `key`, `status` and `tokens` (a list of the narrowest unsigned type that holds the vocabulary) or
 `label` (text, a record, a list of records, or a vector). WebDataset: USTAR, for each row `<member>.json` with the row's
-key and status and, where the row is ok, `<member>.<extension>` with the value. Equal rows give equal bytes. What is not
+key and status and, if the row is ok, `<member>.<extension>` with the value. Equal rows give equal bytes. A row that is not
 ok is null, never a gap.
 
 Status: 0 ok, 1 failed, 2 absent at the source, 3 not selected, 4 forgotten.
@@ -38,8 +38,8 @@ _ARROW_TYPES = {
     "list<float32>": pa.list_(pa.float32()),
 }
 SAMPLE_COLUMNS = ("corpus", "part", "row", "key", "source", "size_bytes", "sha256")
-# Where a row's bytes lie that are no file of their own: the first byte in a tar (the source's, or the one in the workspace
-# that `source_pack` names), or why there are none. Only in samples files that need them.
+# For bytes that are no file of their own: their first byte in a tar (the source's, or the one in the workspace that
+# `source_pack` names), or why there are no bytes. Only samples files that need these columns have them.
 PLACE_COLUMNS = ("source_offset", "source_pack", "source_error")
 RESERVED_COLUMNS = (*SAMPLE_COLUMNS, *PLACE_COLUMNS)
 _FAILURE_SCHEMA = pa.schema(
@@ -87,7 +87,7 @@ class Sample(SourcePlace):
 
 
 class Status(IntEnum):
-    """What became of a row of a shard."""
+    """Tells what became of a row of a shard."""
 
     OK = 0
     FAILED = 1
@@ -98,7 +98,7 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRows:
-    """A shard as read: keys and statuses of all rows; values, None where a row is not ok (None: not read)."""
+    """Holds a shard as read: keys and statuses of all rows, and values (None if not read; each None if its row is not ok)."""
 
     keys: list[str]
     statuses: list[int]
@@ -106,27 +106,27 @@ class ShardRows:
 
 
 def named_by(sha256: str, failed_sha256: str | None) -> str:
-    """The hash that a shard and its failed file are named by: the shard's own, or that of both.
+    """Returns the hash that a shard and its failed file are named by: the shard's own, or that of both.
 
-    Rows that are null again may have failed for another reason than before, which makes another failed file of equal shards.
+    Two equal shards may have different failed files: a row may fail a second time for another reason.
     """
     return sha256 if failed_sha256 is None else sha256_hex(f"{sha256} {failed_sha256}".encode())
 
 
 def keys_digest(keys: Sequence[str]) -> str:
-    """The sha256 that says two files hold the same rows in the same order."""
+    """Returns a sha256 of keys: two files with the same one hold the same rows in the same order."""
     return sha256_hex("\n".join(keys).encode())
 
 
 def token_type(vocabulary: int) -> pa.DataType:
-    """The narrowest unsigned type that holds tokens 0 <= token < vocabulary."""
+    """Returns the narrowest unsigned type that holds tokens 0 <= token < vocabulary."""
     if vocabulary <= 1 << 8:
         return pa.uint8()
     return pa.uint16() if vocabulary <= 1 << 16 else pa.uint32()
 
 
 def label_type(modality: Modality) -> pa.DataType:
-    """The Arrow type of the `label` column of a modality that is kept as Parquet."""
+    """Returns the Arrow type of the `label` column of a modality that is kept as Parquet."""
     if modality.kind == "text":
         return pa.string()
     if modality.kind == "vector":
@@ -138,7 +138,7 @@ def label_type(modality: Modality) -> pa.DataType:
 def write_tokens(
     keys: Sequence[str], statuses: Sequence[int], values: Sequence[Any], vocabulary: int, facts: Mapping[str, Any]
 ) -> bytes:
-    """A Parquet shard of tokens; `values` are sequences of integers, None where the row is not ok.
+    """Writes a Parquet shard of tokens; `values` are sequences of integers, None if the row is not ok.
 
     Parquet holds such lists as INT32: DELTA_BINARY_PACKED under zstd, without dictionary, takes 1.07–1.16 of the bits
     of random tokens (from 1,000 rows of 196 up), and plain readers see integers.
@@ -150,7 +150,7 @@ def write_tokens(
 def write_labels(
     keys: Sequence[str], statuses: Sequence[int], values: Sequence[Any], modality: Modality, facts: Mapping[str, Any]
 ) -> bytes:
-    """A Parquet shard of records, text or vectors; `values` as labelers make them, None where the row is not ok."""
+    """Writes a Parquet shard of records, text or vectors; `values` as labelers make them, None if the row is not ok."""
     return _write_parquet(keys, statuses, "label", pa.array(values, label_type(modality)), facts)
 
 
@@ -164,7 +164,7 @@ def _write_parquet(
 
 
 def encode_table(table: pa.Table) -> bytes:
-    """The file of a Parquet shard, from its columns and the facts in its metadata."""
+    """Writes a Parquet shard from its columns and the facts in its metadata."""
     sink = io.BytesIO()
     is_tokens = "tokens" in table.column_names
     pq.write_table(
@@ -180,7 +180,7 @@ def encode_table(table: pa.Table) -> bytes:
 
 
 class TarWriter:
-    """A WebDataset shard, row by row; rows arrive in the part's order."""
+    """Writes a WebDataset shard row by row, in the part's order."""
 
     def __init__(self, extension: str) -> None:
         self._extension = extension
@@ -189,7 +189,7 @@ class TarWriter:
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
     def add(self, key: str, status: int, value: bytes | None) -> None:
-        """One row; `value` is the encoded member, None where the row is not ok."""
+        """Adds a row; `value` is the encoded member, None if the row is not ok."""
         name = member_name(key)
         members = {f"{name}.json": canonical_json({"key": key, "status": int(status)})}
         if value is not None:
@@ -201,21 +201,21 @@ class TarWriter:
             self._tar.addfile(info, io.BytesIO(data))
 
     def so_far(self) -> bytes:
-        """A whole tar of the rows that were added until now; more may follow."""
+        """Returns a whole tar of the rows that were added until now; more may follow."""
         self._file.seek(0)
         data = self._file.read(self._tar.offset)
         self._file.seek(self._tar.offset)
         return data + bytes(2 * tarfile.BLOCKSIZE)
 
     def finish(self) -> IO[bytes]:
-        """The whole shard as a stream, at its start; closing it frees it."""
+        """Returns the whole shard as a stream at its start; closing the stream frees the shard."""
         self._tar.close()
         self._file.seek(0)
         return self._file
 
 
 def member_name(key: str) -> str:
-    """A key as a name in a tar: itself where it is short and plain, else percent-encoded, or its hash where too long.
+    """Returns a key as a name in a tar: itself if it is short and plain, else percent-encoded, or its hash if too long.
 
     WebDataset splits names at the first dot and USTAR holds 100 bytes.
     """
@@ -226,9 +226,9 @@ def member_name(key: str) -> str:
 
 
 def read_parquet(file: bytes | IO[bytes] | str, *, values: bool = True, whole: bool = False) -> ShardRows:
-    """A Parquet shard of either form; `whole` decodes its values though they are not asked for.
+    """Reads a Parquet shard of either form; `whole` decodes its values even if they are not asked for.
 
-    Raises ShardError where it is none.
+    Raises ShardError if it is no such shard.
     """
     try:
         opened = parquet.opened(file)
@@ -244,9 +244,9 @@ def read_parquet(file: bytes | IO[bytes] | str, *, values: bool = True, whole: b
 
 
 def read_tar(file: IO[bytes], *, values: bool = True) -> ShardRows:
-    """A WebDataset shard; values are the members' bytes. Raises ShardError where it is none.
+    """Reads a WebDataset shard; values are the members' bytes. Raises ShardError if it is no such shard.
 
-    Plain files only, streamed: nothing is extracted.
+    Accepts plain files only and streams them: nothing is extracted.
     """
     keys: list[str] = []
     statuses: list[int] = []
@@ -289,7 +289,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _check_end(tar: tarfile.TarFile, file: IO[bytes]) -> None:
-    """Raises ShardError where no end mark follows: tarfile takes a missing or broken header for the end."""
+    """Raises ShardError if no end mark follows: tarfile takes a missing or broken header for the end."""
     file.seek(tar.offset)
     tail = file.read(tarfile.RECORDSIZE)
     if len(tail) < 2 * tarfile.BLOCKSIZE or any(tail):
@@ -297,14 +297,14 @@ def _check_end(tar: tarfile.TarFile, file: IO[bytes]) -> None:
 
 
 def write_failures(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """The failed file of a shard: a row for each failed row, with the columns of the view `failures`."""
+    """Writes the failed file of a shard: a row for each failed row, with the columns of the view `failures`."""
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(records), _FAILURE_SCHEMA), sink, compression="zstd")
     return sink.getvalue()
 
 
 def write_samples(rows: Sequence[Mapping[str, Any]], columns: pa.Schema) -> bytes:
-    """The samples file of a part: the fixed columns, then the source columns as `columns` types them."""
+    """Writes the samples file of a part: the fixed columns, then the source columns as `columns` types them."""
     fixed = pa.schema(
         [
             ("corpus", pa.string()),
@@ -320,11 +320,11 @@ def write_samples(rows: Sequence[Mapping[str, Any]], columns: pa.Schema) -> byte
 
 
 def encode_samples(table: pa.Table) -> bytes:
-    """The file of a part's samples, from its columns.
+    """Writes a samples file from its columns.
 
-    A filter over all samples reads thousands of them, so they are quick to read rather than small: with LZ4, and without
-    dictionaries where values hardly repeat, it takes half the time that it takes over zstd, for 5 % more bytes. Columns
-    with nulls always have one: without, DuckDB 2.0 finds `x IS NULL` true of the one text that a column of nulls may hold.
+    A filter over all samples reads thousands of such files, so they are made to be read quickly: LZ4, and no dictionary
+    if values hardly repeat, take half the time of zstd, for 5 % more bytes. Columns with nulls always have a dictionary:
+    without one, DuckDB 2.0 finds `x IS NULL` true of the one text that a column of nulls may hold.
     """
     with_dictionary: list[str] = []
     for name, column in zip(table.column_names, table.columns, strict=True):
@@ -336,7 +336,7 @@ def encode_samples(table: pa.Table) -> bytes:
 
 
 def _leaves(name: str, kind: pa.DataType) -> list[str]:
-    """What Parquet calls the columns that a column of Arrow becomes."""
+    """Returns what Parquet calls the columns that a column of Arrow becomes."""
     if pa.types.is_struct(kind):
         return [leaf for field in kind for leaf in _leaves(f"{name}.{field.name}", field.type)]
     if pa.types.is_map(kind):
@@ -348,7 +348,7 @@ def _leaves(name: str, kind: pa.DataType) -> list[str]:
 
 
 def read_samples(data: bytes) -> list[Sample]:
-    """Reads the rows of a samples file. Raises ShardError if it is none."""
+    """Reads the rows of a samples file. Raises ShardError if it is no samples file."""
     try:
         table = parquet.read(data)
     except pa.ArrowException as error:

@@ -1,4 +1,4 @@
-"""Sidecars: beside each file of a workspace stands what the log says of it, so that a lost log can be made anew.
+"""Writes and reads sidecars: they hold beside each file what the log says of it, so that a lost log can be rebuilt.
 
     data/.../part-0000000.c00-<sha8>.json         {"format": 1, "shard": {...}, "recipe": {...}}
     data/<corpus>/_samples/part-0000000-<sha8>.json
@@ -23,13 +23,13 @@ from manifests.store.storage import Storage
 
 FORMAT = 1
 Described = PartAdded | ShardAdded | TokenizerAdded
-# What a second maker of the same bytes may say otherwise; the first one's sidecar stays.
+# If two workers make the same bytes, they may differ in these; the sidecar of the first stays.
 _INCIDENTAL = {"device", "micro_batch", "metrics"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """A sidecar as it was read: of what, and what only shards (`recipe`) and parts (`corpus`, `forgotten`) have."""
+    """Holds a sidecar as read: `of` is the record of its file; only shards have a `recipe`, only parts the other two."""
 
     of: Described
     recipe: Mapping[str, Any] | None = None
@@ -38,28 +38,28 @@ class Sidecar:
 
 
 def path_of(described: Described) -> str:
-    """Where the sidecar of a file (of a tokenizer's folder) stands."""
+    """Returns the path of the sidecar of a file, or of a tokenizer's folder."""
     return paths.sidecar(described.path)
 
 
 def of_shard(shard: ShardAdded, recipe: Mapping[str, Any]) -> bytes:
-    """The sidecar of a shard, made by the recipe of this document."""
+    """Writes the sidecar of a shard; `recipe` is the document of the recipe that made it."""
     return canonical_json({"format": FORMAT, "shard": asdict(shard), "recipe": dict(recipe)})
 
 
 def of_part(part: PartAdded, corpus: CorpusAdded, forgotten: Sequence[Forgotten] = ()) -> bytes:
-    """The sidecar of a part's samples file; `forgotten` are all that were ever forgotten of it."""
+    """Writes the sidecar of a part's samples file; `forgotten` is everything that was ever forgotten of it."""
     document = {"format": FORMAT, "part": asdict(part), "corpus": asdict(corpus)}
     return canonical_json(document | ({"forgotten": [asdict(each) for each in forgotten]} if forgotten else {}))
 
 
 def of_tokenizer(tokenizer: TokenizerAdded) -> bytes:
-    """The sidecar of a tokenizer's folder."""
+    """Writes the sidecar of a tokenizer's folder."""
     return canonical_json({"format": FORMAT, "tokenizer": asdict(tokenizer)})
 
 
 def read(storage: Storage, path: str) -> Sidecar:
-    """The sidecar at a path. Raises FileNotFoundError, ShardError where it is none or of a newer format."""
+    """Reads the sidecar at a path. Raises FileNotFoundError, and ShardError if it is damaged or of a newer format."""
     data = storage.read(path)
     try:
         document = json.loads(data)
@@ -82,7 +82,7 @@ def read(storage: Storage, path: str) -> Sidecar:
 
 
 def differences(said: Described, logged: Described) -> list[str]:
-    """The fields in which a sidecar says other than the log, but for those that tell of the making only."""
+    """Returns the fields in which a sidecar differs from the log, except those that may differ between equal bytes."""
     one, other = _plain(said), _plain(logged)
     if type(said) is not type(logged):
         return ["kind"]

@@ -1,4 +1,4 @@
-"""The folder of a snapshot: `_meta/snapshots/<name>/`, written once. Format 1:
+"""Writes and reads the folder of a snapshot: `_meta/snapshots/<name>/`, written once. Format 1:
 
     snapshot.json        {"format": 1, "workspace": id, "where": condition or null, "modalities": [names],
                           "hold_out": share, "rows": count, "held_out": count}
@@ -7,9 +7,9 @@
     shards.parquet       each shard, by (corpus, part, modality, crop)
     SHA256SUMS           of the four, as `sha256sum` writes and checks it; written last: without it there is no snapshot
 
-An equal selection gives equal bytes, and the sha256 of SHA256SUMS is the snapshot's identity. One whose rows were
-forgotten in part gets `replaced.json` beside them, {"replaced_by": name, "rows": count}, and its successor's
-snapshot.json says besides {"replaces": name, "forgotten_rows": count}.
+An equal selection gives equal bytes, and the sha256 of SHA256SUMS is the snapshot's identity. If some of its rows are
+forgotten, a snapshot gets `replaced.json` beside these files, {"replaced_by": name, "rows": count}, and the snapshot.json
+of its successor says also {"replaces": name, "forgotten_rows": count}.
 """
 
 import io
@@ -29,7 +29,7 @@ from manifests.store.storage import Storage
 
 FORMAT = 1
 SUMS = "SHA256SUMS"
-# The share of the keys that is never trained on, unless it is said.
+# The share of the keys that is never trained on, if the user gives none.
 HOLD_OUT = 0.02
 MODALITIES = pa.schema(
     [
@@ -80,7 +80,7 @@ _RESTORE = "restore the snapshot from a copy, or make another"
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotFiles:
-    """What a snapshot's folder says; `tables` by name: modalities, parts, shards."""
+    """Holds what a snapshot's folder says; `tables` by name: modalities, parts, shards."""
 
     document: Mapping[str, Any]
     tables: Mapping[str, pa.Table]
@@ -96,12 +96,12 @@ def check_name(name: str) -> None:
 
 
 def is_whole(storage: Storage, name: str) -> bool:
-    """Whether there is a snapshot of that name, written to its end."""
+    """Tells whether there is a snapshot of that name, written to its end."""
     return paths.is_snapshot_name(name) and storage.exists(f"{paths.snapshot(name)}/{SUMS}")
 
 
 def names(storage: Storage) -> list[str]:
-    """The snapshots of a workspace, sorted."""
+    """Returns the names of the snapshots of a workspace, sorted."""
     return [name for name in storage.names(paths.SNAPSHOTS) if is_whole(storage, name)]
 
 
@@ -109,7 +109,7 @@ def names(storage: Storage) -> list[str]:
 
 
 def encode(document: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> dict[str, bytes]:
-    """The files of a snapshot, SHA256SUMS last."""
+    """Encodes the files of a snapshot, SHA256SUMS last."""
     files = {_DOCUMENT: canonical_json({"format": FORMAT, **document})}
     files |= {f"{name}.parquet": _parquet(tables[name]) for name in _TABLES}
     sums = "".join(f"{sha256_hex(data)}  {name}\n" for name, data in sorted(files.items()))
@@ -117,9 +117,9 @@ def encode(document: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> dict[
 
 
 def write(storage: Storage, name: str, files: Mapping[str, bytes]) -> None:
-    """Writes the files in their order; what an interrupted writer of the same files left is completed.
+    """Writes the files in their order; completes what an interrupted writer of the same files left.
 
-    Raises WorkspaceError where files of another content stand there.
+    Raises WorkspaceError if a file there has other content.
     """
     for file, data in files.items():
         path = f"{paths.snapshot(name)}/{file}"
@@ -131,7 +131,7 @@ def write(storage: Storage, name: str, files: Mapping[str, bytes]) -> None:
 
 
 def check_same(storage: Storage, name: str, files: Mapping[str, bytes]) -> None:
-    """Raises WorkspaceError where the snapshot that stands there is of another content than `files`."""
+    """Raises WorkspaceError if the snapshot of that name has other content than `files`."""
     standing = read(storage, name)
     where = storage.location(paths.snapshot(name))
     document = json.loads(files[_DOCUMENT])
@@ -154,12 +154,12 @@ def check_same(storage: Storage, name: str, files: Mapping[str, bytes]) -> None:
 
 
 def mark_replaced(storage: Storage, name: str, *, by: str, rows: int) -> None:
-    """Says in a snapshot's folder that another replaces it, since so many of its rows were forgotten."""
+    """Says in a snapshot's folder that another replaces it, since `rows` of its rows were forgotten."""
     storage.put(f"{paths.snapshot(name)}/{_REPLACED}", canonical_json({"replaced_by": by, "rows": rows}))
 
 
 def check_not_replaced(storage: Storage, name: str) -> None:
-    """Raises WorkspaceError with the successor's name where a snapshot has one."""
+    """Raises WorkspaceError with the successor's name if a snapshot was replaced."""
     try:
         document = json.loads(storage.read(f"{paths.snapshot(name)}/{_REPLACED}"))
         successor, rows = document["replaced_by"], document["rows"]
@@ -185,9 +185,9 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def read(storage: Storage, name: str) -> SnapshotFiles:
-    """The files of a snapshot, checked against its SHA256SUMS.
+    """Reads the files of a snapshot and checks them against its SHA256SUMS.
 
-    Raises WorkspaceError where there is none of that name or its format is newer, ShardError where it was altered.
+    Raises WorkspaceError if there is no such snapshot or its format is newer, ShardError if it was altered.
     """
     if not is_whole(storage, name):
         is_begun = paths.is_snapshot_name(name) and bool(storage.names(paths.snapshot(name)))
@@ -197,11 +197,11 @@ def read(storage: Storage, name: str) -> SnapshotFiles:
     sums = storage.read(f"{paths.snapshot(name)}/{SUMS}")
     listed = _listed(f"{where}/{SUMS}", sums)
     files = {file: _read_file(storage, f"{paths.snapshot(name)}/{file}", sha256) for file, sha256 in listed.items()}
-    # The format first: a newer one may have other files.
+    # The format is checked first: a newer one may have other files.
     document = _document(f"{where}/{_DOCUMENT}", files.get(_DOCUMENT, b""))
     wrong = sorted(set(files) ^ _FILES)
     if wrong:
-        problem = "lists, but which is none of a snapshot" if wrong[0] in files else "does not list"
+        problem = "lists, but no snapshot has" if wrong[0] in files else "does not list"
         raise ShardError(f"{where}/{wrong[0]} is a file that {SUMS} {problem}; {_RESTORE}")
     tables = {
         table: _table(f"{where}/{table}.parquet", files[f"{table}.parquet"], schema)
@@ -214,12 +214,14 @@ def read(storage: Storage, name: str) -> SnapshotFiles:
 
 
 def _listed(where: str, sums: bytes) -> dict[str, str]:
-    """The sha256 of each file that SHA256SUMS lists."""
+    """Returns the sha256 of each file that SHA256SUMS lists."""
     listed: dict[str, str] = {}
     for line in sums.decode(errors="replace").splitlines():
         match = _LINE.fullmatch(line)
         if not match or match[2] in listed:
-            raise ShardError(f"{where}: the line {line[:80]!r} is none of sha256sum, or stands twice; {_RESTORE}")
+            raise ShardError(
+                f"{where}: the line {line[:80]!r} is not as sha256sum writes it, or stands twice; {_RESTORE}"
+            )
         listed[match[2]] = match[1]
     return listed
 
@@ -257,5 +259,7 @@ def _table(where: str, data: bytes, schema: pa.Schema) -> pa.Table:
     except pa.ArrowException as error:
         raise ShardError(f"{where} is no Parquet ({error}); {_RESTORE}") from error
     if not table.schema.equals(schema):
-        raise ShardError(f"{where} has the columns {table.schema.names}, expected {schema.names} typed so; {_RESTORE}")
+        raise ShardError(
+            f"{where} has the columns {table.schema.names}, expected {schema.names}, typed as format {FORMAT} says; {_RESTORE}"
+        )
     return table

@@ -27,7 +27,7 @@ from manifests.store import paths
 from manifests.store.storage import Storage
 
 FORMAT = 1
-# From so many new entries on, the rest is read by threads: an object store answers in tens of milliseconds.
+# From this many new entries on, the rest is read by threads: an object store answers in tens of milliseconds.
 _FEW_ENTRIES = 8
 _READERS = 32
 _WINDOW = 256
@@ -59,7 +59,7 @@ def run_name(kind: str) -> str:
 
 
 def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
-    """Makes the storage a workspace if it is none yet, of a new id unless one is given, and returns its id.
+    """Makes the storage a workspace if it is not one yet, with a new id unless one is given, and returns its id.
 
     Raises WorkspaceError if a file stands there, and for a store that replaces what stands although it is asked not to:
     nothing would be safe there.
@@ -87,7 +87,7 @@ def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
 
 
 def workspace_id(storage: Storage) -> str:
-    """Returns the workspace's id. Raises WorkspaceError if there is none, or if its format is newer than this code's."""
+    """Returns the workspace's id. Raises WorkspaceError if it is missing, or if its format is too new."""
     try:
         document = json.loads(storage.read(paths.FORMAT))
         found, identity = document["format"], document["id"]

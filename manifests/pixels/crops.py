@@ -1,4 +1,4 @@
-"""Crops: which rectangles of a photograph are used, and what becomes of pixels and labels in them.
+"""Decides which rectangles are used, and what becomes of pixels and labels in them.
 
 A crop plan is a function of (rule, key, crop number) alone, so adding a crop changes no other. Rectangles are fractions
 of the upright photograph, since a label may have another resolution than its photograph.
@@ -18,14 +18,14 @@ from manifests.errors import ConfigError, LabelError
 from manifests.modality import Modality
 
 _ATTEMPTS = 10
-# Pixels are averaged in whole blocks while at least this many blocks fall on a pixel of the crop; then resampled.
+# Pixels are averaged in whole blocks as long as at least this many blocks fall on a pixel of the crop; then resampled.
 # On 750 px to 224 this is 2.6 times faster than resampling alone and differs by 0.5 code values on average.
 _REDUCE_TO = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class CropRule:
-    """How the crops of a corpus are drawn.
+    """Says how the crops of a corpus are drawn.
 
     seed   another seed draws other crops
     scale  smallest and largest area of a crop, as fractions of the photograph
@@ -47,7 +47,7 @@ class CropRule:
             raise ConfigError(f"crop flip {self.flip}: expected a probability from 0 to 1")
 
     def document(self) -> dict[str, Any]:
-        """The rule as plain JSON values, for fingerprints; equal rules give equal documents."""
+        """Returns the rule as plain JSON values, for fingerprints; equal rules give equal documents."""
         return {
             "seed": self.seed,
             "scale": [float(fraction) for fraction in self.scale],
@@ -58,7 +58,7 @@ class CropRule:
 
 @dataclass(frozen=True)
 class Crop:
-    """A rectangle in fractions of the upright photograph, origin top left, mirrored after cutting where `flip`."""
+    """Holds a rectangle in fractions of the upright photograph, origin top left; `flip` mirrors it after cutting."""
 
     x0: float
     y0: float
@@ -68,10 +68,10 @@ class Crop:
 
 
 def plan_crop(rule: CropRule, key: str, number: int, width: int, height: int) -> Crop:
-    """Crop `number` of the sample `key`, whose photograph has `width` x `height` pixels; its edges lie between pixels.
+    """Plans crop `number` of the sample `key`, whose photograph has `width` x `height` pixels; edges lie between pixels.
 
     Number 0 is the largest centered square, never flipped. The others are random resized crops: area uniform, ratio
-    log-uniform, place uniform; the centered square where no attempt of 10 fits. All randomness is the sha256 of
+    log-uniform, place uniform; the centered square if none of 10 attempts fits. All randomness is the sha256 of
     "seed/key/number/...", so it is the same for ever and everywhere.
     """
     name = f"{rule.seed}/{key}/{number}"
@@ -91,10 +91,10 @@ def plan_crop(rule: CropRule, key: str, number: int, width: int, height: int) ->
 
 
 def crop_pixels(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """The crop's pixels: uint8 (h, w, 3) to uint8 (size, size, 3).
+    """Cuts the crop's pixels out: uint8 (h, w, 3) to uint8 (size, size, 3).
 
     Antialiased: means of whole blocks, then Pillow's bicubic filter, whose integer arithmetic is the same on every CPU.
-    No pixel outside the crop has a part in it.
+    Pixels outside the crop have no influence.
     """
     top, bottom, left, right = _edges(crop, image.shape[0], image.shape[1])
     factor_y, factor_x = (max(1, int(side / (size * _REDUCE_TO))) for side in (bottom - top, right - left))
@@ -105,7 +105,7 @@ def crop_pixels(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
 
 
 def reduce(image: np.ndarray, factor_y: int, factor_x: int) -> np.ndarray:
-    """Means of blocks of pixels: uint8 (h, w, 3) to uint8 (ceil(h / factor_y), ceil(w / factor_x), 3).
+    """Returns the means of blocks of pixels: uint8 (h, w, 3) to uint8 (ceil(h / factor_y), ceil(w / factor_x), 3).
 
     An incomplete last block is filled by repeating the edge. Whole factors are several times faster than resampling.
     """
@@ -115,7 +115,7 @@ def reduce(image: np.ndarray, factor_y: int, factor_x: int) -> np.ndarray:
     whole_y, whole_x = height // factor_y, width // factor_x
     if whole_y * factor_y == height and whole_x * factor_x == width:
         return cv2.resize(image, (whole_x, whole_y), interpolation=cv2.INTER_AREA)
-    # Only the incomplete blocks are filled up, so that a big photograph is not copied for their sake.
+    # Only the incomplete blocks are filled up: filling the whole photograph would copy it.
     blocks = np.empty((math.ceil(height / factor_y), math.ceil(width / factor_x), 3), np.uint8)
     bottom, right = whole_y * factor_y, whole_x * factor_x
     for rows, columns, piece in (
@@ -133,26 +133,26 @@ def reduce(image: np.ndarray, factor_y: int, factor_x: int) -> np.ndarray:
 
 
 def reduce_to(image: np.ndarray, longest: int) -> np.ndarray:
-    """`image`, reduced by the smallest whole factor that brings its longest side to `longest` pixels or fewer."""
+    """Reduces `image` by the smallest whole factor that brings its longest side to `longest` pixels or fewer."""
     height, width = image.shape[:2]
     factor = math.ceil(max(height, width) / longest)
     return reduce(image, min(factor, height), min(factor, width))
 
 
 def crop_label(modality: Modality, label: Any, crop: Crop, size: int) -> Any:
-    """A whole photograph's label, as the label of one crop; `label` itself is not changed.
+    """Returns a whole photograph's label as the label of one crop; `label` itself is not changed.
 
     By `modality.crop_rule`:
 
-    pixels     antialiased resampling (bicubic) to `size`; `linear` the same with a triangle filter. Of numbers that are
-               not uint8 RGB every channel by itself; integers are rounded. What a null pixel reaches is null
+    pixels     antialiased resampling (bicubic) to `size`; `linear` the same with a triangle filter. If it is not
+               uint8 RGB, every channel by itself; integers are rounded. What a null pixel reaches is null
     nearest    the value at the center of each of the crop's pixels; the map may have any resolution
     normals    as nearest, and x (channel 0) changes its sign under a flip
     boxes      clipped, in fractions of the crop, mirrored; those without area in the crop are dropped, order is kept
     instances  as nearest for the masks, at `size`; boxes are the masks' extents; empty ones are dropped, order is kept
     whole      unchanged
 
-    Raises LabelError where an array has other axes than the modality, or run lengths do not fit their mask.
+    Raises LabelError if an array has other axes than the modality, or run lengths do not fit their mask.
     """
     rule = modality.crop_rule
     if rule == "whole":
@@ -177,7 +177,7 @@ def crop_label(modality: Modality, label: Any, crop: Crop, size: int) -> Any:
 
 
 def rle_encode(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed run lengths of a bool (h, w) mask: column-major, the first run is background."""
+    """Returns COCO's uncompressed run lengths of a bool (h, w) mask: column-major, the first run is background."""
     flat = mask.ravel(order="F").astype(bool)
     if flat.size == 0:
         return []
@@ -187,7 +187,7 @@ def rle_encode(mask: np.ndarray) -> list[int]:
 
 
 def rle_decode(counts: Sequence[int] | np.ndarray, height: int, width: int) -> np.ndarray:
-    """The bool (height, width) mask of COCO's run lengths. Raises LabelError where they do not add up to its pixels."""
+    """Returns the bool (height, width) mask of COCO's run lengths. Raises LabelError if they do not add up to its pixels."""
     runs = np.asarray(counts, dtype=np.int64)
     if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
         raise LabelError(f"run lengths add up to {runs.sum()} pixels; expected {height} x {width} = {height * width}")
@@ -195,7 +195,7 @@ def rle_decode(counts: Sequence[int] | np.ndarray, height: int, width: int) -> n
 
 
 def mask_box(mask: np.ndarray) -> dict[str, float]:
-    """The extents x0, y0, x1, y1 of a bool (h, w) mask that is not empty, as fractions of it."""
+    """Returns the extents x0, y0, x1, y1 of a bool (h, w) mask that is not empty, as fractions of it."""
     height, width = mask.shape
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return {
@@ -213,19 +213,19 @@ def _centered_square(width: int, height: int, *, flip: bool) -> Crop:
 
 
 def _uniforms(name: str) -> tuple[float, ...]:
-    """Four numbers, 0 <= u < 1, from the sha256 of a name: 53 bits of each eighth of 64 bits."""
+    """Returns four numbers, 0 <= u < 1, from the sha256 of a name: the upper 53 bits of each of its four 64-bit words."""
     digest = hashlib.sha256(name.encode()).digest()
     return tuple((int.from_bytes(digest[at : at + 8], "big") >> 11) / 2**53 for at in range(0, 32, 8))
 
 
 def _edges(crop: Crop, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of the crop in whole pixels of a map, at least one pixel each way."""
+    """Returns top, bottom, left and right of the crop in whole pixels of a map, at least one pixel each way."""
     top, left = min(round(crop.y0 * height), height - 1), min(round(crop.x0 * width), width - 1)
     return top, max(round(crop.y1 * height), top + 1), left, max(round(crop.x1 * width), left + 1)
 
 
 def _nearest(label: np.ndarray, crop: Crop, size: int, y_axis: int, x_axis: int) -> np.ndarray:
-    """The values under the centers of the crop's size x size pixels, mirrored where it flips."""
+    """Picks the values under the centers of the crop's size x size pixels, mirrored if it flips."""
     centers = (np.arange(size) + 0.5) / size
     picked = label
     for axis, start, end in ((y_axis, crop.y0, crop.y1), (x_axis, crop.x0, crop.x1)):
@@ -237,7 +237,7 @@ def _nearest(label: np.ndarray, crop: Crop, size: int, y_axis: int, x_axis: int)
 
 
 def _resample(modality: Modality, label: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """Any numbers, channel by channel in float32."""
+    """Resamples any numbers, channel by channel in float32. NaN stands for null, so that it spreads by itself."""
     axes = modality.axes.split()
     planes = np.moveaxis(label, (axes.index("h"), axes.index("w")), (-2, -1)).astype(np.float32)
     if modality.null is not None:

@@ -1,4 +1,4 @@
-"""The one guarded decoder: bytes of a photograph to sRGB pixels, label files to raw values, and both back to bytes.
+"""Decodes photographs to sRGB pixels and label files to raw values, and encodes both: the one guarded decoder.
 
 A bad file is an error of its row (`DecodeError`), never a crash, a warning or a guess: the pixel cap is judged from the
 header before a pixel is decoded, and a truncated file fails. (A JPEG whose middle was overwritten can still decode;
@@ -60,7 +60,7 @@ _OTHER_KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """A decoded photograph: pixels uint8 (h, w, 3), and the true size, which a scaled decode makes smaller."""
+    """Holds a decoded photograph: pixels uint8 (h, w, 3), and its true size, also if it was decoded smaller."""
 
     pixels: np.ndarray
     width: int
@@ -69,7 +69,7 @@ class Photo:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a header says: the size as stored, and how many bytes the pixels and all of their decoding take."""
+    """Holds what a header says: the size as stored, and how many bytes the pixels and all of their decoding take."""
 
     width: int
     height: int
@@ -78,7 +78,7 @@ class Header:
 
 
 def decode(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> np.ndarray:
-    """The photograph in `data` as sRGB: uint8 (h, w, 3), upright.
+    """Decodes the photograph in `data` to sRGB: uint8 (h, w, 3), upright.
 
     JPEG, PNG, WebP, TIFF, GIF and BMP; of several frames or pages the first. In this order:
 
@@ -89,15 +89,16 @@ def decode(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> np.ndarray:
       becomes red = (1 - C)(1 - K), and so on;
     - transparent pixels are composited on white; the EXIF orientation is applied.
 
-    Raises DecodeError where `data` is no such file, is damaged or truncated, or has more than `pixel_cap` pixels.
+    Raises DecodeError if `data` is no such file, is damaged or truncated, or has more than `pixel_cap` pixels.
     """
     return decode_photo(data, pixel_cap=pixel_cap).pixels
 
 
 def decode_photo(data: bytes, *, short: int | None = None, pixel_cap: int = PIXEL_CAP) -> Photo:
-    """As `decode`; with `short`, a JPEG at the smallest of 1/1, 1/2, 1/4 and 1/8 whose shorter side has so many px.
+    """Decodes as `decode` does. With `short`, a JPEG is scaled by the smallest of 1/1, 1/2, 1/4 and 1/8 that leaves its
+    shorter side at least `short` px.
 
-    That is libjpeg's scaled decode, which is quicker since it leaves frequencies out. All other files come at full size.
+    This is libjpeg's scaled decode, which is quicker since it leaves frequencies out. All other files come at full size.
     """
     kind = _kind(data)
     with _blaming(f"{kind} of {len(data)} bytes", _EXPECTED):
@@ -118,7 +119,7 @@ def decode_photo(data: bytes, *, short: int | None = None, pixel_cap: int = PIXE
 
 
 def header_of(data: bytes, *, short: int | None = None, pixel_cap: int = PIXEL_CAP) -> Header:
-    """The header of the photograph in `data`, for the bounds of a decode. Raises DecodeError as `decode`."""
+    """Reads the header of the photograph in `data`, to bound what a decode takes. Raises DecodeError as `decode`."""
     kind = _kind(data)
     with _blaming(kind, _EXPECTED):
         image = _open(data, kind, pixel_cap)
@@ -134,7 +135,7 @@ def header_of(data: bytes, *, short: int | None = None, pixel_cap: int = PIXEL_C
 
 
 def decode_map(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> np.ndarray:
-    """The label file in `data` with its raw values: (h, w) or (h, w, c), bool, integer or float.
+    """Decodes the label file in `data` to its raw values: (h, w) or (h, w, c), bool, integer or float.
 
     A `.npy` gives its array. A PNG or TIFF gives the numbers as stored: palette indices, 1-bit 0 and 1, 2- and 4-bit
     unscaled, 16-bit as uint16, float as float32, color in RGB order. Raises DecodeError as `decode` does.
@@ -153,14 +154,20 @@ def decode_map(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> np.ndarray:
 
 
 def size_of(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> tuple[int, int]:
-    """Width and height of the photograph in `data` as stored, from its header alone. Raises DecodeError as `decode`."""
+    """Returns width and height of the photograph in `data` as stored, from its header alone.
+
+    Raises DecodeError as `decode`.
+    """
     kind = _kind(data)
     with _blaming(kind, _EXPECTED):
         return _open(data, kind, pixel_cap).size
 
 
 def upright_size_of(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> tuple[int, int]:
-    """Width and height of the photograph in `data` as it is seen, from its header alone. Raises DecodeError as `decode`."""
+    """Returns width and height of the photograph in `data` as it is seen, from its header alone.
+
+    Raises DecodeError as `decode`.
+    """
     kind = _kind(data)
     with _blaming(kind, _EXPECTED):
         image = _open(data, kind, pixel_cap)
@@ -169,9 +176,9 @@ def upright_size_of(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> tuple[int, in
 
 
 def decode_npy(data: bytes) -> np.ndarray:
-    """The array in the `.npy` file `data`, of any shape; bool, integer or float, in this machine's byte order.
+    """Returns the array in the `.npy` file `data`, of any shape; bool, integer or float, in this machine's byte order.
 
-    Raises DecodeError where it is none, is truncated, or holds Python objects, complex numbers or records.
+    Raises DecodeError if it is no such file, is truncated, or holds Python objects, complex numbers or records.
     """
     with _blaming(f".npy of {len(data)} bytes", "expected one array of bool, integer or float"):
         array = np.load(io.BytesIO(data), allow_pickle=False)
@@ -181,7 +188,7 @@ def decode_npy(data: bytes) -> np.ndarray:
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """PNG bytes of a uint8 or uint16 (h, w) map or of uint8 (h, w, 3) pixels in RGB order.
+    """Encodes as PNG a uint8 or uint16 (h, w) map, or uint8 (h, w, 3) pixels in RGB order.
 
     Equal arrays give equal bytes (one OpenCV version). Raises ValueError on any other array.
     """
@@ -196,7 +203,7 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def encode_npy(array: np.ndarray) -> bytes:
-    """The bytes of a `.npy` file, C order, little endian. Raises ValueError on Python objects."""
+    """Encodes an array as a `.npy` file, C order, little endian. Raises ValueError on Python objects."""
     buffer = io.BytesIO()
     plain = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     np.lib.format.write_array(buffer, plain, version=(1, 0), allow_pickle=False)
@@ -204,7 +211,7 @@ def encode_npy(array: np.ndarray) -> bytes:
 
 
 def _kind(data: bytes) -> str:
-    """JPEG, PNG, WebP, TIFF, GIF or BMP, by the first bytes; DecodeError with what it is instead."""
+    """Tells JPEG, PNG, WebP, TIFF, GIF or BMP by the first bytes. Raises DecodeError with what it is instead."""
     for kind, (starts, _) in _KINDS.items():
         if data.startswith(starts) and (kind != "WebP" or data[8:12] == b"WEBP"):
             return kind
@@ -222,7 +229,7 @@ def _kind(data: bytes) -> str:
 
 
 def _open(data: bytes, kind: str, pixel_cap: int) -> ImageFile.ImageFile:
-    """The file's header, judged; no pixel is decoded yet."""
+    """Opens the file and judges its header; no pixel is decoded yet."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ConfigError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on in this process, so truncated photographs would pass as whole; "
@@ -242,7 +249,7 @@ def _open(data: bytes, kind: str, pixel_cap: int) -> ImageFile.ImageFile:
 
 
 def _scale(image: ImageFile.ImageFile, short: int | None) -> int:
-    """Sets a JPEG to be decoded at 1/scale; the scale, 1 for all other files."""
+    """Sets a JPEG to be decoded at 1/scale and returns the scale: 1 for all other files."""
     if short is None or not isinstance(image, JpegImageFile):
         return 1
     width, height = image.size
@@ -253,10 +260,10 @@ def _scale(image: ImageFile.ImageFile, short: int | None) -> int:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """An RGB image as uint8 (h, w, 3).
+    """Returns an RGB image as uint8 (h, w, 3).
 
-    Pillow's own memory, 4 bytes a pixel, is read in place: a quarter of the time of a copy by way of bytes. It can be where
-    an image lies in one block of memory, so larger ones go strip by strip.
+    Reads Pillow's own memory, 4 bytes a pixel, in place: a quarter of the time of a copy by way of bytes. That works only
+    if the image lies in one block of memory, so larger images go strip by strip.
     """
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
@@ -271,7 +278,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 @contextmanager
 def _blaming(what: str, expected: str) -> Iterator[None]:
-    """Makes any exception within a DecodeError: the parsers answer damaged bytes with a dozen kinds of them."""
+    """Turns any exception within into a DecodeError: the parsers answer damaged bytes with a dozen kinds of exception."""
     try:
         yield
     except (DecodeError, ConfigError):
@@ -281,7 +288,7 @@ def _blaming(what: str, expected: str) -> Iterator[None]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """`image` in mode RGB: scaled to 8 bits, color managed, composited on white."""
+    """Returns `image` in mode RGB: scaled to 8 bits, color managed, composited on white."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
@@ -304,7 +311,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """(h, w) uint16, int32 or float32 to uint8, as `decode` states."""
+    """Scales (h, w) uint16, int32 or float32 to uint8, as `decode` states."""
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return (values >> 8).astype(np.uint8)
     finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
@@ -326,10 +333,10 @@ def _to_srgb(color: Image.Image, profile: bytes) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _srgb_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
-    """The mode that an ICC profile is for and its transform to sRGB.
+    """Returns the mode that an ICC profile is for and its transform to sRGB.
 
-    None for a broken profile, and for one that is sRGB: one that moves no color by more than one code value. Those are
-    most, and are spared the time and the rounding. LittleCMS transforms may be shared by threads.
+    Returns None for a broken profile, and for one that moves no color by more than one code value. Most profiles are such
+    (they are sRGB), so this saves time and rounding. LittleCMS transforms may be shared by threads.
     """
     try:
         source: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -348,7 +355,7 @@ def _srgb_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | 
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is broken (its pixels are whole)."""
+    """Returns the EXIF orientation, 1 to 8; 1 if it is missing or the EXIF block is broken (the pixels are whole)."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # the parser answers a broken block with a dozen kinds of exception
@@ -357,7 +364,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels (h, w, 3) as the orientation says they are to be seen (EXIF 2.3, tag 0x0112)."""
+    """Turns pixels (h, w, 3) as the orientation says (EXIF 2.3, tag 0x0112)."""
     if orientation == 1:
         return pixels
     if orientation >= 5:
@@ -370,7 +377,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _raw_values(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
-    """The numbers of a PNG or TIFF as stored."""
+    """Returns the numbers of a PNG or TIFF as stored."""
     image.load()
     if _is_deep_color(image, data):
         # Pillow has checked that the file is whole, but keeps only the high byte of 16-bit color; OpenCV keeps both.
@@ -386,7 +393,7 @@ def _raw_values(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
 
 
 def _is_deep_color(image: ImageFile.ImageFile, data: bytes) -> bool:
-    """Whether pixels have several channels of more than 8 bits."""
+    """Tells whether pixels have several channels of more than 8 bits."""
     if isinstance(image, TiffImageFile):
         bits = image.tag_v2.get(BITSPERSAMPLE, (1,))
         return len(bits) > 1 and max(bits) > 8

@@ -1,4 +1,4 @@
-"""Raw numbers of a label file, made labels of a modality: scale, null marker, unit normals, range, dtype."""
+"""Makes labels of a modality from the raw numbers of a file: scale, null marker, unit normals, range, dtype."""
 
 import numpy as np
 
@@ -16,14 +16,14 @@ def fit_array(
     offset: float | None = None,
     null: float | None = None,
 ) -> np.ndarray:
-    """Bool, integer or float numbers as a label of `modality`: its axes (h and w of any length), dtype and range.
+    """Turns bool, integer or float numbers into a label of `modality`: its axes (h and w of any length), dtype, range.
 
-    A label is number * scale + offset, rounded where the dtype is an integer. `null` is the number that stands for "no
-    value here" in the file (in all channels of a pixel); it becomes the modality's null marker, and so does what is not
-    finite where that is NaN. Unsigned normals without `scale` are n / largest * 2 - 1 with the middle (128, 128, 128) as
+    A label is number * scale + offset, rounded if the dtype is an integer. `null` is the number that stands for "no
+    value here" in the file (in all channels of a pixel); it becomes the modality's null marker. So does what is not
+    finite, if the marker is NaN. Unsigned normals without `scale` are n / largest * 2 - 1 with the middle (128, 128, 128) as
     null; all normals are made unit vectors, those without direction null.
 
-    Raises LabelError where axes do not fit, or where a number is outside the modality's range.
+    Raises LabelError if axes do not fit, or if a number is outside the modality's range.
     """
     axes = modality.axes.split()
     numbers = _with_axes(modality, numbers, axes)
@@ -53,7 +53,7 @@ def fit_array(
 
 
 def _with_axes(modality: Modality, numbers: np.ndarray, axes: list[str]) -> np.ndarray:
-    """With as many axes as the modality: a single channel may be left out or be there in the file."""
+    """Returns the numbers with as many axes as the modality: a file may have or leave out the axis of a single channel."""
     if numbers.ndim == len(axes) - 1 and "c" in axes and modality.channels == 1:
         numbers = np.expand_dims(numbers, axes.index("c"))
     elif numbers.ndim == len(axes) + 1 and numbers.shape[-1] == 1:
@@ -66,8 +66,8 @@ def _with_axes(modality: Modality, numbers: np.ndarray, axes: list[str]) -> np.n
 
 
 def _unit(modality: Modality, vectors: np.ndarray, missing: np.ndarray, channel: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of length 1, and which of them are missing or have no length."""
-    # Judged before, since every vector has a unit vector, and pixels of the wrong scale would pass.
+    """Returns vectors of length 1, and which of them are missing or have no length."""
+    # The range is checked before: afterwards every vector has length 1, so pixels of the wrong scale would pass.
     _check_range(modality, vectors[~missing], slack=_ROUNDING)
     length = np.linalg.norm(vectors, axis=channel, keepdims=True)
     missing = missing | np.broadcast_to(length < _NO_DIRECTION, vectors.shape)

@@ -1,8 +1,8 @@
-"""What an object store needs beyond fsspec: a client that is patient, whole conditional PUTs, listings, errors in words.
+"""Adds what an object store needs beyond fsspec: a patient client, whole conditional PUTs, listings, errors in words.
 
 S3 gets one PUT with `If-None-Match: *` and a SHA-256 that the store compares, of up to 5 GiB (no multipart upload). The
-client's own retries see to what passes by: 500, 503 SlowDown, resets, timeouts, truncated bodies. GCS has the same of
-gcsfs (`mode="create"` is `ifGenerationMatch=0`; read in its source, not run here).
+client itself tries again after what passes: 500, 503 SlowDown, resets, timeouts, truncated bodies. On GCS, gcsfs does the
+same (`mode="create"` is `ifGenerationMatch=0`; read in its source, not run here).
 """
 
 import base64
@@ -17,8 +17,8 @@ from typing import Any
 from manifests.errors import WorkspaceError
 from manifests.recipe import sha256_hex
 
-# Five tries by botocore (backoff with jitter), and these three times by s3fs, which tries a body that broke off again too:
-# a store that refuses is given up after a minute or two, one that takes connections and never answers after 5 to 15.
+# botocore tries five times (backoff with jitter), and s3fs does that three times, also for a body that broke off. A store
+# that refuses is given up after a minute or two, one that takes connections and never answers after 5 to 15 minutes.
 S3_CLIENT: dict[str, Any] = {
     "connect_timeout": 10,
     "read_timeout": 20,
@@ -26,12 +26,12 @@ S3_CLIENT: dict[str, Any] = {
 }
 _S3_ROUNDS = 3
 _S3_LARGEST_PUT = 5 << 30
-# The client tries a 409 (another conditional request on this name is under way) no second time; these are for us.
+# A 409 (another conditional request on this name is under way) is not tried again by the client, but by `put` below.
 _CONFLICT_WAITS_S = (0.1, 0.3, 1.0, 3.0)
 
 
 def connect(uri: str) -> tuple[Any, str]:
-    """The fsspec file system of a URI, and the path in it. Raises ImportError or ValueError for an unknown scheme."""
+    """Returns the fsspec file system of a URI, and the path in it. Raises ImportError or ValueError for an unknown scheme."""
     import fsspec.config
 
     # Listings change under us: other processes write here too.
@@ -48,7 +48,7 @@ def connect(uri: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def in_words(location: str, doing: str) -> Iterator[None]:
-    """Errors of the store's client, which are of many kinds, as a WorkspaceError that says where and what to do.
+    """Turns the many errors of the store's client into a WorkspaceError that says where and what to do.
 
     FileNotFoundError and FileExistsError are answers, and stay.
     """
@@ -65,7 +65,7 @@ def in_words(location: str, doing: str) -> Iterator[None]:
 
 
 def put(fs: Any, path: str, data: bytes) -> bool:
-    """Creates an object; False where the name is taken, be it by an earlier try of ours whose answer got lost."""
+    """Creates an object. Returns False if the name is taken, perhaps by an earlier try of ours whose answer got lost."""
     waits = iter(_CONFLICT_WAITS_S)
     while True:
         try:
@@ -91,14 +91,17 @@ def replace(fs: Any, path: str, data: bytes) -> None:
 
 
 def _whole(fs: Any, data: bytes) -> dict[str, Any]:
-    """What makes a write one request that is checked. The checksum is a header: trailers are unknown to some stores."""
+    """Returns the options that make a write one checked request.
+
+    The checksum goes into a header, since some stores do not know trailers.
+    """
     if not _is_s3(fs):
         return {}
     return {"chunksize": _S3_LARGEST_PUT, "ChecksumSHA256": base64.b64encode(bytes.fromhex(sha256_hex(data))).decode()}
 
 
 def walk(fs: Any, folder: str) -> Iterator[tuple[str, int, datetime.datetime]]:
-    """Path, bytes and time of every object below a folder, listed folder by folder: millions are never held at once."""
+    """Yields path, bytes and time of every object below a folder, folder by folder: millions are never held at once."""
     try:
         found = fs.ls(folder, detail=True)
     except FileNotFoundError:
@@ -113,7 +116,7 @@ def walk(fs: Any, folder: str) -> Iterator[tuple[str, int, datetime.datetime]]:
 
 
 def _modified(entry: dict[str, Any]) -> datetime.datetime:
-    """When an object was written; S3, memory, GCS and Azure have names of their own for it."""
+    """Returns when an object was written; S3, memory, GCS and Azure each name that in their own way."""
     names = ("LastModified", "modified", "mtime", "last_modified", "created")
     value = next(entry[name] for name in names if entry.get(name))
     if isinstance(value, int | float):

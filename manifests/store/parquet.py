@@ -1,6 +1,6 @@
-"""Parquet files, read so that the process can end afterwards.
+"""Reads Parquet files so that the process can end afterwards.
 
-pyarrow decodes columns in threads of its own, and those that read from a Python file wait for the interpreter: where it is
+pyarrow decodes columns in threads of its own, and those that read from a Python file wait for the interpreter. If it is
 about to end, the process hangs or aborts ("terminate called without an active exception", apache/arrow issues 50482 and
 34314). Hence: no such threads, and bytes in a buffer of Arrow's.
 """
@@ -13,14 +13,13 @@ import pyarrow.parquet as pq
 
 
 def opened(source: bytes | IO[bytes] | str) -> pq.ParquetFile:
-    """A Parquet file of these bytes, of a binary file or at a path. Raises ArrowException or OSError where it is none."""
+    """Opens a Parquet file: its bytes, a binary file or a path. Raises ArrowException or OSError if it is no Parquet."""
     return pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source)
 
 
 def read(source: bytes | IO[bytes] | str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in it, or some of its columns.
+    """Reads the table in a Parquet file, or some of its columns. Raises ArrowException or OSError if it is no Parquet.
 
-    Not pq.read_table, which imports pandas where that is installed: a second of every worker's start. Raises ArrowException
-    or OSError where it is no Parquet.
+    It does not call pq.read_table, which imports pandas if that is installed: a second of every worker's start.
     """
     return opened(source).read(None if columns is None else list(columns), use_threads=False)

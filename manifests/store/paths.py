@@ -30,7 +30,7 @@ _NAME = r"[^/.*?\[\]{}\\\x00-\x1f][^/*?\[\]{}\\\x00-\x1f]*"
 
 @dataclass(frozen=True)
 class _Field:
-    """A part of a template: the texts that it matches (in the syntax of Python and of RE2), and how values become text."""
+    """Describes a field of a template: the texts that it matches (a pattern for Python and RE2), and how values become text."""
 
     pattern: str
     write: Callable[[Any], str] = str
@@ -69,7 +69,7 @@ _IN_TEMPLATE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Shape:
-    """A kind of path: a template with fields in braces, from which a path is built and by which it is parsed."""
+    """Describes a kind of path: a template with fields in braces, from which a path is built and by which it is parsed."""
 
     template: str
 

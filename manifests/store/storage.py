@@ -1,7 +1,7 @@
-"""Files of a workspace, on a local disk or any fsspec store, written once and never changed.
+"""Stores the files of a workspace, on a local disk or any fsspec store; they are written once and never changed.
 
 Everything durable goes through `put`: it creates a whole file or nothing, and never replaces one. Locally that is a
-temporary file, fsync, `link()` (which fails where the name is taken; a rename would replace) and fsync of the folder;
+temporary file, fsync, `link()` (which fails if the name is taken; a rename would replace) and fsync of the folder;
 on an object store one conditional PUT (`object_store.py`).
 """
 
@@ -25,7 +25,7 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file that `walk` found; `modified` is in UTC, by the clock of the store."""
+    """Describes a file that `walk` found; `modified` is in UTC, by the clock of the store."""
 
     path: str
     size_bytes: int
@@ -34,7 +34,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Storage:
-    """The root of a workspace; every path given to its methods is relative to it, with '/' between names."""
+    """Reads and writes below the root of a workspace: methods take paths relative to it, with '/' between names."""
 
     uri: str
     fs: Any
@@ -42,19 +42,19 @@ class Storage:
 
     @property
     def is_local(self) -> bool:
-        """Whether the root is a folder of this machine."""
+        """Tells whether the root is a folder of this machine."""
         return self.fs is None
 
     def full(self, path: str) -> str:
-        """The path as the store knows it."""
+        """Returns the path as the store knows it."""
         return posixpath.join(self.root, path)
 
     def location(self, path: str) -> str:
-        """What another reader (DuckDB, pyarrow) opens: a local path, or a URI."""
+        """Returns what another reader (DuckDB, pyarrow) opens: a local path, or a URI."""
         return self.full(path) if self.fs is None else self.fs.unstrip_protocol(self.full(path))
 
     def put(self, path: str, data: bytes | IO[bytes]) -> bool:
-        """Creates the file with all of `data`, durably; False where the name is taken (nothing is changed then)."""
+        """Creates the file with all of `data`, durably. Returns False, and changes nothing, if the name is taken."""
         if self.fs is None:
             return _put_local(Path(self.full(path)), data)
         whole = b"".join(_chunks(data))
@@ -62,7 +62,7 @@ class Storage:
             return object_store.put(self.fs, self.full(path), whole)
 
     def replace(self, path: str, data: bytes) -> None:
-        """Writes a file that may stand already: only for what is no record (checkpoints of a fit, reports)."""
+        """Writes a file that may exist already: only for what is no record (checkpoints of a fit, reports)."""
         if self.fs is not None:
             with self._in_words(path, "written"):
                 object_store.replace(self.fs, self.full(path), data)
@@ -74,14 +74,14 @@ class Storage:
         os.replace(temporary, target)
 
     def read(self, path: str) -> bytes:
-        """All bytes of a file. Raises FileNotFoundError."""
+        """Returns all bytes of a file. Raises FileNotFoundError."""
         if self.fs is None:
             return Path(self.full(path)).read_bytes()
         with self._in_words(path, "read"):
             return self.fs.cat_file(self.full(path))
 
     def read_range(self, path: str, begin: int, size: int) -> bytes:
-        """`size` bytes of a file from `begin` on, fewer where it ends before. Raises FileNotFoundError."""
+        """Returns `size` bytes of a file from `begin` on, fewer if it ends before. Raises FileNotFoundError."""
         if self.fs is None:
             with open(self.full(path), "rb", buffering=0) as file:
                 file.seek(begin)
@@ -90,7 +90,7 @@ class Storage:
             return self.fs.cat_file(self.full(path), start=begin, end=begin + size) if size else b""
 
     def open(self, path: str) -> IO[bytes]:
-        """A seekable stream over a file. Raises FileNotFoundError."""
+        """Opens a seekable stream over a file. Raises FileNotFoundError."""
         if self.fs is None:
             return open(self.full(path), "rb")
         with self._in_words(path, "read"):
@@ -103,14 +103,14 @@ class Storage:
             return bool(self.fs.exists(self.full(path)))
 
     def size(self, path: str) -> int:
-        """Bytes of a file. Raises FileNotFoundError."""
+        """Returns how many bytes a file has. Raises FileNotFoundError."""
         if self.fs is None:
             return os.path.getsize(self.full(path))
         with self._in_words(path, "looked for"):
             return int(self.fs.size(self.full(path)))
 
     def names(self, folder: str) -> list[str]:
-        """The sorted names in a folder, without temporary and hidden ones; empty where there is no such folder."""
+        """Returns the sorted names in a folder, without temporary and hidden ones; none if there is no such folder."""
         try:
             if self.fs is None:
                 found = os.listdir(self.full(folder))
@@ -123,7 +123,7 @@ class Storage:
         return sorted(name for name in found if not name.startswith("."))
 
     def walk(self, folder: str) -> Iterator[StoredFile]:
-        """Every file below a folder, temporary and hidden ones too; nothing where there is no such folder."""
+        """Yields every file below a folder, temporary and hidden ones too; nothing if there is no such folder."""
         full = self.full(folder).rstrip("/")
         with self._in_words(folder, "listed"):
             for path, size_bytes, modified in (
@@ -132,7 +132,7 @@ class Storage:
                 yield StoredFile(path.removeprefix(self.root).lstrip("/"), size_bytes, modified)
 
     def remove(self, path: str) -> None:
-        """Removes a file, durably; nothing happens where there is none."""
+        """Removes a file, durably; does nothing if it does not exist."""
         with contextlib.suppress(FileNotFoundError):
             if self.fs is not None:
                 with self._in_words(path, "removed"):
@@ -154,7 +154,7 @@ class Storage:
 
 
 def open_storage(uri: str | Path) -> Storage:
-    """The storage at a local folder or an fsspec URI (`s3://bucket/work`, `memory://work`); nothing is created.
+    """Opens the storage at a local folder or an fsspec URI (`s3://bucket/work`, `memory://work`); creates nothing.
 
     Raises WorkspaceError for a scheme whose package is not installed.
     """
@@ -172,9 +172,9 @@ def open_storage(uri: str | Path) -> Storage:
 
 
 def cache_folder() -> Path:
-    """What this user's processes may make again lives here: indexes of logs, copies of weights and tokens.
+    """Returns the folder of what can be made again: indexes of logs, copies of weights and tokens.
 
-    $MODMILL_CACHE, else $XDG_CACHE_HOME/modmill, else ~/.cache/modmill.
+    It is $MODMILL_CACHE, else $XDG_CACHE_HOME/modmill, else ~/.cache/modmill.
     """
     if own := os.environ.get("MODMILL_CACHE"):
         return Path(own)
@@ -182,10 +182,9 @@ def cache_folder() -> Path:
 
 
 def put_same(storage: Storage, path: str, data: bytes | IO[bytes], sha256: str) -> None:
-    """Puts a file whose name holds its content's hash; one that stands there already must be equal.
+    """Puts a file whose name holds the hash of its content; a file of that name must be equal.
 
-    Raises ShardError where another content has the name (a truncated or altered file: it is moved out of nobody's way
-    by hand only).
+    Raises ShardError if it is not (it was truncated or altered); a person must delete it by hand.
     """
     from manifests.recipe import sha256_hex
 
@@ -200,7 +199,7 @@ def put_same(storage: Storage, path: str, data: bytes | IO[bytes], sha256: str) 
 
 
 def read_same(storage: Storage, path: str, sha256: str) -> bytes:
-    """The bytes of a committed file. Raises ShardError where it is gone, cannot be read, or is not of that sha256."""
+    """Returns the bytes of a committed file. Raises ShardError if it is gone, cannot be read, or is not of that sha256."""
     from manifests.recipe import sha256_hex
 
     try:
@@ -220,10 +219,11 @@ def read_same(storage: Storage, path: str, sha256: str) -> bytes:
 
 def _put_local(target: Path, data: bytes | IO[bytes]) -> bool:
     if target.exists():
-        # Whoever made it may have been killed before this.
+        # Whoever made it may have been killed before the folder was synced.
         _sync_folder(target.parent)
         return False
     _make_folder(target.parent)
+    # The bytes are on the disk before the name exists, so a crash leaves a whole file or a temporary one.
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -245,7 +245,7 @@ def _put_local(target: Path, data: bytes | IO[bytes]) -> bool:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise WorkspaceError(
-                f"{target} cannot be written: {os.strerror(error.errno)}. Nothing of it stands; make room on that disk and "
+                f"{target} cannot be written: {os.strerror(error.errno)}. None of it was kept; make room on that disk and "
                 "give the same command again, which goes on from there"
             ) from error
         raise
@@ -256,7 +256,10 @@ def _put_local(target: Path, data: bytes | IO[bytes]) -> bool:
 
 
 def _walk_local(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, int, datetime.datetime]]:
-    """Links to folders are followed (a big `data` is often put on another disk), each folder once."""
+    """Yields path, bytes and time of every file below a folder.
+
+    Follows links to folders (a big `data` is often put on another disk), but enters each folder once.
+    """
     try:
         status = os.stat(folder)
         found = sorted(os.scandir(folder), key=lambda entry: entry.name)

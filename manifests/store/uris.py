@@ -6,7 +6,7 @@ _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::|://)")
 
 
 def without_credentials(text: str) -> str:
-    """The text with user, password and query taken out of every URI in it."""
+    """Returns the text with user, password and query taken out of every URI in it."""
     if "://" not in text:
         return text
     bare = re.sub(r"(?<=://)[^/\s]*@", "", text)
@@ -14,5 +14,5 @@ def without_credentials(text: str) -> str:
 
 
 def is_uri(text: str) -> bool:
-    """Whether the text is an fsspec URI (`s3://bucket/photos`), not a path of this machine."""
+    """Tells whether the text is an fsspec URI (`s3://bucket/photos`), not a path of this machine."""
     return bool(_URI.match(text))

@@ -736,7 +736,7 @@ def without_parts(folder: Path) -> None:
         (
             alter(lambda f: (f / "more.parquet").write_bytes(b"x")),
             ShardError,
-            "more.parquet .* none of a snapshot",
+            "more.parquet .* no snapshot has",
         ),
         (alter(edit_sums(lambda text: text + text), sums=False), ShardError, "SHA256SUMS: the line .* stands twice"),
         (alter(edit_sums(lambda text: text + "x\n"), sums=False), ShardError, "the line 'x'"),
