@@ -4,6 +4,7 @@ errors     the tree of errors
 mistakes   what is wrong with a file of options, in words
 modality   the table of modalities
 recipe     fingerprints of labelers and tokenizers
+units      bytes and seconds in words
 pixels     the one guarded decoder of images, crops, raw labels
 store      reading and writing safely, here or on an object store
 log        the commit log, which is the truth, and the lease of its writer

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from engine.cli.options import form_option, workspace_argument
+from manifests import units
 from manifests.errors import ConfigError
 
 
@@ -92,6 +93,6 @@ def _collect(workspace: str, retention_days: float | None, yes: bool, form: str)
         with Catalog.open(workspace) as catalog:
             deletions = collecting.plan(catalog, retention_days=days)
     tables.write(tables.rows_table([vars(each) for each in deletions], ("path", "size_bytes", "why")), form)
-    size = f"{len(deletions):,} files, {sum(each.size_bytes for each in deletions) / 1e6:,.1f} MB"
+    size = f"{len(deletions):,} files, {units.size(sum(each.size_bytes for each in deletions))}"
     told = f"deleted {size}" if yes else f"nothing is deleted yet; --yes deletes these {size}"
     click.echo(told, err=form != "table")

@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 from engine.export.choice import Chosen, ExportChoice, choose
 from engine.progress.progress import Progress
 from engine.progress.record import recorded
+from manifests import units
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, ShardError, WorkspaceError
 from manifests.formats import sidecars
@@ -153,8 +154,7 @@ class _Copy:
             self._done += isinstance(action, ShardAdded | PartAdded)
         self._target.commit(wanted, run=run)
         self.copied.entries += 1
-        megabytes = f"{self.copied.size_bytes / 1e6:,.1f} MB"
-        self._progress.update("copy", self._done, item="now", note=megabytes)
+        self._progress.update("copy", self._done, item="now", note=units.size(self.copied.size_bytes))
 
     def _copy_files(self, action: Action) -> list["_CopiedFile"]:
         """Copies the files that an action names."""

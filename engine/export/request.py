@@ -9,6 +9,7 @@ from engine.export.choice import ExportChoice
 from engine.export.copy import Copied, copy_workspace
 from engine.export.picked_rows import Nulls, picked_rows
 from engine.progress.progress import Progress
+from manifests import units
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, nearest
 from manifests.modality import Form
@@ -157,8 +158,7 @@ def _written(written: "Written", exports: Sequence["CorpusExport"], nulls: Nulls
     if written.is_done_before:
         return f"nothing to do: {to} holds this export, whole; export to a new folder for what came since"
     folders = sum(len(export.folders) for export in exports)
-    megabytes = f"{written.size_bytes / 1e6:,.1f} MB"
-    text = f"exported {written.rows:,} rows to {to}: {folders} folders, {written.tars:,} tars, {megabytes}"
+    text = f"exported {written.rows:,} rows to {to}: {folders} folders, {written.tars:,} tars, {units.size(written.size_bytes)}"
     if written.null_rows:
         lacking = ", ".join(f"{name} in {count:,}" for name, count in written.nulls.most_common())
         text += f"; {'dropped' if nulls == 'drop' else 'kept'} {written.null_rows:,} rows with nulls ({lacking})"
@@ -170,6 +170,6 @@ def _copied(copied: Copied, to: str) -> str:
         return f"nothing to do: {to} holds all of it"
     stood = f", {copied.stood:,} files stood there already" if copied.stood else ""
     return (
-        f"copied {copied.files:,} files, {copied.size_bytes / 1e6:,.1f} MB, in {copied.entries:,} log entries to {to}{stood}; "
+        f"copied {copied.files:,} files, {units.size(copied.size_bytes)}, in {copied.entries:,} log entries to {to}{stood}; "
         f"check it: modmill verify {to}"
     )

@@ -21,6 +21,7 @@ import numpy as np
 from engine.export.aligned_rows import CorpusRows, ExportColumn, PartRows
 from engine.export.picked_rows import Nulls
 from engine.progress.progress import Progress
+from manifests import units
 from manifests.errors import ConfigError
 from manifests.formats.shards import Status, member_name
 from manifests.recipe import canonical_json, sha256_of_stream
@@ -98,7 +99,7 @@ def write(
             _write_part(export, part, tars, nulls, written)
             done += int(np.count_nonzero(part.picked))
             size_bytes = written.size_bytes + sum(series.size_bytes for series in tars)
-            progress.update("export", done, item=export.rows.corpus, note=f"{size_bytes / 1e6:,.1f} MB")
+            progress.update("export", done, item=export.rows.corpus, note=units.size(size_bytes))
         for series in tars:
             series.close()
             sums |= series.sums

@@ -2,13 +2,12 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.sources.listing import Listed
-from manifests.store.storage import cache_folder
+from manifests.store.storage import cache_folder, replace_file
 
 
 class SourceStats:
@@ -38,7 +37,7 @@ class SourceStats:
         present = {item.source for item in listed}
         kept = {source: entry for source, entry in self._known.items() if source in present}
         with contextlib.suppress(OSError):
-            _write(self._path, kept)
+            replace_file(self._path, json.dumps(kept).encode())
 
 
 def forget_sources(workspace_id: str, corpus: str, sources_sha256: Collection[str]) -> None:
@@ -48,15 +47,8 @@ def forget_sources(workspace_id: str, corpus: str, sources_sha256: Collection[st
         known = json.loads(path.read_text())
         left = {source: entry for source, entry in known.items() if entry[2] not in sources_sha256}
         if len(left) < len(known):
-            _write(path, left)
+            replace_file(path, json.dumps(left).encode())
 
 
 def _path_of(workspace_id: str, corpus: str) -> Path:
     return cache_folder() / workspace_id / f"sources-{corpus}.json"
-
-
-def _write(path: Path, known: dict[str, list[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(known))
-    os.replace(temporary, path)

@@ -17,8 +17,9 @@ from typing import Any
 from engine.pipeline.config import EngineConfig
 from engine.plan import corpus, weights
 from engine.plan.corpus import CorpusPlan, LabelerUse
+from manifests import units
 from manifests.recipe import canonical_json, sha256_hex
-from manifests.store.storage import cache_folder
+from manifests.store.storage import cache_folder, replace_file
 from manifests.store.uris import without_credentials
 
 # Raised by hand when what is measured changes: older figures are then not used.
@@ -57,14 +58,14 @@ class Cost:
         """As in "1.2 GPU-hours, 3.4 GB, 2.40 dollars"."""
         said = [f"{self.hours_words} {'GPU' if self.on_gpu else 'worker'}-hours"]
         if not math.isnan(self.size_bytes):
-            said.append(f"{readable(self.size_bytes)} written")
+            said.append(f"{units.size(self.size_bytes)} written")
         if price is not None:
             said.append(f"{self.hours * price:,.2f} dollars")
         return ", ".join(said)
 
     def wall(self, workers: int) -> str:
         """As in "0:12:00 at 10 workers"."""
-        return f"{clock(3600 * self.hours / workers)} at {workers:,} worker{'s' * (workers != 1)}"
+        return f"{units.span(3600 * self.hours / workers)} at {workers:,} worker{'s' * (workers != 1)}"
 
 
 def total(costs: Iterable[Cost]) -> Cost:
@@ -103,11 +104,7 @@ def known(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str = "
 
 def keep(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str, measured: Measured) -> None:
     """Keeps what was measured for `known`."""
-    path = _file(plan, use, engine, pool)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(measured)))
-    temporary.replace(path)
+    replace_file(_file(plan, use, engine, pool), json.dumps(asdict(measured)).encode())
 
 
 def model_bytes(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str = "") -> int:
@@ -153,24 +150,6 @@ def machine_words() -> str:
     facts = machine()
     gpus: Sequence[str] = facts["gpus"]
     return ", ".join([f"{facts['cores']} cores", *([f"{len(gpus)} x {gpus[0]}"] if gpus else ["no GPU"])])
-
-
-def readable(size_bytes: float) -> str:
-    """Returns a number of bytes in the unit that fits: "1.2 GB"."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size_bytes < 1000 or unit == "TB":
-            break
-        size_bytes /= 1000
-    return f"{size_bytes:,.3g} {unit}" if size_bytes < 1000 else f"{size_bytes:,.0f} {unit}"
-
-
-def clock(seconds: float) -> str:
-    """Returns a span of time: "1:02:03", "12 d 3 h"."""
-    if seconds >= 48 * 3600:
-        return f"{int(seconds // 86400):,} d {round(seconds % 86400 / 3600)} h"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}"
 
 
 def _text(path: str | Path) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from manifests.errors import ConfigError
 from manifests.recipe import canonical_json, sha256_hex, sha256_of_stream
-from manifests.store.storage import cache_folder
+from manifests.store.storage import cache_folder, replace_file
 
 # Files of a checkpoint's folder that decide what comes out. Pickles only where there are no safetensors.
 _ALWAYS = (".json", ".safetensors", ".txt", ".model")
@@ -155,16 +155,8 @@ def _sha256(path: Path) -> str:
         return remembered.read_text()
     with path.open("rb") as file:
         digest = sha256_of_stream(file)
-    _write(remembered, digest)
+    replace_file(remembered, digest.encode())
     return digest
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a small file whole: other processes see none or all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 @contextmanager
@@ -242,7 +234,7 @@ def _from_hub(repo: str, revision: str, endpoint: str | None) -> tuple[Path, str
                 names = _that_matter(file.rfilename for file in info.siblings or ())
                 folder = snapshot_download(repo, revision=info.sha, allow_patterns=names, endpoint=endpoint)
                 known = {"folder": folder, "commit": str(info.sha)}
-                _write(marker, json.dumps(known))
+                replace_file(marker, json.dumps(known).encode())
     # Which client it asks by, and so what is raised, differs between releases of the library.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from engine.progress.state import STILL_S, AtWork, RunState, StageState
+from manifests import units
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -14,7 +15,7 @@ _NAME_CHARACTERS = 28
 
 def line(state: RunState) -> str:
     """Returns one line: time, parts, samples a second, how busy workers are, failures, ETA, cost, each modality's parts."""
-    facts = [clock(state.t), *_totals(state)]
+    facts = [units.clock(state.t), *_totals(state)]
     if state.at_work:
         busy, queue, _ = _means(list(state.at_work.values()), state.ready)
         facts.insert(3, f"busy {busy}, queue {queue}")
@@ -51,22 +52,12 @@ def table(state: RunState) -> "Group":
         pieces.append(_modality_table(state))
         if state.status is None:
             pieces.append(_worker_table(state))
-        pieces.append(Text(clock(state.t) + "  " + "  ".join(_totals(state))))
+        pieces.append(Text(units.clock(state.t) + "  " + "  ".join(_totals(state))))
         if state.last_alarm:
             pieces.append(Text(state.last_alarm, style="yellow"))
         if stuck := _stuck(state):
             pieces.append(Text(stuck, style="yellow"))
     return Group(*pieces)
-
-
-def clock(seconds: float) -> str:
-    """Returns seconds as 3:12, 2:03:12 or 5d 2:03:12."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if not hours:
-        return f"{minute}:{second:02d}"
-    return f"{f'{days}d ' if days else ''}{hour}:{minute:02d}:{second:02d}"
 
 
 # -- pieces -----------------------------------------------------------------------------------------------------------
@@ -85,7 +76,7 @@ def _modality_table(state: RunState) -> "Table":
             rate_words(recent),
             rate_words(overall),
             f"{modality.failed:,}" if modality.failed else "",
-            "done" if modality.finished else "" if eta is None else clock(eta),
+            "done" if modality.finished else "" if eta is None else units.clock(eta),
         )
     more = len(state.modalities) - _MOST_ROWS
     if more > 0:
@@ -106,7 +97,9 @@ def _worker_table(state: RunState) -> "Table":
         busy, queue, memory = _means(ours, ready)
         oldest = min(ours, key=lambda one: one.since, default=None)
         since = (
-            "" if oldest is None else f"{_short(oldest.item)} {clock(state.t - oldest.since)} {oldest.stage}".rstrip()
+            ""
+            if oldest is None
+            else f"{_short(oldest.item)} {units.clock(state.t - oldest.since)} {oldest.stage}".rstrip()
         )
         table.add_row(name or "all", f"{ready:,}/{wanted:,}", busy, queue, memory, since)
     return table
@@ -134,7 +127,7 @@ def _totals(state: RunState) -> list[str]:
     eta = state.eta()
     if eta is not None and state.status is None:
         # Of a modality that no worker has come to yet nobody knows how long it takes.
-        facts.append(f"ETA {'' if eta[1] else '> '}{clock(eta[0])}")
+        facts.append(f"ETA {'' if eta[1] else '> '}{units.clock(eta[0])}")
     if state.cost is not None:
         facts.append(f"${state.cost:,.2f}")
     for count, one in (
@@ -159,7 +152,7 @@ def _means(workers: list[AtWork], ready: int) -> tuple[str, str, str]:
     return (
         f"{busy:.0%}".replace("%", " %"),
         f"{queue:.0%}".replace("%", " %"),
-        _bytes(max(one.rss_bytes for one in workers)),
+        units.memory(max(one.rss_bytes for one in workers)),
     )
 
 
@@ -169,14 +162,14 @@ def _stuck(state: RunState) -> str:
     if found is None or state.t - found[1].moved < STILL_S:
         return ""
     worker, one = found
-    return f"worker {worker} stands at row {one.rows:,} of {one.item} since {clock(state.t - one.moved)}"
+    return f"worker {worker} stands at row {one.rows:,} of {one.item} since {units.clock(state.t - one.moved)}"
 
 
 def _stage_facts(stage: StageState, t: float) -> str:
     facts = [f"{stage.done:,}/{stage.total:,} {stage.unit}", f"{100 * stage.done // max(stage.total, 1)} %"]
     rate = stage.rate.last_minute(t, stage.done)
     if rate and stage.done < stage.total:
-        facts += [f"{rate:,.1f}/s", f"ETA {clock((stage.total - stage.done) / rate)}"]
+        facts += [f"{rate:,.1f}/s", f"ETA {units.clock((stage.total - stage.done) / rate)}"]
     if stage.failed:
         facts.append(f"{stage.failed:,} failed")
     if stage.note:
@@ -189,10 +182,6 @@ def rate_words(rate: float | None) -> str:
     if rate is None:
         return ""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.3f}"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _short(name: str) -> str:

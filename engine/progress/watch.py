@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.progress import events, table
 from engine.progress.state import RunState
+from manifests import units
 from manifests.errors import WorkspaceError
 from manifests.log import entries as log
 from manifests.log import lease
@@ -79,7 +80,7 @@ class Watched:
     def word(self) -> str:
         """Returns how it ended, or that nothing is heard of it; empty if it simply runs."""
         if self.silent_s >= (_ASK_S if self._storage.is_local else _ASK_STORE_S) and self.killed:
-            silent = table.clock(self.silent_s)
+            silent = units.clock(self.silent_s)
             return f"{self.run} was killed: no sign of life for {silent}, and it holds the workspace no more. {_GO_ON}"
         if self.state.status is not None:
             why = f" ({self.state.error})" if self.state.error else ""
@@ -87,7 +88,7 @@ class Watched:
         if self.silent_s < _SILENT_S:
             return ""
         return (
-            f"{self.run}: no sign of life for {table.clock(self.silent_s)}, but its process holds the workspace: "
+            f"{self.run}: no sign of life for {units.clock(self.silent_s)}, but its process holds the workspace: "
             "it waits for something long, or hangs"
         )
 
@@ -109,7 +110,7 @@ def head(storage: Storage) -> str:
     if watched is None or watched.state.status is not None:
         return ""
     if watched.killed:
-        return f"{watched.run} was killed at {table.clock(watched.told_s)} of its time. {_GO_ON}"
+        return f"{watched.run} was killed at {units.clock(watched.told_s)} of its time. {_GO_ON}"
     return "" if watched.state.status is not None else f"{watched.run} is running: {_line(watched.state)}"
 
 

@@ -4,12 +4,12 @@ import time
 from collections.abc import Mapping
 
 from engine.pipeline.config import EngineConfig
-from engine.plan import costs
 from engine.plan.corpus import CorpusPlan
 from engine.plan.items import ItemResult
 from engine.progress.record import Execution
 from engine.run.alarms import Alarms
 from engine.run.runners.protocol import Pairs
+from manifests import units
 from manifests.catalog.catalog import Catalog
 from manifests.errors import TooManyFailures
 from manifests.log.actions import Action, RecipeAdded, RecipeCurrent
@@ -112,7 +112,7 @@ class Committer:
         self._tell_alarms(at_once=True)
         seconds = max(time.monotonic() - self._began, 1e-9)
         said = [
-            f"labeled: {self._samples:,} samples read, {self._rows:,} rows written in {costs.clock(seconds)}",
+            f"labeled: {self._samples:,} samples read, {self._rows:,} rows written in {units.span(seconds)}",
             f"{self._samples / seconds:,.1f} samples/s",
         ]
         if self._failed_rows:

@@ -24,13 +24,14 @@ from engine.run.job import (
     tokenizer_names,
     trainer,
     wanted_of,
-    workers_of,
 )
 from engine.run.labeling import Job
 from engine.run.probe import SAMPLES, Probe, scratch
+from engine.run.runners.pools import workers_of
 from engine.show import contact_sheet
 from engine.show.tables import plain_lines
 from engine.sources import scan as sources
+from manifests import units
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.log.actions import TokenizerAdded
@@ -176,7 +177,7 @@ def _probed(probe: Probe, jobs: Sequence[Job], path: Path) -> Iterator[str]:
             # What only hands on has no rate worth a number.
             rate = progress_table.rate_words(1 / seconds if seconds > _NOTHING_S else None) or "-"
             cells = (job.plan.corpus, job.group.name or "-", name, f"{count:,}", rate, f"{1000 * seconds:,.1f}")
-            rows.append((*cells, cost.hours_words, costs.readable(cost.size_bytes)))
+            rows.append((*cells, cost.hours_words, units.size(cost.size_bytes)))
     whole, price = costs.total(found), probe.config.engine.gpu_hour_price
     # No two workers share an item.
     items = sum(job.parts for job in jobs)

@@ -4,7 +4,6 @@ Each step does only what is missing in the manifest, so that running it again fi
 photographs left over.
 """
 
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from engine.plan.where import pick
 from engine.progress.record import Done, Execution, recorded
 from engine.run import freeze, labeling
 from engine.run.commit import commit_recipes
+from engine.run.runners.pools import workers_of
 from engine.run.runners.protocol import Runner
 from engine.run.runners.ray import address as ray_address
 from manifests.catalog.catalog import Catalog
@@ -242,12 +242,6 @@ def tokenizer_names(config: pipeline.PipelineConfig) -> set[str]:
     for corpus in config.corpora:
         names |= set(corpus_modalities(config, corpus))
     return names
-
-
-def workers_of(engine: pipeline.EngineConfig) -> int:
-    """Returns how many workers the engine's options ask for; by default as many as this machine's cores allow."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return engine.workers or max(1, cores // engine.threads)
 
 
 def worker_settings(engine: pipeline.EngineConfig, run: str, pool: str = "") -> "WorkerSettings":

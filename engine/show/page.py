@@ -1,6 +1,5 @@
 """Writes a report: one HTML page from the template `report.html`, and the pictures beside it."""
 
-import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ import jinja2
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+
+from manifests.store.storage import replace_file
 
 _PICTURES = "pictures"
 _LONGEST_CELL = 300
@@ -84,9 +85,8 @@ class Page:
         environment.filters["cell"] = cell
         environment.globals["is_number"] = _is_number
         path = self._out / "report.html"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(environment.get_template("report.html").render(**shown).lstrip() + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        html = environment.get_template("report.html").render(**shown).lstrip() + "\n"
+        replace_file(path, html.encode())
         return path
 
 

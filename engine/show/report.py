@@ -12,6 +12,7 @@ from engine.show import contact
 from engine.show.codebooks import CodebookUse, codebook_use
 from engine.show.contact_sheet import contact_sheet
 from engine.show.page import Block, Page, Section, many, use_chart
+from manifests import units
 from manifests.catalog.catalog import Catalog
 
 
@@ -114,8 +115,8 @@ def _lead(figures: Mapping[str, Any], corpora: Sequence[Mapping[str, Any]]) -> s
     failed = "no row failed" if not figures["failed"] else f"{many(figures['failed'], 'sample')} failed in part"
     return (
         f"{many(len(corpora), 'corpus', 'corpora')} ({named or 'nothing in them'}){crops}: {figures['tokens']:,} tokens "
-        f"and the labels that are kept, in {many(figures['shards'], 'shard')} of {figures['size_bytes'] / 1e6:,.1f} MB; "
-        f"{failed}. {many(figures['runs'], 'run')} took {_duration(figures['time_s'])} in all."
+        f"and the labels that are kept, in {many(figures['shards'], 'shard')} of {units.size(figures['size_bytes'])}; "
+        f"{failed}. {many(figures['runs'], 'run')} took {units.span(figures['time_s'])} in all."
     )
 
 
@@ -189,8 +190,3 @@ def _questions(catalog: Catalog, workspace: str | Path, questions: Sequence[Ques
             for question in questions
         ],
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from engine.work.machine import cores
 from labelers import protocol
 from labelers.protocol import LabelerSpec
+from manifests import units
 from manifests.errors import ConfigError
 
 _PYTHON_AT_LEAST = (3, 11)
@@ -48,7 +50,7 @@ def report(folder: str | Path = Path(), *, load_torch: bool = False) -> list[Che
         _ray_cluster(),
         _disk(Path(folder)),
         _memory(),
-        Check(name="cores", value=str(_cores()), ok=True),
+        Check(name="cores", value=str(cores()), ok=True),
         _cache(),
         *_labelers(),
     ]
@@ -142,15 +144,15 @@ def _disk(folder: Path) -> Check:
     free = shutil.disk_usage(there).free
     ok = free >= _DISK_AT_LEAST_BYTES
     advice = "" if ok else "a workspace needs room for shards and tokenizers; free some, or choose another disk"
-    return Check(name="free disk", value=f"{_gigabytes(free)} at {there}", ok=ok, advice=advice)
+    return Check(name="free disk", value=f"{units.memory(free)} at {there}", ok=ok, advice=advice)
 
 
 def _memory() -> Check:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _cgroup_limit_bytes()
     if limit is not None and limit < total:
-        return Check(name="memory", value=f"{_gigabytes(limit)} (this container's share)", ok=True)
-    return Check(name="memory", value=_gigabytes(total), ok=True)
+        return Check(name="memory", value=f"{units.memory(limit)} (this container's share)", ok=True)
+    return Check(name="memory", value=units.memory(total), ok=True)
 
 
 def _cgroup_limit_bytes() -> int | None:
@@ -160,10 +162,6 @@ def _cgroup_limit_bytes() -> int | None:
         except (OSError, ValueError):
             continue
     return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cache() -> Check:
@@ -211,7 +209,3 @@ def has_weights(spec: LabelerSpec) -> bool:
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     snapshots = hub / f"models--{spec.checkpoint.replace('/', '--')}" / "snapshots"
     return snapshots.is_dir() and any(snapshots.iterdir())
-
-
-def _gigabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB"

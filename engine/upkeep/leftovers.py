@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from manifests import units
 from manifests.catalog.catalog import Catalog
 from manifests.formats import snapshots as snapshot_files
 from manifests.queries import audit
@@ -49,11 +50,7 @@ def leftovers(catalog: Catalog, frozen: Collection[str]) -> Iterator[Leftover]:
 
 def age(file: StoredFile) -> str:
     """How old a file is by the clock of its store, roughly."""
-    seconds = (datetime.datetime.now(datetime.UTC) - file.modified).total_seconds()
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} seconds"
+    return units.age((datetime.datetime.now(datetime.UTC) - file.modified).total_seconds())
 
 
 def _with_sidecars(named: Mapping[str, Named]) -> dict[str, Named]:

@@ -7,6 +7,7 @@ import click
 from engine.progress.progress import Progress
 from engine.show import tables
 from engine.upkeep import verify as verifying
+from manifests import units
 from manifests.catalog.catalog import Catalog
 from manifests.log.lease import writer_lease
 from manifests.recover import recover as recovery
@@ -41,7 +42,7 @@ def verify(workspace: str, form: str, *, deep: bool) -> bool:
     click.echo(
         f"{f'WRONG: {wrong} findings' if wrong else 'ok'}: {verified.versions:,} log entries, "
         f"{verified.parts:,} parts, {verified.shards:,} shards, {verified.rows:,} rows, {verified.tokenizers} tokenizers, "
-        f"{verified.snapshots} snapshots, {verified.size_bytes / 1e6:,.1f} MB read",
+        f"{verified.snapshots} snapshots, {units.size(verified.size_bytes)} read",
         err=form != "table",
     )
     return not wrong
@@ -82,7 +83,7 @@ def recover(workspace: str, form: str) -> None:
         tables.write_rows(("left out", "why"), sorted(found.left_out.items()), form)
     click.echo(
         f"recovered: {found.corpora} corpora, {found.parts:,} parts, {found.shards:,} shards by {found.recipes} recipes, "
-        f"{found.tokenizers} tokenizers, {found.snapshots} snapshots, {found.size_bytes / 1e6:,.1f} MB read; the runs and "
+        f"{found.tokenizers} tokenizers, {found.snapshots} snapshots, {units.size(found.size_bytes)} read; the runs and "
         f"times of {paths.LOG} do not come back",
         err=form != "table",
     )

@@ -84,8 +84,7 @@ class DeepCheck:
 
     def _load(self, known: TokenizerAdded, modality: str) -> protocol.Tokenizer | None:
         try:
-            folder, digest = protocol.fetch(self._storage, known.path)
-            return protocol.load(folder, modality) if digest == known.digest else None
+            return protocol.load(protocol.fetch_tokenizer(self._storage, known), modality)
         except ImportError as error:
             self.notes.add(f"tokens of {modality} were not decoded: {error}; install modmill[label]")
         except (ModmillError, OSError, ValueError, KeyError) as error:

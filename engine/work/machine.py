@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def is_tensor(value: Any) -> bool:
@@ -17,8 +18,10 @@ def is_tensor(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def host(arrays: Sequence[Any]) -> np.ndarray:
+def host(arrays: Sequence[Any]) -> "np.ndarray":
     """Returns arrays or tensors of one shape as one NumPy array (B, ...), in one copy from whatever device they are on."""
+    import numpy as np
+
     first = arrays[0]
     if isinstance(first, np.ndarray):
         return np.stack([np.asarray(array) for array in arrays])
@@ -47,6 +50,11 @@ def device_of(wanted: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def limit_threads(threads: int) -> None:

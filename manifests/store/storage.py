@@ -67,11 +67,7 @@ class Storage:
             with self._in_words(path, "written"):
                 object_store.replace(self.fs, self.full(path), data)
             return
-        target = Path(self.full(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
+        replace_file(Path(self.full(path)), data)
 
     def read(self, path: str) -> bytes:
         """Returns all bytes of a file. Raises FileNotFoundError."""
@@ -215,6 +211,14 @@ def read_same(storage: Storage, path: str, sha256: str) -> bytes:
             "`modmill verify`, and restore it from a copy"
         )
     return data
+
+
+def replace_file(target: Path, data: bytes) -> None:
+    """Writes a small local file, which may stand already: others see the old bytes or the new ones, never a part."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, target)
 
 
 def _put_local(target: Path, data: bytes | IO[bytes]) -> bool:

@@ -10,7 +10,6 @@ Losses are nats per target. `train` lines are means over the steps since the lin
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ import torch
 from jaxtyping import Int64
 
 from manifests.log.entries import now
-from manifests.store.storage import Storage
+from manifests.store.storage import Storage, replace_file
 from train.data.batch import MaskedBatch
 from train.data.vocabulary import Vocabulary
 
@@ -86,9 +85,7 @@ def _cut(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_lines(path) if line.get("step", 0) <= step]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def _tensorboard(folder: Path, step: int, say: Callable[[str], None]) -> Any:

@@ -1,7 +1,6 @@
 """Does work items in this process, by the same worker as on Ray: for tests, debuggers and laptops."""
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -13,7 +12,7 @@ from engine.pipeline.sections import EngineConfig
 from engine.plan.items import FitItem, ItemResult, WorkItem
 from engine.progress.progress import Progress
 from engine.run.runners.driver import drive
-from engine.run.runners.pools import pool_of_fit, pools
+from engine.run.runners.pools import pool_of_fit, pools, workers_of
 from engine.run.runners.protocol import Pairs
 from engine.run.runners.queue import ItemQueue, needed_models
 from engine.run.runners.strikes import Strikes, stops_the_run
@@ -60,9 +59,7 @@ class LocalRunner:
         self._engine = engine
         of_pools = {name: pool.settings for name, pool in pools(engine, settings, has_gpus=False).items()}
         self._pools = list(of_pools)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count = engine.workers or max(1, cores // engine.threads)
-        self._seats = [_Seat(f"worker-{number + 1}", workspace, of_pools) for number in range(count)]
+        self._seats = [_Seat(f"worker-{number + 1}", workspace, of_pools) for number in range(workers_of(engine))]
         self._waits = True
         self._loop: _Loop | None = None
         self._open: Generator[Any, None, None] | None = None

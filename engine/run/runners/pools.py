@@ -7,6 +7,7 @@ from typing import Any
 from engine.pipeline.sections import EngineConfig, PoolConfig
 from engine.plan.items import FitItem
 from engine.work.inputs import WorkerSettings
+from engine.work.machine import cores
 from manifests.errors import ConfigError
 
 _LOCAL_ONLY_FOR_ALL = ("working_dir", "py_modules")
@@ -47,6 +48,11 @@ class Pool:
         labels = node.get("Labels") or {}
         plain = {name: value for name, value in self.node_labels.items() if not value.startswith(("!", "in("))}
         return all(labels.get(name) == value for name, value in plain.items())
+
+
+def workers_of(engine: EngineConfig) -> int:
+    """Returns how many workers the engine's options ask for; by default as many as this machine's cores allow."""
+    return engine.workers or max(1, cores() // engine.threads)
 
 
 def pools(

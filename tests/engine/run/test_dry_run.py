@@ -13,6 +13,7 @@ from engine.plan.corpus import corpus_plan
 from engine.plan.missing import Wanted
 from engine.run import dry_run, job, labeling
 from engine.run import probe as probe_run
+from manifests import units
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, UserError
 from manifests.store.storage import cache_folder
@@ -150,8 +151,8 @@ def test_the_trainer_file_and_the_cluster_are_looked_for(tmp_path: Path, photos:
 
 
 def test_spans_and_sizes_are_readable() -> None:
-    assert [costs.readable(size) for size in (12, 1234, 5.5e9, 3e15)] == ["12 B", "1.23 kB", "5.5 GB", "3,000 TB"]
-    assert [costs.clock(seconds) for seconds in (5, 3723, 3 * 86400 + 7200)] == ["0:00:05", "1:02:03", "3 d 2 h"]
+    assert [units.size(size) for size in (12, 1234, 5.5e9, 3e15)] == ["12 B", "1.23 kB", "5.5 GB", "3,000 TB"]
+    assert [units.span(seconds) for seconds in (5, 3723, 3 * 86400 + 7200)] == ["0:00:05", "1:02:03", "3 d 2 h"]
     cost = costs.Cost(hours=12.345, size_bytes=1e9, on_gpu=True)
     assert cost.words(2.0) == "12.35 GPU-hours, 1 GB written, 24.69 dollars"
     assert cost.wall(10) == "1:14:04 at 10 workers"

@@ -25,6 +25,7 @@ from engine.progress.progress import Progress
 from engine.run.runners.pools import Pool, has_room, wanted_workers
 from engine.run.runners.ray.actor import ACTOR_CLASS, Actor, Answer
 from engine.run.runners.strikes import Cause
+from manifests import units
 from manifests.errors import ConfigError, ModmillError
 
 _log = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ def _without_shared(item: WorkItem) -> WorkItem:
 
 def _amounts(resources: Mapping[str, float]) -> str:
     found = [f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU")]
-    return ", ".join([*found, f"{resources.get('memory', 0) / 2**30:.1f} GB of memory"])
+    return ", ".join([*found, f"{units.memory(resources.get('memory', 0))} of memory"])
 
 
 def _brief(error: BaseException) -> str:

@@ -18,12 +18,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from engine.pipeline import config as pipeline
 from engine.pipeline.sections import EngineConfig
 from engine.run.runners.ray.runner import start_ray
+from manifests import units
 from manifests.errors import ModmillError
 from manifests.store.storage import Storage, open_storage
 
 _ANSWER_S = 120.0
 _DISK_AT_LEAST_BYTES = 5 << 30
-_GB = 1e9
 # What must be the same everywhere: Ray's own protocol, and what decides a label.
 _SAME = ("python", "ray", "modmill", "torch")
 
@@ -85,7 +85,7 @@ def text(nodes: Sequence[Node]) -> str:
 def _row(node: Node) -> tuple[str, ...]:
     facts = node.facts
     mark = "WRONG" if node.wrong else "ok" if node.works else "-"
-    sizes = {name: f"{facts[name] / _GB:.0f} GB" if name in facts else "?" for name in ("memory", "temp", "cache")}
+    sizes = {name: units.size(facts[name]) if name in facts else "?" for name in ("memory", "temp", "cache")}
     return (
         mark,
         node.address,
@@ -191,7 +191,7 @@ def _judged(
             wrong.append(f"{name} {there}, here {mine}; give all nodes one image, or engine.runtime_env")
     for name, words in (("temp", "for temporary files"), ("cache", "in the cache folder (MODMILL_CACHE)")):
         if facts[name] < _DISK_AT_LEAST_BYTES:
-            wrong.append(f"{facts[name] / _GB:.1f} GB free {words}; a worker needs {_DISK_AT_LEAST_BYTES / _GB:.0f}")
+            wrong.append(f"{units.size(facts[name])} free {words}; a worker needs {units.size(_DISK_AT_LEAST_BYTES)}")
     if gpus and not facts["gpus"]:
         wrong.append(f"Ray counts {gpus:g} GPUs, nvidia-smi finds none; see the driver, or the container's runtime")
     if storage is not None and facts.get("store") == "ok" and not _wrote(storage, f"{folder}/{node['NodeID']}"):

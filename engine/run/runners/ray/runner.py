@@ -29,6 +29,7 @@ from engine.run.runners.ray.crew import Crew
 from engine.run.runners.ray.loop import Loop
 from engine.run.runners.strikes import Strikes
 from engine.work.inputs import WorkerSettings
+from engine.work.machine import cores
 from manifests.errors import ModmillError
 from manifests.log.actions import TokenizerAdded
 from manifests.store.storage import open_storage
@@ -142,8 +143,7 @@ def _runtime_env(engine: EngineConfig, empty: str) -> dict[str, Any]:
 
 def _processors(engine: EngineConfig) -> int:
     """Returns the CPUs that a Ray of this machine's own counts: at least those there are, and enough for all workers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = [(engine.workers, engine.threads)]
     asked += [(pool.workers, pool.threads or engine.threads) for pool in engine.pools.values()]
     # A pool whose number of workers is open has one at least.
-    return max(cores, sum((workers or 1) * threads for workers, threads in asked))
+    return max(cores(), sum((workers or 1) * threads for workers, threads in asked))
