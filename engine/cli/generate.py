@@ -39,14 +39,14 @@ def generate(
     """Makes modalities from others with a trained model, and draws a contact sheet of them."""
     from engine.inference import generate as generating
 
-    folder = generating.run(
-        checkpoint,
-        list(given),
-        [name.strip() for name in wanted.split(",")],
-        out,
+    request = generating.GenerateRequest(
+        checkpoint=checkpoint,
+        given=given,
+        wanted=[name.strip() for name in wanted.split(",")],
+        out=out,
         samples=samples,
         seed=seed,
-        settings=list(settings),
-        say=lambda text: click.echo(text, err=True),
+        settings=settings,
     )
+    folder = generating.run(request, say=lambda text: click.echo(text, err=True))
     click.echo(f"look at it:  {folder / 'contact-sheet.png'}")

@@ -1,7 +1,6 @@
-"""The rows of an export: the columns that a corpus has, the rows of each part that are asked for, and their values."""
+"""Reads the rows of an export: the columns of a corpus, the rows of each part that are asked for, and their values."""
 
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow as pa
 from manifests import modality as modality_table
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ShardError
-from manifests.formats import shards
+from manifests.formats import codecs, shards
 from manifests.formats.shards import Status
 from manifests.modality import Form, Modality
 from manifests.pixels.crops import CropRule
@@ -30,10 +29,10 @@ _CURRENT = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportColumn:
-    """One modality in one form, by one recipe (its first 12 digits).
+    """Describes one modality in one form, by one recipe (the first 12 digits of its fingerprint).
 
-    `crops` is None if the grain is sample; `rule` says how crops were drawn, where the recipe depends on it; `tokens`
-    is how many a row has, for a sequence any number of them.
+    `crops` is None if the grain is sample. `rule` says how crops were drawn, None if the recipe does not depend on it.
+    `tokens` is how many a row has; for a sequence it says nothing of a single row.
     """
 
     modality: Modality
@@ -47,7 +46,7 @@ class ExportColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardFile:
-    """One shard to read; `is_whole` where the record says that every row is ok."""
+    """Names a shard to read; `is_whole` if its record says that every row is ok."""
 
     path: str
     format: str
@@ -56,7 +55,10 @@ class ShardFile:
 
 
 class CorpusRows:
-    """The rows of one corpus that an export is asked for, and its columns: current ones, tokens of the snapshot if given."""
+    """Holds the rows of a corpus that an export is asked for, and its columns.
+
+    These are by the current recipes; if a snapshot is given, the tokens are the snapshot's.
+    """
 
     def __init__(
         self, catalog: Catalog, corpus: str, snapshot: Snapshot | None, picked: Mapping[int, np.ndarray]
@@ -79,8 +81,10 @@ class CorpusRows:
         for part in self.catalog.parts(self.corpus):
             picked = self._picked.get(part.part)
             if picked is not None and picked.any():
-                keys = _keys(self.catalog.storage, part.path, part.sha256)
-                yield PartRows(self.catalog.storage, part.part, keys, picked, self._files(part.part))
+                storage = self.catalog.storage
+                keys = parquet.read(read_same(storage, part.path, part.sha256), ["key"])["key"].to_pylist()
+                files = self._files(part.part)
+                yield PartRows(storage=storage, number=part.part, keys=keys, picked=picked, files=files)
 
     def _files(self, part: int) -> dict[tuple[str, str, int | None], ShardFile]:
         found = self.catalog.sql(
@@ -100,25 +104,23 @@ class CorpusRows:
         return {**labels, **self._frozen.get(part, {})}
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PartRows:
-    """One part: `keys` of its n rows, `picked` bool (n,), and what its shards hold. Files are checked against the log."""
+    """Holds a part: `keys` of its n rows, `picked` bool (n,), and its shards by modality, form and crop.
 
-    def __init__(
-        self,
-        storage: Storage,
-        number: int,
-        keys: list[str],
-        picked: np.ndarray,
-        files: Mapping[tuple[str, str, int | None], ShardFile],
-    ) -> None:
-        self.number, self.keys, self.picked = number, keys, picked
-        self._storage = storage
-        self._files = files
+    Files are checked against the log when they are read.
+    """
+
+    storage: Storage
+    number: int
+    keys: list[str]
+    picked: np.ndarray
+    files: Mapping[tuple[str, str, int | None], ShardFile]
 
     def statuses(self, column: ExportColumn) -> np.ndarray:
-        """uint8 (n,): 0 where the row is ok in every crop, else the status of the first crop that is not.
+        """Returns uint8 (n,): the status of the first crop of each row that is not ok, or 0 if every crop is ok.
 
-        A part whose shard was never made has NOT_SELECTED in every row.
+        If the shard of a part was never made, every row is NOT_SELECTED.
         """
         found = np.zeros(len(self.keys), np.uint8)
         for file in self._of(column):
@@ -132,10 +134,10 @@ class PartRows:
         return found
 
     def values(self, column: ExportColumn) -> list[list[Any] | None]:
-        """For each row the values of its crops (one, where the grain is sample), None if any of them is not ok.
+        """Returns for each row the values of its crops (one if the grain is sample), None if any of them is not ok.
 
-        Tokens are unsigned arrays, structured labels and text what labelers made, pixels and maps the bytes of a PNG or
-        .npy. One shard is in memory at a time, besides the values.
+        Tokens are unsigned arrays, structured labels and text are as labelers make them, pixels and maps are the bytes of a
+        PNG or .npy. Besides the values, one shard is in memory at a time.
         """
         crops = [None if file is None else self._read(file, column.form) for file in self._of(column)]
         if any(crop is None for crop in crops):
@@ -145,23 +147,22 @@ class PartRows:
 
     def _of(self, column: ExportColumn) -> list[ShardFile | None]:
         numbers = [None] if column.crops is None else range(column.crops)
-        return [self._files.get((column.modality.name, column.form, number)) for number in numbers]
+        return [self.files.get((column.modality.name, column.form, number)) for number in numbers]
 
     def _statuses(self, file: ShardFile) -> np.ndarray:
         try:
-            with self._storage.open(file.path) as opened:
+            with self.storage.open(file.path) as opened:
                 found = (
                     shards.read_parquet(opened, values=False) if file.format == "parquet" else shards.read_tar(opened)
                 )
         except (OSError, ShardError) as error:
-            raise ShardError(
-                f"{self._storage.location(file.path)} cannot be read ({error}); see `modmill verify`"
-            ) from error
+            location = self.storage.location(file.path)
+            raise ShardError(f"{location} cannot be read ({error}); see `modmill verify`") from error
         self._check_keys(file, found.keys)
         return np.array(found.statuses, np.uint8)
 
     def _read(self, file: ShardFile, form: Form) -> list[Any]:
-        data = read_same(self._storage, file.path, file.sha256)
+        data = read_same(self.storage, file.path, file.sha256)
         if form == "token" and file.format == "parquet":
             keys, values = _token_arrays(data)
         else:
@@ -169,17 +170,14 @@ class PartRows:
             found = read(io.BytesIO(data))
             keys, values = found.keys, found.values or []
             if form == "token":
-                from manifests.formats import codecs
-
                 values = [None if value is None else codecs.decode(value) for value in values]
         self._check_keys(file, keys)
         return values
 
     def _check_keys(self, file: ShardFile, keys: Sequence[str]) -> None:
         if keys != self.keys:
-            raise ShardError(
-                f"{self._storage.location(file.path)}: its rows are not those of its part; see `modmill verify`"
-            )
+            location = self.storage.location(file.path)
+            raise ShardError(f"{location}: its rows are not those of its part; see `modmill verify`")
 
 
 def _columns(catalog: Catalog, corpus: str, snapshot: Snapshot | None) -> list[ExportColumn]:
@@ -187,17 +185,14 @@ def _columns(catalog: Catalog, corpus: str, snapshot: Snapshot | None) -> list[E
     if snapshot is not None:
         rows = [row for row in rows if row["form"] == "label"] + _frozen_columns(corpus, snapshot)
     declared = recipe_choice.declared(catalog)
-    rules = {
-        (row["modality"], row["form"], row["recipe"]): _rule(row["crop"])
-        for row in catalog.sql("SELECT modality, form, recipe, crop FROM recipes").to_pylist()
-    }
+    rules = {fingerprint[:12]: recipe.get("crop") for fingerprint, recipe in catalog.recipes().items()}
     return [
         ExportColumn(
             modality=declared.get(row["modality"]) or modality_table.get(row["modality"]),
             form=row["form"],
             recipe=row["recipe"],
             crops=row["crops"],
-            rule=rules.get((row["modality"], row["form"], row["recipe"])),
+            rule=_rule(rules.get(row["recipe"])),
             vocabulary=row["vocabulary"],
             tokens=row["tokens"],
         )
@@ -210,13 +205,12 @@ def _frozen_columns(corpus: str, snapshot: Snapshot) -> list[dict[str, Any]]:
     for known in snapshot.modalities:
         mine = [shard for shard in snapshot.shards if (shard.corpus, shard.modality) == (corpus, known.modality)]
         if mine:
-            crops = [shard.crop + 1 for shard in mine if shard.crop is not None]
             found.append(
                 {
                     "modality": known.modality,
                     "form": "token",
                     "recipe": mine[0].fingerprint[:12],
-                    "crops": max(crops) if crops else None,
+                    "crops": max((shard.crop + 1 for shard in mine if shard.crop is not None), default=None),
                     "vocabulary": known.vocabulary,
                     "tokens": known.tokens,
                 }
@@ -224,33 +218,19 @@ def _frozen_columns(corpus: str, snapshot: Snapshot) -> list[dict[str, Any]]:
     return found
 
 
-def _rule(text: str | None) -> CropRule | None:
-    """Returns the crop rule in a recipe's document."""
-    document = json.loads(text) if text else None
+def _rule(document: Mapping[str, Any] | None) -> CropRule | None:
+    """Returns the rule that a recipe's document tells of, beside the size of the crops."""
     if document is None:
         return None
-    return CropRule(
-        seed=document["seed"],
-        scale=(document["scale"][0], document["scale"][1]),
-        ratio=(document["ratio"][0], document["ratio"][1]),
-        flip=document["flip"],
-    )
+    (least, most), (narrowest, widest) = document["scale"], document["ratio"]
+    return CropRule(seed=document["seed"], scale=(least, most), ratio=(narrowest, widest), flip=document["flip"])
 
 
-def _keys(storage: Storage, path: str, sha256: str) -> list[str]:
-    return parquet.read(read_same(storage, path, sha256), ["key"])["key"].to_pylist()
-
-
-def _token_arrays(data: bytes) -> tuple[list[str], list[Any]]:
-    """Keys and tokens of a Parquet shard, each row's as a view of one array."""
+def _token_arrays(data: bytes) -> tuple[list[str], list[np.ndarray | None]]:
+    """Returns the keys and the tokens of a Parquet shard; tokens are views of one array, None if the row is not ok."""
     try:
-        table = parquet.read(data, ["key", "status", "tokens"]).combine_chunks()
+        table = parquet.read(data, ["key", "tokens"])
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ShardError(f"no Parquet shard of tokens: {error}") from error
-    if not table.num_rows:
-        return [], []
-    lists = table["tokens"].chunk(0)
-    offsets, flat = lists.offsets.to_numpy(), lists.values.to_numpy()
-    is_ok = table["status"].to_numpy() == Status.OK
-    values = [flat[offsets[row] : offsets[row + 1]] if is_ok[row] else None for row in range(table.num_rows)]
-    return table["key"].to_pylist(), values
+    lists = [row.values for row in table["tokens"]]
+    return table["key"].to_pylist(), [None if tokens is None else tokens.to_numpy() for tokens in lists]

@@ -1,6 +1,5 @@
-"""What of a workspace a copy holds: which actions of its log, and so which files."""
+"""Chooses what of a workspace a copy holds: which actions of its log, and so which files."""
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,12 +30,12 @@ from manifests.snapshots.snapshot import Snapshot
 
 @dataclass(frozen=True, kw_only=True)
 class ExportChoice:
-    """What a copy holds: of some corpora, modalities and forms what is current, or one snapshot; all None is everything."""
+    """Says what is exported: some corpora, modalities and forms, or one snapshot. None stands for all."""
 
-    corpora: Sequence[str] | None
-    modalities: Sequence[str] | None
-    form: Form | None
-    snapshot: str | None
+    corpora: Sequence[str] | None = None
+    modalities: Sequence[str] | None = None
+    form: Form | None = None
+    snapshot: str | None = None
 
     @property
     def is_everything(self) -> bool:
@@ -45,9 +44,10 @@ class ExportChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What of the log is copied: shards and parts by path, the rest by name; `kinds` (corpus, modality, form) or None for all.
+    """Holds what of the log is copied: shards and parts by path, the rest by name.
 
-    `forgotten` are files that hold what was forgotten. `files` and `size_bytes` count shards and parts.
+    `kinds` are (corpus, modality, form); they and `runs` are None if all are copied. `forgotten` are files that hold what
+    was forgotten.
     """
 
     corpora: Collection[str]
@@ -59,8 +59,6 @@ class Chosen:
     snapshots: Collection[str]
     runs: Collection[str] | None
     forgotten: Collection[str]
-    files: int
-    size_bytes: int
 
     def holds(self, action: Action) -> bool:
         """Tells whether an action of the source's log goes into the copy's."""
@@ -91,65 +89,54 @@ class Chosen:
 
 
 def choose(source: Catalog, asked: ExportChoice) -> Chosen:
-    """What of the source's log is asked for. Raises ConfigError for modalities and snapshots that are not there."""
+    """Returns what of the source's log is asked for. Raises ConfigError for a modality or a snapshot that is missing."""
     if asked.snapshot is not None and (asked.modalities, asked.corpora, asked.form) != (None, None, None):
         raise ConfigError(
             "--snapshot says by itself which corpora and modalities: leave --corpora, --modalities and --form out"
         )
-    out = taken_out(source)
-    frozen = _frozen(source, asked, out.files)
-    corpora = [row["corpus"] for row in source.corpora() if asked.corpora is None or row["corpus"] in asked.corpora]
-    shards: dict[str, int] = {}
-    kinds: set[tuple[str, str, str]] = set()
-    recipes: set[str] = set()
-    runs: set[str] = set()
-    parts = source.sql("SELECT p.*, t.run FROM parts p JOIN timeline t USING (version)").to_pylist()
+    forgotten = taken_out(source).files
+    frozen = _frozen(source, asked, forgotten)
+    frozen_shards = [shard for snapshot in frozen for shard in snapshot.shards]
+    parts = source.sql(
+        "SELECT p.corpus, p.part, p.path, t.run FROM parts p JOIN timeline t USING (version)"
+    ).to_pylist()
     if asked.snapshot is None:
-        for row in _live_shards(source, asked, corpora):
-            shards[row["path"]] = row["size_bytes"]
-            kinds.add((row["corpus"], row["modality"], row["form"]))
-            recipes.add(row["recipe"])
-            runs.add(row["run"])
+        corpora = [row["corpus"] for row in source.corpora() if asked.corpora is None or row["corpus"] in asked.corpora]
+        live = _live_shards(source, asked, corpora)
         parts = [part for part in parts if part["corpus"] in corpora]
     else:
+        # The shards of a snapshot need not be live: tokens of a later recipe may have replaced them.
         kept = {(part.corpus, part.part) for snapshot in frozen for part in snapshot.parts}
         corpora = sorted({corpus for corpus, _ in kept})
+        live = []
         parts = [part for part in parts if (part["corpus"], part["part"]) in kept]
-    for snapshot in frozen:
-        for shard in snapshot.shards:
-            shards[shard.path] = shard.size_bytes
-            kinds.add((shard.corpus, shard.modality, "token"))
-            recipes.add(shard.fingerprint[:12])
-    if asked.snapshot is None:
-        recipes |= {
-            recipe.fingerprint[:12]
-            for corpus in corpora
-            for (modality, form), recipe in source.current_recipes(corpus).items()
-            if asked.is_everything or (corpus, modality, form) in kinds
-        }
-    runs |= {part["run"] for part in parts}
-    known, tokenizers = _lineage(source, recipes)
+    kinds = {(row["corpus"], row["modality"], row["form"]) for row in live}
+    kinds |= {(shard.corpus, shard.modality, "token") for shard in frozen_shards}
+    recipes = {row["recipe"] for row in live} | {shard.fingerprint[:12] for shard in frozen_shards}
+    if asked.is_everything:
+        # A recipe may be current before it has a shard.
+        current = [recipe for corpus in corpora for recipe in source.current_recipes(corpus).values()]
+        recipes |= {recipe.fingerprint[:12] for recipe in current}
+    needed, tokenizers = _lineage(source, recipes)
     if asked.is_everything:
         tokenizers |= {(tokenizer.name, tokenizer.digest) for tokenizer in source.tokenizers()}
     return Chosen(
         corpora=corpora,
-        shards=shards.keys(),
+        shards={row["path"] for row in live} | {shard.path for shard in frozen_shards},
         parts={part["path"] for part in parts},
         kinds=None if asked.is_everything else kinds,
-        recipes=known,
+        recipes=needed,
         tokenizers=tokenizers,
         snapshots={snapshot.name for snapshot in frozen},
-        runs=None if asked.is_everything else runs,
-        forgotten=out.files,
-        files=len(shards) + len(parts),
-        size_bytes=sum(shards.values()) + sum(part["size_bytes"] for part in parts),
+        runs=None if asked.is_everything else {row["run"] for row in (*live, *parts)},
+        forgotten=forgotten,
     )
 
 
 def _live_shards(source: Catalog, asked: ExportChoice, corpora: Sequence[str]) -> list[dict[str, Any]]:
-    """The live shards asked for: all of them, of every recipe, for a copy of everything, else the current ones."""
+    """Returns the live shards asked for: those of every recipe for a copy of everything, or else the current ones."""
     rows = source.sql(
-        "SELECT path, size_bytes, corpus, modality, form, recipe, run FROM shards "
+        "SELECT path, corpus, modality, form, recipe, run FROM shards "
         "WHERE (? OR is_current) AND list_contains(?::VARCHAR[], corpus)",
         [asked.is_everything, list(corpora)],
     ).to_pylist()
@@ -170,7 +157,10 @@ def _live_shards(source: Catalog, asked: ExportChoice, corpora: Sequence[str]) -
 
 
 def _frozen(source: Catalog, asked: ExportChoice, forgotten: frozenset[str]) -> list[Snapshot]:
-    """The snapshots to copy: the one that is named, all for a copy of everything; none that holds what was forgotten."""
+    """Returns the snapshots to copy: the one that is named, or all of them for a copy of everything.
+
+    One that holds what was forgotten is not copied; ConfigError is raised if that is the one named.
+    """
     storage = source.storage
     if asked.snapshot is not None:
         snapshot = snapshots.read(storage, asked.snapshot)
@@ -181,27 +171,20 @@ def _frozen(source: Catalog, asked: ExportChoice, forgotten: frozenset[str]) -> 
         return [snapshot]
     if not asked.is_everything:
         return []
-    recorded_there = {row["snapshot"] for row in source.snapshots().to_pylist()}
-    every = [
-        snapshots.read(storage, name, even_replaced=True) for name in snapshots.names(storage) if name in recorded_there
-    ]
+    recorded = source.snapshots()["snapshot"].to_pylist()
+    every = [snapshots.read(storage, name, even_replaced=True) for name in snapshots.names(storage) if name in recorded]
     return [one for one in every if forgotten.isdisjoint(shard.path for shard in one.shards)]
 
 
 def _lineage(source: Catalog, prefixes: Collection[str]) -> tuple[set[str], set[tuple[str, str]]]:
-    """Fingerprints of recipes and of all they are made from, and name and digest of the tokenizers among them."""
-    known = {
-        row["fingerprint"]: row
-        for row in source.sql("SELECT fingerprint, recipe, form, parameters, weights, inputs FROM recipes").to_pylist()
-    }
+    """Returns the fingerprints of recipes and of all that they are made from, and (name, digest) of their tokenizers."""
+    known = source.recipes()
     found: set[str] = set()
-    waiting = [fingerprint for fingerprint, row in known.items() if row["recipe"] in prefixes]
+    waiting = [fingerprint for fingerprint in known if fingerprint[:12] in prefixes]
     while waiting:
         fingerprint = waiting.pop()
         if fingerprint not in found:
             found.add(fingerprint)
-            waiting += [
-                made_from for made_from in json.loads(known[fingerprint]["inputs"]).values() if made_from in known
-            ]
+            waiting += [made_from for made_from in known[fingerprint]["inputs"].values() if made_from in known]
     of_tokens = [known[fingerprint] for fingerprint in found if known[fingerprint]["form"] == "token"]
-    return found, {(json.loads(row["parameters"]).get("tokenizer"), row["weights"]) for row in of_tokens}
+    return found, {(recipe["parameters"].get("tokenizer"), recipe["weights"]) for recipe in of_tokens}

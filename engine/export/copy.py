@@ -1,9 +1,9 @@
 """Copies a workspace, or a part of it, to another store: a workspace of its own.
 
-The source's log is walked entry by entry: the files that an entry's actions name are copied, each checked against its
+The source's log is read entry by entry: the files that an entry's actions name are copied, each checked against its
 sha256 on the way, and then the actions are committed to the copy's log under their own run. So the copy is a whole
-workspace at any moment, a killed one goes on with the first entry that is not there, and the same command brings what the
-source has since. Files that no version in use needs stay behind, and so does all that was forgotten.
+workspace at any moment. After a kill it goes on with the first missing entry, and the same command brings what the source
+has gained since. Files that no version in use needs stay behind, and so does all that was forgotten.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ _RESTORE = "restore it from a copy; see `modmill verify`"
 
 @dataclass
 class Copied:
-    """What a copy did: files copied, files that stood already, log entries; shards whose sidecar the source lacks."""
+    """Counts what a copy did: files copied, files that stood already, log entries; shards whose sidecar is missing."""
 
     files: int = 0
     size_bytes: int = 0
@@ -57,7 +57,7 @@ class Copied:
 def copy_workspace(source: Catalog, target: Storage, asked: ExportChoice, *, quiet: bool = False) -> Copied:
     """Copies what is asked for to `target`, which is empty or an earlier copy of the same workspace.
 
-    Raises ConfigError for what is not there and where anything else stands in the target, ShardError where a file is not
+    Raises ConfigError for what is missing in the source and if the target holds anything else, ShardError if a file is not
     the one that was committed.
     """
     choice = choose(source, asked)
@@ -66,8 +66,8 @@ def copy_workspace(source: Catalog, target: Storage, asked: ExportChoice, *, qui
     config = {
         "workspace": source.workspace_id,
         "version": source.version,
-        "corpora": None if asked.corpora is None else list(asked.corpora),
-        "modalities": None if asked.modalities is None else list(asked.modalities),
+        "corpora": asked.corpora,
+        "modalities": asked.modalities,
         "form": asked.form,
         "snapshot": asked.snapshot,
     }
@@ -98,7 +98,7 @@ def _check_target(source: Catalog, target: Storage) -> None:
 
 
 class _Copy:
-    """Brings what is chosen of the source's log, up to the version it was opened at, to the target's."""
+    """Copies what is chosen of the source's log, up to the version it was opened at, into the target's."""
 
     def __init__(self, source: Catalog, target: Catalog, choice: Chosen, progress: Progress) -> None:
         self.copied = Copied()
@@ -109,10 +109,10 @@ class _Copy:
         self._stood: Counter[bytes] = Counter()
 
     def run(self) -> None:
-        self._progress.stage("copy", self._choice.files, "files")
+        self._progress.stage("copy", len(self._choice.shards) + len(self._choice.parts), "files")
         for entry in log.entries(self._target.storage):
             self._stood.update(_identity(action) for action in _actions(self._target.storage, entry))
-        waiting: deque[tuple[str, list[Action], list[Future[list[_CopiedFile]]]]] = deque()
+        waiting: deque[tuple[str, list[Action], list[Future[list[int | None]]]]] = deque()
         with ThreadPoolExecutor(_THREADS) as pool:
             try:
                 for run, wanted in self._entries():
@@ -126,7 +126,7 @@ class _Copy:
                 raise
 
     def _entries(self) -> Iterator[tuple[str, list[Action]]]:
-        """Yields the entries of the source with what is chosen of them and not in the target yet."""
+        """Yields the run of each entry of the source, with its chosen actions that are not in the target yet."""
         done = 0
         for entry in log.entries(self._source.storage):
             if entry.version > self._source.version:
@@ -145,66 +145,64 @@ class _Copy:
             if wanted:
                 yield entry.run, wanted
 
-    def _commit(self, run: str, wanted: list[Action], futures: Sequence["Future[list[_CopiedFile]]"]) -> None:
+    def _commit(self, run: str, wanted: list[Action], futures: Sequence[Future[list[int | None]]]) -> None:
         for action, future in zip(wanted, futures, strict=True):
-            for file in future.result():
-                self.copied.stood += not file.is_new
-                self.copied.files += file.is_new
-                self.copied.size_bytes += file.size_bytes * file.is_new
+            for size_bytes in future.result():
+                self.copied.stood += size_bytes is None
+                self.copied.files += size_bytes is not None
+                self.copied.size_bytes += size_bytes or 0
             self._done += isinstance(action, ShardAdded | PartAdded)
         self._target.commit(wanted, run=run)
         self.copied.entries += 1
         self._progress.update("copy", self._done, item="now", note=units.size(self.copied.size_bytes))
 
-    def _copy_files(self, action: Action) -> list["_CopiedFile"]:
-        """Copies the files that an action names."""
+    def _copy_files(self, action: Action) -> list[int | None]:
+        """Copies the files that an action names; returns what `_copy_file` returns for each."""
+        files: list[tuple[str | None, str | None]] = []
         match action:
             case ShardAdded():
-                files = [self._copy_file(action.path, action.sha256)]
-                if action.failed_path is not None and action.failed_sha256 is not None:
-                    files.append(self._copy_file(action.failed_path, action.failed_sha256))
-                return [*files, *self._copy_sidecar(action)]
+                files = [(action.path, action.sha256), (action.failed_path, action.failed_sha256)]
             case PartAdded():
-                files = [self._copy_file(action.path, action.sha256)]
-                if action.pack_path is not None and action.pack_sha256 is not None:
-                    files.append(self._copy_file(action.pack_path, action.pack_sha256))
-                return [*files, *self._copy_sidecar(action)]
+                files = [(action.path, action.sha256), (action.pack_path, action.pack_sha256)]
             case SourcesChanged() | SamplesDropped():
-                return [self._copy_file(action.path, sha256_hex(self._read(action.path)))]
+                files = [(action.path, None)]
             case TokenizerAdded():
-                return [*self._copy_tokenizer(action), *self._copy_sidecar(action)]
+                files = [*self._tokenizer_files(action).items()]
             case SnapshotAdded():
-                sums = self._read(f"{action.path}/{snapshot_files.SUMS}")
-                names = [name for name in self._source.storage.names(action.path) if name != snapshot_files.SUMS]
-                # Written last: without it there is no snapshot. All were checked against it when they were chosen.
-                paths = [f"{action.path}/{name}" for name in names]
-                files = [self._copy_file(path, sha256_hex(self._read(path))) for path in paths]
-                return [*files, self._copy_file(f"{action.path}/{snapshot_files.SUMS}", sha256_hex(sums))]
+                # SHA256SUMS is written last: without it there is no snapshot. All were checked against it when chosen.
+                names = self._source.storage.names(action.path)
+                names.sort(key=lambda name: name == snapshot_files.SUMS)
+                files = [(f"{action.path}/{name}", None) for name in names]
             case _:
-                return []
+                pass
+        if isinstance(action, sidecars.Described) and self._has_sidecar(action):
+            files.append((sidecars.path_of(action), None))
+        return [self._copy_file(path, sha256) for path, sha256 in files if path is not None]
 
-    def _copy_sidecar(self, described: sidecars.Described) -> list["_CopiedFile"]:
+    def _has_sidecar(self, described: sidecars.Described) -> bool:
+        """Tells whether a file has a sidecar. Raises ShardError if that describes another file."""
         storage, path = self._source.storage, sidecars.path_of(described)
         try:
             differences = sidecars.differences(sidecars.read(storage, path).of, described)
         except FileNotFoundError:
             if isinstance(described, ShardAdded):
                 self.copied.without_sidecar.append(described.path)
-            return []
+            return False
         except ShardError as error:
             raise ShardError(f"{storage.location(path)}: {error}; {_RESTORE}") from error
         if differences:
             raise ShardError(f"{storage.location(path)} is the sidecar of another file; {_RESTORE}")
-        return [self._copy_file(path, sha256_hex(self._read(path)))]
+        return True
 
-    def _copy_tokenizer(self, tokenizer: TokenizerAdded) -> list["_CopiedFile"]:
+    def _tokenizer_files(self, tokenizer: TokenizerAdded) -> dict[str, str]:
+        """Returns the sha256 of each file of a tokenizer, by path. Raises ShardError if they are not those committed."""
         storage = self._source.storage
         sums = {name: sha256_hex(self._read(f"{tokenizer.path}/{name}")) for name in storage.names(tokenizer.path)}
         if sha256_hex(canonical_json(sums)) != tokenizer.digest:
             raise ShardError(
                 f"{storage.location(tokenizer.path)}: its files are not those that were committed, or are gone; {_RESTORE}"
             )
-        return [self._copy_file(f"{tokenizer.path}/{name}", sha256) for name, sha256 in sums.items()]
+        return {f"{tokenizer.path}/{name}": sha256 for name, sha256 in sums.items()}
 
     def _read(self, path: str) -> bytes:
         try:
@@ -212,16 +210,20 @@ class _Copy:
         except FileNotFoundError:
             raise ShardError(f"{self._source.storage.location(path)} is missing; {_RESTORE}") from None
 
-    def _copy_file(self, path: str, sha256: str) -> "_CopiedFile":
-        """Copies one file, unless it stands there. Raises ShardError if either is not of that sha256."""
+    def _copy_file(self, path: str, sha256: str | None) -> int | None:
+        """Copies one file; returns its size in bytes, None if it stood in the target already.
+
+        Raises ShardError if it is not of that sha256, at either end. With None the target's must be as the source's.
+        """
         source, target = self._source.storage, self._target.storage
+        sha256 = sha256 or sha256_hex(self._read(path))
         try:
             size_bytes = source.size(path)
             if not target.exists(path):
                 with source.open(path) as file:
                     checked = _Checked(file, sha256, source.location(path))
                     if target.put(path, cast(IO[bytes], checked)):
-                        return _CopiedFile(is_new=True, size_bytes=size_bytes)
+                        return size_bytes
         except FileNotFoundError:
             raise ShardError(f"{source.location(path)} is missing; {_RESTORE}") from None
         with target.open(path) as standing:
@@ -231,19 +233,13 @@ class _Copy:
                 f"{target.location(path)} stands with sha256 {found[:12]}, expected {sha256[:12]}: it was altered or "
                 "truncated; delete it and copy again"
             )
-        return _CopiedFile(is_new=False, size_bytes=size_bytes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _CopiedFile:
-    is_new: bool
-    size_bytes: int
+        return None
 
 
 class _Checked(io.RawIOBase):
     """Reads a file as a stream, and raises ShardError at its end if its sha256 is not the one expected.
 
-    A writer that puts whole files or none thus never puts a wrong one.
+    The writer creates whole files or none, so it never creates a wrong one.
     """
 
     def __init__(self, file: IO[bytes], sha256: str, location: str) -> None:
@@ -256,7 +252,7 @@ class _Checked(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """To the start, which is all that a writer needs."""
+        """Goes to the start, which is all that a writer needs."""
         self._digest = hashlib.sha256()
         return self._file.seek(offset, whence)
 

@@ -1,4 +1,4 @@
-"""The layout that the loader of 4M reads (apple/ml-4m, fourm/data/unified_datasets.py and modality_transforms.py).
+"""Lays rows out as the loader of 4M reads them (apple/ml-4m, fourm/data/unified_datasets.py and modality_transforms.py).
 
     TARGET/tok_rgb@224/shard-00000.tar     <stem>.npy     int16 (crops, N): tokens
     TARGET/crop_settings/...               <stem>.npy     int64 (crops, 5): top, left, height, width, flip, in pixels
@@ -6,17 +6,17 @@
     TARGET/det/...                         <stem>.json    {"instances": [{"boxes": [x0, y0, x1, y1], "class_name", "score"}]}
     TARGET/metadata/...                    <stem>.json    {field: number}, fields without a value left out
     TARGET/color_palette/...               <stem>.json    [{"1": [[r, g, b]], ..., "7": [...]}]
-    TARGET/rgb/...                         <stem>.png     only where asked for as rgb@224
+    TARGET/rgb/...                         <stem>.png     only if asked for as rgb@224
 
-Alignment is by shard number, order and stem in every folder. Tokens are by the workspace's own tokenizers: a model of 4M
-that is trained on them needs the vocabulary sizes that export.json lists.
+Folders are aligned by shard number, order and stem. Tokens are made by the workspace's own tokenizers: a model of 4M that
+is trained on them needs the vocabulary sizes that export.json lists.
 
-Pixels are kept as crops, not whole, so with rgb@224 a sample is its crop 0 alone: tokens have one row, boxes are cropped,
-and crop_settings is that whole picture. 4M's loader takes the size of a photograph from its pixels, and needs it for det.
+Pixels are kept as crops, not whole. So with rgb@224 a sample is its crop 0 alone: tokens have one row, boxes are cropped,
+and crop_settings covers the whole crop. 4M's loader takes the size of a photograph from its pixels, and needs it for det.
 
-With nulls kept, a null row has tokens and settings of -1, no bytes of text or pixels, {"instances": []}, {} or [{}], so that
-every folder has every row, and a folder `row` says in <stem>.json which is null. A loader of one's own can read that; for
-4M's own they must be dropped.
+If nulls are kept, a null row has tokens and settings of -1, empty text and pixels, {"instances": []}, {} or [{}], so that
+every folder has every row, and a folder `row` says in <stem>.json what is null. That is for loaders of your own; for 4M's
+loader nulls must be dropped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ from tokenize_jobs.sequences.words import METADATA, PALETTE_MOST
 
 PIXELS = f"rgb@{DEFAULT_SIZE}"
 _INT16 = 1 << 15
-# Names of 4M that are not ours.
+# The names that 4M has for ours.
 _TOKENS = {"normals": "normal", "segmentation": "semseg", "edges": "canny_edge", "sam_edges": "sam_edge"}
 _LABELS = {
     "boxes": "det",
@@ -57,11 +57,11 @@ _NOT_STORED = {
 def fourm_folders(rows: CorpusRows, asked: Sequence[str] | None, nulls: Nulls) -> CorpusExport:
     """Returns the folders of a corpus in 4M's layout; `asked` are our names of modalities, or 4M's.
 
-    Default: tokens of every modality of images, maps and vectors, and every kept label that 4M stores. Raises ConfigError
-    for a modality that is not there, that 4M does not store, or whose tokens int16 cannot hold; where crops were drawn by
-    different rules; and where the sizes of the photographs are not known.
+    Without `asked` these are the tokens of every modality of images, maps and vectors, and every kept label that 4M stores.
+    Raises ConfigError for a modality that is missing, that 4M does not store, or whose tokens int16 cannot hold; if crops
+    were drawn by different rules; and if the sizes of the photographs are needed but not known.
     """
-    there = _offered(rows.columns)
+    there = {name: column for column in rows.columns if (name := fourm_name(column)) is not None}
     pixels = next((c for c in rows.columns if (c.modality.name, c.form) == ("rgb", "label")), None)
     names = list(there) if asked is None else _resolve(rows, asked, there, has_pixels=pixels is not None)
     chosen = {name: there[name] for name in names if name != PIXELS}
@@ -94,7 +94,7 @@ def fourm_folders(rows: CorpusRows, asked: Sequence[str] | None, nulls: Nulls) -
 
 
 def fourm_name(column: ExportColumn) -> str | None:
-    """Returns the folder of a column, None if 4M stores nothing like it."""
+    """Returns the folder of a column, None if 4M has no place for it."""
     modality = column.modality
     if modality.is_structured:
         return _LABELS.get(modality.name) if column.form == "label" else None
@@ -102,10 +102,6 @@ def fourm_name(column: ExportColumn) -> str | None:
         return None
     size = f"@{modality.size}" if "h" in modality.axes.split() else ""
     return f"tok_{_TOKENS.get(modality.base_name, modality.base_name)}{size}"
-
-
-def _offered(columns: Sequence[ExportColumn]) -> dict[str, ExportColumn]:
-    return {name: column for column in columns if (name := fourm_name(column)) is not None}
 
 
 def _resolve(
@@ -133,9 +129,9 @@ def _resolve(
 
 
 class _CropPlan:
-    """How many crops a row has, and where they are; `sizes` is the column of the photographs' sizes, where it is needed.
+    """Holds how many crops a row has, and where they are; `sizes` is the column with the photographs' sizes if needed.
 
-    Only image corpora have either: of captions and texts alone there is one crop, of nothing.
+    If only captions or texts are exported, each row counts as one crop with settings of zeros.
     """
 
     def __init__(self, rows: CorpusRows, chosen: Mapping[str, ExportColumn]) -> None:
@@ -159,20 +155,19 @@ class _CropPlan:
                 )
 
     def cut(self, column: ExportColumn) -> ExportColumn:
-        """Returns the column, of the crops that are exported."""
+        """Returns the column, limited to the crops that are exported."""
         return column if column.crops is None else replace(column, crops=self.crops)
 
     def settings(self, row: TarRow) -> dict[str, bytes]:
-        """Top, left, height, width and flip of each crop, int64 (crops, 5)."""
+        """Returns top, left, height, width and flip of each crop, int64 (crops, 5), as the member .npy."""
         if self.with_pixels:
             settings = np.array([[0, 0, DEFAULT_SIZE, DEFAULT_SIZE, 0]], np.int64)
         elif self.sizes is None:
             settings = np.zeros((self.crops, 5), np.int64)
-        elif row.values[0] is None:
+        elif row.value is None:
             settings = np.full((self.crops, 5), -1, np.int64)
         else:
-            metadata = row.values[0][0]
-            settings = np.array([self._in_pixels(row.key, number, metadata) for number in range(self.crops)], np.int64)
+            settings = np.array([self._in_pixels(row.key, crop, row.value) for crop in range(self.crops)], np.int64)
         return {"npy": encode_npy(settings)}
 
     def crop(self, key: str, number: int, metadata: Mapping[str, Any]) -> Crop:
@@ -193,19 +188,19 @@ def _tokens(column: ExportColumn, crops: int, row: TarRow) -> dict[str, bytes]:
     if values is None:
         tokens = np.full((crops, column.tokens or column.modality.tokens or 0), -1, np.int16)
     else:
-        # What has no crops is the same in each of them.
+        # A modality without crops has the same tokens in each.
         each = [values[0]] * crops if column.crops is None else values[:crops]
         tokens = np.stack(each).astype(np.int16)
     return {"npy": encode_npy(tokens)}
 
 
 def _pixels(row: TarRow) -> dict[str, bytes]:
-    data = b"" if row.values[0] is None else row.values[0][0]
+    data = row.value or b""
     return {codecs.of_bytes(data).extension if data else "png": data}
 
 
 def _boxes(row: TarRow) -> dict[str, bytes]:
-    return _instances((row.values[0] or [[]])[0])
+    return _instances(row.value or [])
 
 
 def _cropped_boxes(column: ExportColumn, plan: _CropPlan, row: TarRow) -> dict[str, bytes]:
@@ -217,7 +212,7 @@ def _cropped_boxes(column: ExportColumn, plan: _CropPlan, row: TarRow) -> dict[s
 
 
 def _instances(boxes: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """Returns boxes as 4M's loader takes them; it drops those with a score below 0.6, so one that is not known is 1."""
+    """Returns boxes as 4M's loader takes them. It drops those with a score below 0.6, so an unknown score becomes 1."""
     instances = [
         {
             "boxes": [box["x0"], box["y0"], box["x1"], box["y1"]],
@@ -230,20 +225,20 @@ def _instances(boxes: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
 
 
 def _caption(row: TarRow) -> dict[str, bytes]:
-    return {"txt": b"" if row.values[0] is None else row.values[0][0].encode()}
+    return {"txt": (row.value or "").encode()}
 
 
 def _metadata(row: TarRow) -> dict[str, bytes]:
-    """Returns only the fields that 4M has an id for, and of these the ones with a value."""
-    record = {} if row.values[0] is None else row.values[0][0]
+    """Returns the fields that 4M has an id for and that have a value."""
+    record = row.value or {}
     return {"json": canonical_json({name: record[name] for name in METADATA if record.get(name) is not None})}
 
 
 def _palette(row: TarRow) -> dict[str, bytes]:
-    if row.values[0] is None:
+    if row.value is None:
         return {"json": b"[{}]"}
     palettes: dict[str, list[list[int]]] = {}
-    for color in sorted(row.values[0][0], key=lambda color: (color["k"], color["rank"])):
+    for color in sorted(row.value, key=lambda color: (color["k"], color["rank"])):
         if color["k"] <= PALETTE_MOST:
             palettes.setdefault(str(color["k"]), []).append([color["r"], color["g"], color["b"]])
     if len(palettes) < PALETTE_MOST:

@@ -1,4 +1,4 @@
-"""Which rows of a workspace an export is asked for, and which were forgotten."""
+"""Finds the rows of a workspace that an export is asked for, and those that were forgotten."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Nulls = Literal["drop", "keep"]
 
 @dataclass(frozen=True, kw_only=True)
 class TakenOut:
-    """What was forgotten: rows by (corpus, part), and the files that hold them, which stand until they are collected."""
+    """Holds what was forgotten: rows by (corpus, part), and the files that hold them until they are collected."""
 
     rows: Mapping[tuple[str, int], Sequence[int]]
     files: frozenset[str]
@@ -39,16 +39,16 @@ def taken_out(catalog: Catalog) -> TakenOut:
 def picked_rows(
     catalog: Catalog, *, where: str | None, snapshot: Snapshot | None, held_out: bool
 ) -> dict[str, dict[int, np.ndarray]]:
-    """For each corpus and part bool (rows,): the rows that a condition picks, of a snapshot where one is given.
+    """Returns for each corpus and part bool (rows,): the rows that the condition picks, of the snapshot if one is given.
 
-    Of a snapshot these are the rows that are trained on, with `held_out` the others. Raises ConfigError if that is none.
+    Of a snapshot these are the rows that are trained on, or with `held_out` the others. Raises ConfigError if none is left.
     """
     parts = catalog.numbered_parts().select(["corpus", "part", "rows", "first_row"]).to_pylist()
     total = sum(part["rows"] for part in parts)
     chosen = np.ones(total, bool)
     if where is not None:
         chosen[:] = False
-        # Not the column's own to_numpy, which imports pandas where that is installed (seconds).
+        # The column's own to_numpy would import pandas if that is installed (seconds).
         for chunk in catalog.select_rows(where).column(0).chunks:
             chosen[chunk.to_numpy()] = True
     frozen: dict[tuple[str, int], np.ndarray] = {}

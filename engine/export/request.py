@@ -1,4 +1,4 @@
-"""`modmill export`: rows of a workspace as WebDataset tars (4M's layout or plain ones), or a copy of it in another store."""
+"""Exports for `modmill export`: writes rows as WebDataset tars (4M's layout or plain ones), or copies a workspace."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from engine.progress.progress import Progress
 from manifests import units
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, nearest
-from manifests.modality import Form
 from manifests.snapshots import snapshot as snapshots
 from manifests.store.storage import open_storage
 
@@ -25,29 +24,25 @@ ROWS_PER_SHARD = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRequest:
-    """Holds what is asked of an export; None is all there is, or what suits.
+class ExportRequest(ExportChoice):
+    """Adds to what is exported how it is written; with `layout` None it is copied, which takes none of the others.
 
-    `modalities` and `corpora` are names, `form` one of label and token, `where` a condition over `samples`. Of a snapshot
-    the rows that are trained on are exported, with `held_out` the others.
+    `where` is a condition over `samples`. Of a snapshot the rows that are trained on are exported, or with `held_out` the
+    rows that are not. `nulls` is "drop" and `rows_per_shard` ROWS_PER_SHARD if they are None.
     """
 
-    layout: Layout | None = None
-    corpora: Sequence[str] | None = None
-    modalities: Sequence[str] | None = None
-    form: Form | None = None
-    snapshot: str | None = None
-    held_out: bool = False
     where: str | None = None
+    layout: Layout | None = None
+    held_out: bool = False
     nulls: Nulls | None = None
     rows_per_shard: int | None = None
 
 
 def export(uri: str, to: str, request: ExportRequest, *, quiet: bool = False) -> str:
-    """Exports the workspace at `uri` to a folder or URI; what was done, in one line.
+    """Exports the workspace at `uri` to a folder or URI; says in one line what was done.
 
-    Raises ConfigError for what cannot be had or goes where something else stands, ShardError for files that are not those
-    that were committed, and what `Catalog.select_rows` raises for the condition.
+    Raises ConfigError for what cannot be exported and if the target holds something else, ShardError for files that are not
+    those that were committed, and what `Catalog.select_rows` raises for the condition.
     """
     if open_storage(uri).root == (target := open_storage(to)).root:
         raise ConfigError(f"--to {to} is the workspace itself; export to another folder")
@@ -69,14 +64,11 @@ def export(uri: str, to: str, request: ExportRequest, *, quiet: bool = False) ->
             }
             if wrong := [name for name, value in given.items() if value is not None]:
                 raise ConfigError(
-                    f"{wrong[0]} is of tars, a copy holds whole parts: name a --layout, or freeze the rows with `modmill "
+                    f"{wrong[0]} is only for tars, a copy holds whole parts: name a --layout, or freeze the rows with `modmill "
                     "snapshot` and copy that with --snapshot NAME"
                 )
-            asked = ExportChoice(
-                corpora=request.corpora, modalities=request.modalities, form=request.form, snapshot=request.snapshot
-            )
-            return _copied(copy_workspace(catalog, target, asked, quiet=quiet), to)
-        # Only layouts need what reads pictures: a copy is made where no more than the base is installed.
+            return _copied(copy_workspace(catalog, target, request, quiet=quiet), to)
+        # Layouts need packages that read pictures. A copy does without, so it works with the base install.
         from engine.export.tar_writer import write
 
         progress = Progress(None, quiet=quiet)
@@ -107,7 +99,7 @@ def _exports(catalog: Catalog, request: ExportRequest) -> tuple[list["CorpusExpo
     corpora = [corpus for corpus in picked if request.corpora is None or corpus in request.corpora]
     if not corpora:
         raise ConfigError(
-            f"no row that is picked is in {', '.join(request.corpora or ())}; they are in {', '.join(picked)}"
+            f"{', '.join(request.corpora or ())} has none of the picked rows; they are in {', '.join(picked)}"
         )
     rows = [CorpusRows(catalog, corpus, snapshot, picked[corpus]) for corpus in corpora]
     if request.layout == "4m":
@@ -115,7 +107,7 @@ def _exports(catalog: Catalog, request: ExportRequest) -> tuple[list["CorpusExpo
             raise ConfigError("--form: the 4M layout has tokens of images and labels of everything else; leave it out")
         if len(rows) > 1:
             raise ConfigError(
-                f"the 4M layout is of one corpus, and rows are picked of {', '.join(corpora)}; name one with --corpora"
+                f"the 4M layout holds one corpus, and the picked rows are in {', '.join(corpora)}; name one with --corpora"
             )
         exports = [fourm_folders(rows[0], request.modalities, nulls)]
     else:
@@ -160,8 +152,8 @@ def _written(written: "Written", exports: Sequence["CorpusExport"], nulls: Nulls
     folders = sum(len(export.folders) for export in exports)
     text = f"exported {written.rows:,} rows to {to}: {folders} folders, {written.tars:,} tars, {units.size(written.size_bytes)}"
     if written.null_rows:
-        lacking = ", ".join(f"{name} in {count:,}" for name, count in written.nulls.most_common())
-        text += f"; {'dropped' if nulls == 'drop' else 'kept'} {written.null_rows:,} rows with nulls ({lacking})"
+        null = ", ".join(f"{name} in {count:,}" for name, count in written.nulls.most_common())
+        text += f"; {'dropped' if nulls == 'drop' else 'kept'} {written.null_rows:,} rows with nulls ({null})"
     return text
 
 

@@ -1,10 +1,10 @@
-"""Exports as folders of WebDataset tars: aligned by shard number, by the order of members, and by stem.
+"""Writes exports as folders of WebDataset tars that are aligned by shard number, by the order of members, and by stem.
 
     TARGET/export.json                       what is exported from where; written first
     TARGET/<folder>/shard-00000.tar          USTAR without times or owners: equal rows give equal bytes
     TARGET/SHA256SUMS                        as `sha256sum -c` checks it; written last: with it the export is whole
 
-A killed export is begun again by the same command, which keeps the tars that stand with the content they must have.
+After a kill the same command begins the export again and keeps the tars that are already as they must be.
 """
 
 import io
@@ -33,7 +33,7 @@ SUMS = "SHA256SUMS"
 
 @dataclass(frozen=True, kw_only=True)
 class TarRow:
-    """Holds a row of a folder: the values of each of its columns by crop (None: null), and the statuses of every column."""
+    """Holds a row of a folder: for each of its columns the values of the crops, None if null; the status in all columns."""
 
     corpus: str
     part: int
@@ -42,10 +42,15 @@ class TarRow:
     values: Sequence[list[Any] | None]
     statuses: Mapping[str, int]
 
+    @property
+    def value(self) -> Any:
+        """Returns the first crop's value in the first column, None if it is null."""
+        return None if self.values[0] is None else self.values[0][0]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TarFolder:
-    """One folder of tars: the columns it is made from, and the members of a row, extension to bytes."""
+    """Describes a folder of tars: the columns it is made from, and what makes a row's members (extension to bytes)."""
 
     path: str
     columns: Sequence[ExportColumn]
@@ -54,7 +59,7 @@ class TarFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusExport:
-    """Holds the folders of one corpus; a row is null where it is not ok in any of `columns`, by name."""
+    """Holds the folders of one corpus, and its columns by name; a row is null if it is not ok in one of these."""
 
     rows: CorpusRows
     folders: Sequence[TarFolder]
@@ -63,7 +68,7 @@ class CorpusExport:
 
 @dataclass
 class Written:
-    """Holds what an export wrote: rows, tars, bytes, and the rows that are null by the column in which they are null."""
+    """Counts what an export wrote: rows, tars, bytes, null rows, and these by the column in which they are null."""
 
     rows: int = 0
     tars: int = 0
@@ -106,9 +111,9 @@ def write(
             written.tars += len(series.sums)
             written.size_bytes += series.size_bytes
     if not written.rows:
-        lacks = ", ".join(f"{name} {count:,}" for name, count in written.nulls.most_common())
+        nulls_of = ", ".join(f"{name} {count:,}" for name, count in written.nulls.most_common())
         raise ConfigError(
-            f"every row is null in a chosen modality ({lacks}); choose others with --modalities, or take --nulls keep"
+            f"every row is null in a chosen modality ({nulls_of}); choose others with --modalities, or take --nulls keep"
         )
     lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(sums.items()))
     target.put(SUMS, lines.encode())
@@ -116,12 +121,12 @@ def write(
 
 
 def _begin(target: Storage, document: Mapping[str, Any]) -> bool:
-    """Writes export.json; returns False if the same export stands whole. Raises ConfigError if anything else stands."""
+    """Writes export.json; returns False if the same export is there, whole. Raises ConfigError if anything else is."""
     data = canonical_json(document)
     if target.exists(DOCUMENT):
         standing = json.loads(target.read(DOCUMENT))
         wanted = json.loads(data)
-        # What is long comes last.
+        # The longest comes last, so that a short one is named in the message.
         differs = [
             name for name in sorted(wanted, key=lambda name: name == "folders") if standing.get(name) != wanted[name]
         ]
@@ -142,10 +147,10 @@ def _write_part(
     statuses = {name: part.statuses(column) for name, column in export.columns.items()}
     is_null = np.zeros(len(part.keys), bool)
     for name, found in statuses.items():
-        lacking = part.picked & (found != Status.OK)
-        if count := int(np.count_nonzero(lacking)):
+        nulls_found = part.picked & (found != Status.OK)
+        if count := int(np.count_nonzero(nulls_found)):
             written.nulls[name] += count
-        is_null |= lacking
+        is_null |= nulls_found
     written.null_rows += int(np.count_nonzero(is_null))
     rows = np.flatnonzero(part.picked & ~is_null if nulls == "drop" else part.picked)
     written.rows += len(rows)
@@ -167,7 +172,7 @@ def _write_part(
 
 
 class _TarSeries:
-    """Writes the tars of one folder; rows arrive in order. `sums` has the sha256 of each that was put away."""
+    """Writes the tars of one folder; rows arrive in order. `sums` has the sha256 of each finished tar, by path."""
 
     def __init__(self, target: Storage, folder: str, rows_per_shard: int) -> None:
         self._target = target
@@ -181,12 +186,12 @@ class _TarSeries:
 
     @property
     def size_bytes(self) -> int:
-        """Returns what was written so far."""
+        """Returns the bytes written so far, of the open tar too."""
         return self._closed_bytes + (0 if self._tar is None else self._tar.offset)
 
     def add(self, stem: str, members: Mapping[str, bytes]) -> None:
         if self._tar is None:
-            # Both are open for as long as rows arrive; `close` puts the file away.
+            # Both stay open while rows arrive; `close` stores the file.
             self._file = tempfile.TemporaryFile()  # noqa: SIM115
             self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         for extension, data in sorted(members.items()):
@@ -198,7 +203,7 @@ class _TarSeries:
             self.close()
 
     def close(self) -> None:
-        """Puts the tar that is open away."""
+        """Stores the open tar, if there is one."""
         if self._tar is None or self._file is None:
             return
         self._tar.close()
@@ -223,6 +228,3 @@ def _put(target: Storage, path: str, file: IO[bytes], sha256: str) -> None:
             f"{target.location(path)} stands with other content: it was altered, or the workspace has changed since this "
             "export began; delete the folder, or export to another"
         )
-
-
-# -- plain WebDataset -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The layout `webdataset`: tars of the dataset's own members, as the library webdataset reads them."""
+"""Lays rows out as the library webdataset reads them: a folder of tars for each modality and form."""
 
 import json
 from collections.abc import Sequence
@@ -17,17 +17,19 @@ from manifests.pixels.images import encode_npy
 def webdataset_folders(rows: CorpusRows, columns: Sequence[ExportColumn], nulls: Nulls) -> CorpusExport:
     """Returns a folder <corpus>/<modality>/<form> for each column, for any WebDataset loader.
 
-    Members of a row: tokens <stem>.npy (the narrowest unsigned type), pixels and maps .png or .npy, text .txt, records
-    .json; where the grain is crop, one of <stem>.c00.npy, <stem>.c01.npy, ... for each crop. With `keep` each row also
-    has <stem>.status.cls, the number of its status, and where that is not 0 nothing else.
+    The members of a row: tokens <stem>.npy (the narrowest unsigned type), pixels and maps .png or .npy, text .txt, records
+    .json. If the grain is crop, each crop has its own: <stem>.c00.npy, <stem>.c01.npy, ... If nulls are kept, each row also
+    has <stem>.status.cls, the number of its status; if that is not 0, it is the only member.
     """
-    folders = []
-    named = {}
-    for column in columns:
-        path = f"{rows.corpus}/{column.modality.name}/{column.form}"
-        named[f"{column.modality.name} {column.form}"] = column
-        encode = partial(_webdataset_members, column, f"{column.modality.name} {column.form}", nulls)
-        folders.append(TarFolder(path=path, columns=(column,), encode=encode))
+    named = {f"{column.modality.name} {column.form}": column for column in columns}
+    folders = [
+        TarFolder(
+            path=f"{rows.corpus}/{column.modality.name}/{column.form}",
+            columns=(column,),
+            encode=partial(_webdataset_members, column, name, nulls),
+        )
+        for name, column in named.items()
+    ]
     return CorpusExport(rows=rows, folders=folders, columns=named)
 
 
@@ -55,7 +57,7 @@ def _member(column: ExportColumn, value: Any) -> tuple[str, bytes]:
 
 
 def describe(column: ExportColumn) -> dict[str, Any]:
-    """Returns a column as export.json tells of it."""
+    """Describes a column for export.json."""
     return {
         "modality": column.modality.name,
         "form": column.form,

@@ -1,8 +1,9 @@
 """Generates for `modmill generate`: takes prompts, and writes a folder of labels with a contact sheet."""
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +20,48 @@ from train.generation.decoding import OF_GRIDS, OF_SEQUENCES, GenerateOptions
 from train.generation.generator import Tokenizers, generate
 from train.run.checkpoint import Checkpoint, open_checkpoint
 
-# Samples that the model makes at a time.
-_TOGETHER = 16
+_SAMPLES_AT_ONCE = 16
 _TEXTS_TOLD = 4
 
 
-def run(
-    checkpoint: str,
-    given: Sequence[str],
-    wanted: Sequence[str],
-    out: Path | None,
-    *,
-    samples: int,
-    seed: int,
-    settings: Sequence[str],
-    say: Callable[[str], None] = lambda text: None,
-) -> Path:
-    """Generates `samples` variations of the wanted modalities, in their order, and writes them; returns the folder.
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """Holds what is asked of `modmill generate`: `samples` variations of the wanted modalities, made in their order.
 
-    `settings` are decode options, as MODALITY.OPTION=VALUE for one modality, or OPTION=VALUE for all. `out` is a folder that is
-    not there yet, or is empty; None: the first `generated-<n>` that is free. Nothing is written before all is made; `say`
-    is told what is being made, and the texts that were.
-    Raises ConfigError on what cannot be given, wanted or set.
+    checkpoint  a checkpoint, or a run's folder
+    given       prompts, each MODALITY=VALUE
+    out         a folder that is missing or empty; None for the first free `generated-<n>`
+    settings    decode options: MODALITY.OPTION=VALUE for one modality, OPTION=VALUE for all
     """
-    every, each = _settings(settings)
+
+    checkpoint: str
+    given: Sequence[str]
+    wanted: Sequence[str]
+    out: Path | None = None
+    samples: int = 1
+    seed: int = 0
+    settings: Sequence[str] = ()
+
+
+def run(request: GenerateRequest, say: Callable[[str], None]) -> Path:
+    """Generates what is asked for and writes it; returns the folder. Nothing is written before everything is made.
+
+    `say` is told what is being made, and the texts that were. Raises ConfigError on what cannot be given, wanted or set.
+    """
+    every, each = _settings(request.settings)
     options = GenerateOptions(every=every, each=each)
-    folder = _free_folder(out)
-    opened = open_checkpoint(checkpoint)
+    folder = _free_folder(request.out)
+    opened = open_checkpoint(request.checkpoint)
+    wanted, samples = request.wanted, request.samples
     for name in wanted:
         opened.vocabulary.index(name)
-        if any(argument.partition("=")[0] == name for argument in given):
+        if any(argument.partition("=")[0] == name for argument in request.given):
             raise ConfigError(f"{name} is in --from and in --to; give it, or have it made")
     tokenizers = Tokenizers(opened.vocabulary, opened.workspaces)
     for name in wanted:
         tokenizers.get(name)
-    found = prompts.read(given, tokenizers)
-    tokens = {name: prompt.tokens for name, prompt in found.items()}
-    made = _generate(opened, tokens, wanted, options, samples, seed, say)
+    found = prompts.read(request.given, tokenizers)
+    made = _generate(opened, {name: prompt.tokens for name, prompt in found.items()}, request, options, say)
     labels = {
         name: tokenizers.decode(name, [prompt.tokens])[0] if prompt.label is None else prompt.label
         for name, prompt in found.items()
@@ -75,19 +81,22 @@ def run(
         )
         for number in range(samples)
     ]
-    about = f"{checkpoint}, step {opened.step:,}, seed {seed}"
+    about = f"{request.checkpoint}, step {opened.step:,}, seed {request.seed}"
     sheet = sheets.sheet(rows, title=_title(found, wanted), note=about, random_weights=opened.step == 0)
     (folder / "contact-sheet.png").write_bytes(images.encode_png(sheet))
     document = {
-        "checkpoint": checkpoint,
+        "checkpoint": request.checkpoint,
         "step": opened.step,
         "random_weights": opened.step == 0,
         "from": {name: prompt.text for name, prompt in found.items()},
         "to": list(wanted),
         "samples": samples,
-        "seed": seed,
+        "seed": request.seed,
         "options": _used(opened, list(found), wanted, options),
-        "tokenizers": {name: _tokenizer(opened, name) for name in (*found, *wanted)},
+        "tokenizers": {
+            name: f"{opened.vocabulary[name].tokenizer}-{opened.vocabulary[name].digest[:12]}"
+            for name in (*found, *wanted)
+        },
         "files": files,
     }
     _write_json(folder / "generation.json", document)
@@ -97,21 +106,20 @@ def run(
 def _generate(
     opened: Checkpoint,
     tokens: Mapping[str, np.ndarray],
-    wanted: Sequence[str],
+    request: GenerateRequest,
     options: GenerateOptions,
-    samples: int,
-    seed: int,
     say: Callable[[str], None],
 ) -> dict[str, list[np.ndarray]]:
-    """Returns all samples of one prompt, some at a time."""
+    """Returns the tokens of all samples of one prompt, by modality; the model makes some samples at a time."""
+    wanted, samples = request.wanted, request.samples
     model = opened.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     made: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
-    for first in range(0, samples, _TOGETHER):
-        many = min(_TOGETHER, samples - first)
+    for first in range(0, samples, _SAMPLES_AT_ONCE):
+        many = min(_SAMPLES_AT_ONCE, samples - first)
         given = {name: [row] * many for name, row in tokens.items()}
         numbers = f"{first + 1} to {first + many} of {samples}" if samples > 1 else "1 of 1"
         say(f"making {', '.join(wanted)}: sample {numbers}")
-        for name, rows in generate(model, given, wanted, options, seed=seed, samples=many, first=first).items():
+        for name, rows in generate(model, given, wanted, options, seed=request.seed, samples=many, first=first).items():
             made[name] += rows
     return made
 
@@ -134,10 +142,8 @@ def _settings(settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[s
 
 def _free_folder(out: Path | None) -> Path:
     if out is None:
-        number = 1
-        while Path(f"generated-{number}").exists():
-            number += 1
-        return Path(f"generated-{number}")
+        candidates = (Path(f"generated-{number}") for number in itertools.count(1))
+        return next(path for path in candidates if not path.exists())
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: a file; expected a folder")
     if out.is_dir() and any(out.iterdir()):
@@ -198,11 +204,6 @@ def _used(
         unused = OF_GRIDS if facts.sequence else OF_SEQUENCES
         used[name] = {option: value for option, value in chosen.items() if option not in unused}
     return used
-
-
-def _tokenizer(opened: Checkpoint, name: str) -> str:
-    facts = opened.vocabulary[name]
-    return f"{facts.tokenizer}-{facts.digest[:12]}"
 
 
 def _title(found: Mapping[str, prompts.Prompt], wanted: Sequence[str]) -> str:

@@ -117,10 +117,11 @@ def _record(facts: Modality, value: str) -> Any:
     """Returns boxes, a palette or metadata, given as JSON (typed or in a file) or in the short form."""
     typed = value.lstrip()[:1] in ("[", "{")
     if not typed and not value.endswith(".json"):
-        short = {"palette": _typed_palette, "metadata": _typed_metadata}.get(facts.base_name)
-        if short is None:
-            raise ConfigError(f"--from {facts.name}={value}: expected a .json file, or JSON")
-        return short(facts, value)
+        if facts.base_name == "palette":
+            return _palette(value.split(","))
+        if facts.base_name == "metadata":
+            return _metadata(facts, dict(_pair(facts, word) for word in value.split(",")))
+        raise ConfigError(f"--from {facts.name}={value}: expected a .json file, or JSON")
     where = "what was typed" if typed else value
     try:
         found = json.loads(value) if typed else _decoded(value, json.loads)
@@ -133,15 +134,6 @@ def _record(facts: Modality, value: str) -> Any:
         return _palette(found) if facts.base_name == "palette" else _metadata(facts, found)
     except (LabelError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise ConfigError(f"--from {facts.name}: {where} does not fit: {error}") from error
-
-
-def _typed_palette(facts: Modality, value: str) -> list[dict[str, Any]]:
-    del facts
-    return _palette(value.split(","))
-
-
-def _typed_metadata(facts: Modality, value: str) -> dict[str, Any]:
-    return _metadata(facts, dict(_pair(facts, word) for word in value.split(",")))
 
 
 def _pair(facts: Modality, word: str) -> tuple[str, float]:

@@ -86,7 +86,7 @@ def sheet(rows: Sequence[SheetLine], *, title: str, note: str = "", random_weigh
         draw.text((width - 240, 38), RANDOM_WEIGHTS, font=body, fill=_WARNING)
     right = _GAP + len(given) * step + shift
     for x, word in ((_GAP, "given"), (right, "generated")):
-        if (given if word == "given" else generated) or word == "generated":
+        if given or word == "generated":
             draw.text((x, 66), word, font=heading, fill=_FAINT)
     if shift:
         x = right - 2 * _GAP

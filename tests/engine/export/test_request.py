@@ -320,7 +320,7 @@ def test_a_killed_export_goes_on_and_equal_rows_give_equal_bytes(made: Path, tmp
     [
         (
             {"layout": "4m"},
-            "the 4M layout is of one corpus, and rows are picked of notes, photos; name one with --corpora",
+            "the 4M layout holds one corpus, and the picked rows are in notes, photos; name one with --corpora",
         ),
         ({"layout": "4m", "corpora": ["photo"]}, "no corpus 'photo'.*did you mean 'photos'"),
         ({"layout": "4m", "corpora": ["photos"], "modalities": ["edgs"]}, "no modality 'edgs'.*did you mean 'edges'"),
@@ -329,7 +329,7 @@ def test_a_killed_export_goes_on_and_equal_rows_give_equal_bytes(made: Path, tmp
         ({"layout": "webdataset", "modalities": ["captoin"]}, "did you mean 'caption'"),
         ({"modalities": ["captoin"]}, "did you mean 'caption'"),
         ({"modalities": ["boxes"], "form": "token"}, "no token shards"),
-        ({"where": "row = 1"}, "--where is of tars"),
+        ({"where": "row = 1"}, "--where is only for tars"),
         ({"held_out": True}, "name one with --snapshot"),
         ({"snapshot": "most", "modalities": ["rgb"]}, "leave --corpora"),
     ],
