@@ -169,7 +169,7 @@ def place(kill: Kill) -> None:
     wrap(replay, "_insert", lambda *_, **__: passes("index begun"), lambda *_, **__: passes("index filled"))
     wrap(Index, "_apply", None, lambda *_: passes("index committed"))
     wrap(Index, "_start", None, lambda *_: passes("index made"))
-    wrap(checkpoint, "load", None, lambda *_: passes("checkpoint loaded"))
+    wrap(index_checkpoint, "load", None, lambda *_: passes("checkpoint loaded"))
     wrap(fcntl, "flock", None, lambda file, _: passes("lease locked" if is_lease(file) else ""))
     wrap(os, "pwrite", None, lambda file, *_: passes("lease written" if is_lease(file) else ""))
 

@@ -257,7 +257,7 @@ def test_an_older_copy_of_the_index_is_brought_up(
         assert ended.returncode == 9
         copies.append((path.read_bytes(), wal.read_bytes()))
         with Catalog(workspace) as catalog:
-            catalog.commit([make.shard(path=name)], run=name)
+            catalog.commit([make.shard(path=paths.renamed(make.shard().path, sha256_hex(name.encode())))], run=name)
         copies.append((path.read_bytes(), None))
     monkeypatch.setenv("MODMILL_CACHE", str(cache / "anew"))
     with Catalog(workspace) as catalog:
