@@ -1,7 +1,7 @@
-"""`modmill forget --collect`: which files of a workspace nothing needs any more, and their deletion.
+"""Deletes files of a workspace that nothing needs any more (`modmill forget --collect`).
 
-What is needed: every file of a record that was live at any moment of the retention, and of every snapshot that nothing
-replaces. What holds forgotten rows goes at once. Files that no record names may be a writer's at work, and go after a day.
+Needed is every file of a record that was live at any moment of the retention, and of every snapshot that was not replaced.
+Files that hold forgotten rows go at once. A file that no record names may be of a writer at work, and goes after a day.
 """
 
 import datetime
@@ -48,7 +48,7 @@ def plan(catalog: Catalog, *, retention_days: float, now: datetime.datetime | No
 
 
 def collect(uri: str, *, retention_days: float = RETENTION_DAYS, quiet: bool = False) -> list[Deletion]:
-    """Deletes what nothing needs; what was deleted. Raises what `plan` raises."""
+    """Deletes what nothing needs and returns it. Raises what `plan` raises."""
     storage = open_storage(uri)
     with recorded(storage, "collect", {"retention_days": retention_days}, quiet=quiet) as execution:
         catalog = execution.catalog
@@ -68,7 +68,7 @@ def collect(uri: str, *, retention_days: float = RETENTION_DAYS, quiet: bool = F
 
 
 class _Kept:
-    """What is said of each file, by its path up to its ending: a shard, its failed file and its sidecar go together."""
+    """Holds which files are needed, by path up to the ending: a shard, its failed file and its sidecar go together."""
 
     def __init__(self, catalog: Catalog, since: int) -> None:
         ends = retention.ends_of_files(catalog)
@@ -80,7 +80,7 @@ class _Kept:
         self._needed = (live | recent | frozen) - self.forgotten
 
     def why_not(self, stem: str, *, is_old: bool) -> str | None:
-        """Why a file of this stem is not needed, None if it is, or may be. `is_old` for those that wait a day."""
+        """Tells why a file of this stem is not needed. Returns None if it is or may be; `is_old` files have waited a day."""
         if stem in self._needed:
             return None
         if stem in self.forgotten:

@@ -168,7 +168,7 @@ def _cache() -> Check:
     try:
         from manifests.store.storage import cache_folder
     except ImportError as error:
-        # What lacks is told by its own line above.
+        # The missing package has its own line above.
         return Check(name="cache folder", value=f"not looked for: {error}", ok=None)
     folder = cache_folder()
     try:
@@ -194,10 +194,10 @@ def labeler_check(spec: LabelerSpec) -> Check:
     name = f"labeler {spec.name}"
     missing = [package for package in spec.requires if importlib.util.find_spec(package.partition(".")[0]) is None]
     if missing:
-        return Check(name=name, value=f"lacks {', '.join(missing)}", ok=None, advice=_LABEL_EXTRA)
+        return Check(name=name, value=f"missing: {', '.join(missing)}", ok=None, advice=_LABEL_EXTRA)
     if not has_weights(spec):
         advice = "they are downloaded at first use; or name a folder that has them in its parameters"
-        return Check(name=name, value=f"lacks its weights, {spec.checkpoint}", ok=None, advice=advice)
+        return Check(name=name, value=f"missing: its weights, {spec.checkpoint}", ok=None, advice=advice)
     return Check(name=name, value="ready", ok=True)
 
 

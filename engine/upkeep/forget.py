@@ -1,8 +1,8 @@
-"""`modmill forget`: takes samples out of a workspace for good, and retires recipes that are superseded.
+"""Takes samples out of a workspace for good, and retires recipes that are superseded (`modmill forget`).
 
-A part is done by one entry of the log: its samples and every live shard of it are recorded anew with null rows, and the
-files that hold those rows are named, to be deleted by a collection (`engine/upkeep/collect.py`). What is done is in the log, so
-the same command goes on where it was killed.
+A part is done by one entry of the log: it records its samples and its live shards again with null rows, and names the
+files that hold those rows, which a collection deletes (`engine/upkeep/collect.py`). What is done is in the log, so
+the same command goes on where it stopped.
 """
 
 import json
@@ -34,7 +34,7 @@ _NAME_DIGITS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class OptOut:
-    """What lines ask for: rows that are there still, rows that were forgotten before, and lines that name nothing.
+    """Holds what lines ask for: rows that still exist, rows that were forgotten before, and lines that name nothing.
 
     `names` has, for lines that are no corpus/key and no hash, a digest of the line and the rows it names: the log may
     keep that, and not the line, so that a second try knows what the first one forgot.
@@ -64,8 +64,8 @@ def read_lines(path: Path) -> list[str]:
 def forget(uri: str, lines: Sequence[str], *, ignore_unknown: bool = False, quiet: bool = False) -> Receipt | None:
     """Takes the samples that lines name out of the workspace at `uri`, and all others of the same source bytes.
 
-    A line is `corpus/key`, the sha256 of the source bytes, or the sample's `source` or `url`. None if no line names a
-    sample. Raises ConfigError that has every line that names none, unless `ignore_unknown`; ShardError where a file that
+    A line is `corpus/key`, the sha256 of the source bytes, or the sample's `source` or `url`. Returns None if no line
+    names a sample. Raises ConfigError with every line that names no sample, unless `ignore_unknown`; ShardError if a file that
     must be rewritten is not the one that was committed.
     """
     storage = open_storage(uri)

@@ -1,4 +1,4 @@
-"""Files of a workspace that no live record names: replaced ones, orphans of killed runs, temporary ones. None is wrong."""
+"""Finds files that no live record names: replaced ones, orphans of killed runs, temporary ones. None of them is wrong."""
 
 import datetime
 import itertools
@@ -49,12 +49,12 @@ def leftovers(catalog: Catalog, frozen: Collection[str]) -> Iterator[Leftover]:
 
 
 def age(file: StoredFile) -> str:
-    """How old a file is by the clock of its store, roughly."""
+    """Says roughly how old a file is by the clock of its store."""
     return units.age((datetime.datetime.now(datetime.UTC) - file.modified).total_seconds())
 
 
 def _with_sidecars(named: Mapping[str, Named]) -> dict[str, Named]:
-    """With the names of the sidecars; that of a live file is live."""
+    """Adds the names of the sidecars; the sidecar of a live file is live."""
     found = dict(named)
     for path, name in named.items():
         sidecar = paths.sidecar(path)
@@ -79,7 +79,7 @@ def _of_data(file: StoredFile, named: Mapping[str, Named]) -> Leftover | None:
 
 
 def _of_meta(catalog: Catalog) -> Iterator[Leftover]:
-    """Temporary files, and folders that were begun and not finished."""
+    """Yields temporary files, and the files of folders that were begun and not finished."""
     unfinished: dict[str, bool] = {}
     for file in catalog.storage.walk(paths.META):
         folder = posixpath.dirname(file.path)

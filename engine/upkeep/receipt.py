@@ -1,4 +1,4 @@
-"""The receipt of a forget: what was asked, which files were rewritten, who saw the rows, and what is left to do."""
+"""Writes the receipt of a forget: what was asked, which files were rewritten, who saw the rows, and what is left to do."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What a forget did, as it stands in the workspace at `path`; `lines` say it as rows of what, item, detail."""
+    """Holds what a forget did, as written to `path` in the workspace; `lines` say it as rows of what, item, detail."""
 
     path: str
     document: Mapping[str, Any]

@@ -87,7 +87,7 @@ class _Verifier:
         done.findings += _check_log(self._storage)
         if not self._catalog.version and self._storage.names(paths.DATA):
             self._wrong(
-                paths.LOG, "the log is empty or lost, but there is data; `modmill verify --recover` makes it anew"
+                paths.LOG, "the log is empty or lost, but there is data; `modmill verify --recover` rebuilds it"
             )
         counts = audit.counts(self._catalog)
         if counts["strays"]:
@@ -185,11 +185,11 @@ class _Verifier:
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
     def _check_snapshots(self, pool: ThreadPoolExecutor) -> None:
-        """Snapshots that are not as they were made, and shards of theirs that are gone or cut.
+        """Finds snapshots that are not as they were made, and shards of theirs that are gone or cut.
 
-        Those in the log, and those that stand without being in it. Of shards that were replaced since, and so not read
-        with the live ones, only the size is asked unless the look is deep. What a forget took out of a snapshot that has a
-        successor is no loss.
+        Looks at those in the log, and at folders that the log does not name. Replaced shards are not read with the live
+        ones: only their size is checked, unless `deep`. What a forget took out of a snapshot that has a successor is no
+        loss.
         """
         recorded = {row["snapshot"]: row for row in self._catalog.snapshots().to_pylist()}
         names = sorted({*snapshots.names(self._storage), *recorded})

@@ -1,4 +1,4 @@
-"""What `modmill verify` prints: what is wrong, what is left over, and what a recovery brought back."""
+"""Prints the findings of `modmill verify`: what is wrong, what is left over, and what a recovery brought back."""
 
 from collections import Counter
 
@@ -21,7 +21,7 @@ _EVERY = 10_000
 
 
 def verify(workspace: str, form: str, *, deep: bool) -> bool:
-    """Verifies a workspace and prints what was found; whether nothing is wrong."""
+    """Verifies a workspace and prints what was found. Returns whether nothing is wrong."""
     with Catalog(open_storage(workspace)) as catalog:
         progress = Progress(None, quiet=form != "table")
 
@@ -65,7 +65,7 @@ def _print(verified: verifying.Verified) -> None:
 
 
 def recover(workspace: str, form: str) -> None:
-    """Makes the log of a workspace anew where it is lost, else the sidecars that lack, and prints what was found."""
+    """Rebuilds a lost log. If the log is intact, writes the missing sidecars instead. Prints what was done."""
     storage = open_storage(workspace)
     if not recovery.is_lost(storage):
         recovery.restore_format(storage)
@@ -74,7 +74,7 @@ def recover(workspace: str, form: str) -> None:
         click.echo(f"the log stands; {written:,} sidecars were written from it", err=form != "table")
         return
     progress = Progress(None, quiet=form != "table")
-    progress.say(f"no log: it is made anew from the sidecars in {storage.uri}/data")
+    progress.say(f"no log: it is rebuilt from the sidecars in {storage.uri}/data")
     try:
         found = recovery.recover(storage, lambda done: _count(progress, done))
     finally:

@@ -1,4 +1,4 @@
-"""Whether one file of a workspace is what the log says of it: its bytes, its rows, and with `deep` what they hold."""
+"""Checks whether one file of a workspace is what the log says: its bytes, its rows, and with `deep` what they hold."""
 
 import io
 from collections.abc import Collection, Sequence
@@ -83,7 +83,7 @@ def check_sidecar(storage: Storage, described: sidecars.Described) -> bool:
 
 
 def check_shard(storage: Storage, shard: ShardAdded, part: CheckedPart | None) -> ReadShard:
-    """The shard, read. Raises ShardError with what is wrong first; `part` is None if that could not be read."""
+    """Reads a shard. Raises ShardError with what is wrong first; `part` is None if its samples could not be read."""
     data = _read(storage, shard.path, shard.sha256, shard.size_bytes)
     _check_failed_file(storage, shard)
     found = _read_table(data, shard) if shard.format == "parquet" else _read_tar(data, shard)

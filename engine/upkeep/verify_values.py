@@ -1,4 +1,4 @@
-"""What `modmill verify --deep` holds the values of a shard against: the shape, dtype and range of its modality."""
+"""Checks the values of a shard against the shape, dtype and range of its modality (`modmill verify --deep`)."""
 
 import threading
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class DeepCheck:
     """Checks values of shards, shard by shard from any thread; `notes` says what could not be checked."""
 
     def __init__(self, storage: Storage, tokenizers: Mapping[str, TokenizerAdded]) -> None:
-        """`tokenizers` by the fingerprint of the recipes of their tokens."""
+        """Takes the tokenizers by the fingerprint of the recipes of their tokens."""
         self.notes: set[str] = set()
         self._storage = storage
         self._tokenizers = tokenizers
@@ -49,7 +49,7 @@ class DeepCheck:
                     _check_member(modality, row, data)
 
     def _check_tokens(self, read: ReadShard) -> None:
-        """The first, the middle and the last row of tokens become labels again."""
+        """Checks that tokens decode, by the first, the middle and the last row; of a tar, also the range of every token."""
         vocabulary = read.shard.vocabulary
         found = read.rows.values or [] if read.values is None else read.values
         ok = [row for row, status in enumerate(read.rows.statuses) if status == 0]
@@ -107,7 +107,7 @@ def _check_member(modality: Modality, row: int, data: bytes) -> None:
 
 
 def _check_array(modality: Modality, where: str, array: np.ndarray) -> None:
-    """Shape, where it is fixed, and range of an array of labels (of one row, as its modality's axes say)."""
+    """Checks the shape, if it is fixed, and the range of an array of labels (of one row, as its modality's axes say)."""
     shape = modality.shape()
     is_fixed = modality.label_grain == "crop" or "h" not in modality.axes.split()
     if array.shape != shape if is_fixed else array.ndim != len(shape):
@@ -121,7 +121,7 @@ def _check_range(modality: Modality, where: str, array: np.ndarray) -> None:
         present = array[~np.isnan(array)] if np.isnan(modality.null) else array[array != modality.null]
     lowest, highest = modality.range or (-np.inf, np.inf)
     slack = _SLACK if array.dtype.kind == "f" else 0
-    # So written that what is no number is outside too.
+    # Written so that NaN is outside too.
     if present.size and not (present.min() >= lowest - slack and present.max() <= highest + slack):
         raise ShardError(
             f"{where} holds numbers from {present.min()} to {present.max()}, {modality.name} has {lowest} to {highest}"
@@ -129,7 +129,7 @@ def _check_range(modality: Modality, where: str, array: np.ndarray) -> None:
 
 
 def _check_table(modality: Modality, values: pa.Array) -> None:
-    """A column of labels: records within the range of their modality, vectors of its length, text that is text."""
+    """Checks a column of labels: records within the range of their modality, vectors of its length, text that is text."""
     if modality.kind == "text":
         values.validate(full=True)
         return
@@ -166,6 +166,6 @@ def _check_masks(records: pa.Array) -> None:
 
 
 def tokenizers_by_recipe(recipes: Mapping[str, Any], known: Mapping[str, TokenizerAdded]) -> dict[str, TokenizerAdded]:
-    """The tokenizer of each recipe of tokens, from the documents of the recipes and the tokenizers by digest."""
+    """Returns the tokenizer of each recipe of tokens, from the documents of the recipes and the tokenizers by digest."""
     weights = {fingerprint: document.get("weights") for fingerprint, document in recipes.items()}
     return {fingerprint: known[digest] for fingerprint, digest in weights.items() if digest in known}

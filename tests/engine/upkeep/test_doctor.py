@@ -71,14 +71,14 @@ def spec_with(checkpoint: str | None = None, requires: tuple[str, ...] = ()) -> 
     )
 
 
-def test_what_a_labeler_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_labeler_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     assert doctor.labeler_check(spec_with()).ok is True
     check = doctor.labeler_check(spec_with(requires=("json", "no_such_package", "none.such")))
-    assert (check.ok, check.value) == (None, "lacks no_such_package, none.such")
+    assert (check.ok, check.value) == (None, "missing: no_such_package, none.such")
     check = doctor.labeler_check(spec_with("some/model"))
-    assert (check.ok, check.value) == (None, "lacks its weights, some/model")
+    assert (check.ok, check.value) == (None, "missing: its weights, some/model")
     (tmp_path / "hub" / "models--some--model" / "snapshots" / "0123").mkdir(parents=True)
     assert doctor.labeler_check(spec_with("some/model")).ok is True
     (tmp_path / "weights.pt").touch()

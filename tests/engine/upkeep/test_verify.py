@@ -268,7 +268,7 @@ def test_rows_marked_forgotten_that_the_log_does_not_know_are_found(workspace: P
 def test_data_without_a_log_is_wrong(workspace: Path) -> None:
     shutil.rmtree(workspace / "_meta/log")
     assert findings(workspace) == [
-        ("_meta/log", "the log is empty or lost, but there is data; `modmill verify --recover` makes it anew")
+        ("_meta/log", "the log is empty or lost, but there is data; `modmill verify --recover` rebuilds it")
     ]
     # Whoever asks or writes is told, and gets no empty answer.
     with pytest.raises(LogError, match="its log is lost"):

@@ -1,4 +1,4 @@
-"""A log that was lost is made anew from the sidecars: nothing whole is lost, nothing wrong comes in."""
+"""A log that was lost is rebuilt from the sidecars: nothing whole is lost, nothing wrong comes in."""
 
 import dataclasses
 import os
