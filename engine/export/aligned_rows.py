@@ -92,12 +92,7 @@ class CorpusRows:
             "WHERE is_current AND corpus = ? AND part = ?",
             [self.corpus, part],
         ).to_pylist()
-        files = {
-            (row["modality"], row["form"], row["crop"]): ShardFile(
-                path=row["path"], format=row["format"], sha256=row["sha256"], is_whole=row["is_whole"]
-            )
-            for row in found
-        }
+        files = {(row.pop("modality"), row.pop("form"), row.pop("crop")): ShardFile(**row) for row in found}
         if self._frozen is None:
             return files
         labels = {identity: file for identity, file in files.items() if identity[1] == "label"}
@@ -186,18 +181,12 @@ def _columns(catalog: Catalog, corpus: str, snapshot: Snapshot | None) -> list[E
         rows = [row for row in rows if row["form"] == "label"] + _frozen_columns(corpus, snapshot)
     declared = recipe_choice.declared(catalog)
     rules = {fingerprint[:12]: recipe.get("crop") for fingerprint, recipe in catalog.recipes().items()}
-    return [
-        ExportColumn(
-            modality=declared.get(row["modality"]) or modality_table.get(row["modality"]),
-            form=row["form"],
-            recipe=row["recipe"],
-            crops=row["crops"],
-            rule=_rule(rules.get(row["recipe"])),
-            vocabulary=row["vocabulary"],
-            tokens=row["tokens"],
-        )
-        for row in rows
-    ]
+    columns = []
+    for row in rows:
+        name = row.pop("modality")
+        modality = declared.get(name) or modality_table.get(name)
+        columns.append(ExportColumn(modality=modality, rule=_rule(rules.get(row["recipe"])), **row))
+    return columns
 
 
 def _frozen_columns(corpus: str, snapshot: Snapshot) -> list[dict[str, Any]]:

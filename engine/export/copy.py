@@ -7,12 +7,11 @@ has gained since. Files that no version in use needs stay behind, and so does al
 """
 
 import hashlib
-import io
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from engine.export.choice import Chosen, ExportChoice, choose
 from engine.progress.progress import Progress
@@ -236,7 +235,7 @@ class _Copy:
         return None
 
 
-class _Checked(io.RawIOBase):
+class _Checked:
     """Reads a file as a stream, and raises ShardError at its end if its sha256 is not the one expected.
 
     The writer creates whole files or none, so it never creates a wrong one.
@@ -248,24 +247,20 @@ class _Checked(io.RawIOBase):
         self._location = location
         self._digest = hashlib.sha256()
 
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+    def seek(self, offset: int) -> int:
         """Goes to the start, which is all that a writer needs."""
         self._digest = hashlib.sha256()
-        return self._file.seek(offset, whence)
+        return self._file.seek(offset)
 
-    def readinto(self, buffer: Any) -> int:
-        data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
         self._digest.update(data)
         if not data and self._digest.hexdigest() != self._sha256:
             raise ShardError(
                 f"{self._location} has sha256 {self._digest.hexdigest()[:12]}, the log says {self._sha256[:12]}: it was "
                 f"altered or truncated; {_RESTORE}"
             )
-        return len(data)
+        return data
 
 
 def _actions(storage: Storage, entry: log.Entry) -> Iterator[Action]:

@@ -61,16 +61,12 @@ def run(request: GenerateRequest, say: Callable[[str], None]) -> Path:
     for name in wanted:
         tokenizers.get(name)
     found = prompts.read(request.given, tokenizers)
-    made = _generate(opened, {name: prompt.tokens for name, prompt in found.items()}, request, options, say)
+    tokens = {name: prompt.tokens for name, prompt in found.items()}
+    generated = _generate(opened, tokenizers, tokens, request, options, say)
     labels = {
         name: tokenizers.decode(name, [prompt.tokens])[0] if prompt.label is None else prompt.label
         for name, prompt in found.items()
     }
-    generated = {name: tokenizers.decode(name, rows) for name, rows in made.items()}
-    for name, some in generated.items():
-        for text in some[:_TEXTS_TOLD]:
-            if isinstance(text, str):
-                say(f"{name}: {text or '(no words)'}")
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: _write(folder, name, rows, is_random=opened.step == 0) for name, rows in generated.items()}
     rows = [
@@ -105,12 +101,13 @@ def run(request: GenerateRequest, say: Callable[[str], None]) -> Path:
 
 def _generate(
     opened: Checkpoint,
+    tokenizers: Tokenizers,
     tokens: Mapping[str, np.ndarray],
     request: GenerateRequest,
     options: GenerateOptions,
     say: Callable[[str], None],
-) -> dict[str, list[np.ndarray]]:
-    """Returns the tokens of all samples of one prompt, by modality; the model makes some samples at a time."""
+) -> dict[str, list[Any]]:
+    """Returns the labels of all samples of one prompt, by modality; the model makes some samples at a time."""
     wanted, samples = request.wanted, request.samples
     model = opened.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     made: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
@@ -121,7 +118,12 @@ def _generate(
         say(f"making {', '.join(wanted)}: sample {numbers}")
         for name, rows in generate(model, given, wanted, options, seed=request.seed, samples=many, first=first).items():
             made[name] += rows
-    return made
+    generated = {name: tokenizers.decode(name, rows) for name, rows in made.items()}
+    for name, labels in generated.items():
+        for text in labels[:_TEXTS_TOLD]:
+            if isinstance(text, str):
+                say(f"{name}: {text or '(no words)'}")
+    return generated
 
 
 def _settings(settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
