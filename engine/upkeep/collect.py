@@ -1,7 +1,8 @@
-"""Deletes files of a workspace that nothing needs any more (`modmill forget --collect`).
+"""Finds the files of a workspace that nothing needs any more, and deletes them (`modmill forget --collect`).
 
-Needed is every file of a record that was live at any moment of the retention, and of every snapshot that was not replaced.
-Files that hold forgotten rows go at once. A file that no record names may be of a writer at work, and goes after a day.
+Needed are the files of every record that was live at any moment of the retention, and of every snapshot that nothing
+replaces. Files with forgotten rows go at once. Files that no record names may be those of a writer at work: they go
+after a day.
 """
 
 import datetime
@@ -35,9 +36,9 @@ class Deletion:
 
 
 def plan(catalog: Catalog, *, retention_days: float, now: datetime.datetime | None = None) -> list[Deletion]:
-    """Returns what a collection deletes, in order; `now` is this moment unless it is said.
+    """Returns what a collection deletes, by path; `now` is this moment by default.
 
-    Raises ShardError if a snapshot cannot be read: what it needs is not known then.
+    Raises ShardError if a snapshot cannot be read, as it is not known then which files it needs.
     """
     if not retention_days >= 0:
         raise ConfigError(f"--retention {retention_days:g}: expected a number of days from 0 up")
@@ -48,11 +49,11 @@ def plan(catalog: Catalog, *, retention_days: float, now: datetime.datetime | No
 
 
 def collect(uri: str, *, retention_days: float = RETENTION_DAYS, quiet: bool = False) -> list[Deletion]:
-    """Deletes what nothing needs and returns it. Raises what `plan` raises."""
+    """Deletes what nothing needs, and returns what was deleted. Raises what `plan` raises."""
     storage = open_storage(uri)
     with recorded(storage, "collect", {"retention_days": retention_days}, quiet=quiet) as execution:
         catalog = execution.catalog
-        # A forget that was killed may have left snapshots on files that go now.
+        # A forget that was killed may have left snapshots of files that go now.
         for renewed in successor.renew(catalog, run=execution.done.run):
             execution.progress.say(f"snapshot {renewed.snapshot} is replaced by {renewed.successor}")
         deletions = plan(catalog, retention_days=retention_days)
@@ -68,7 +69,7 @@ def collect(uri: str, *, retention_days: float = RETENTION_DAYS, quiet: bool = F
 
 
 class _Kept:
-    """Holds which files are needed, by path up to the ending: a shard, its failed file and its sidecar go together."""
+    """Tells which files are needed, by `paths.stem`: a shard, its failed file and its sidecar go together."""
 
     def __init__(self, catalog: Catalog, since: int) -> None:
         ends = retention.ends_of_files(catalog)
@@ -80,7 +81,7 @@ class _Kept:
         self._needed = (live | recent | frozen) - self.forgotten
 
     def why_not(self, stem: str, *, is_old: bool) -> str | None:
-        """Tells why a file of this stem is not needed. Returns None if it is or may be; `is_old` files have waited a day."""
+        """Returns why a file of this stem is not needed, None if it is or may be. `is_old` tells whether its day is over."""
         if stem in self._needed:
             return None
         if stem in self.forgotten:
@@ -97,7 +98,7 @@ def _of_files(storage: Storage, needs: _Kept, moment: datetime.datetime) -> Iter
             if paths.is_temporary(file.path):
                 if is_old:
                     yield _deletion(file, "a writer that was killed left it")
-            elif (stem := paths.stem(file.path)) != file.path:  # What people put beside their data is theirs.
+            elif (stem := paths.stem(file.path)) != file.path:  # Other files were put there by people: they stay.
                 why = needs.why_not(stem, is_old=is_old)
                 if why is not None:
                     yield _deletion(file, why)

@@ -1,8 +1,8 @@
 """Takes samples out of a workspace for good, and retires recipes that are superseded (`modmill forget`).
 
-A part is done by one entry of the log: it records its samples and its live shards again with null rows, and names the
-files that hold those rows, which a collection deletes (`engine/upkeep/collect.py`). What is done is in the log, so
-the same command goes on where it stopped.
+Each part is done by one entry of the log. It records new files, with null rows, for the samples and every live shard of
+the part, and names the files that hold the forgotten rows: a collection (`engine/upkeep/collect.py`) deletes those. What
+is done is in the log, so the same command goes on where it was killed.
 """
 
 import json
@@ -34,10 +34,10 @@ _NAME_DIGITS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class OptOut:
-    """Holds what lines ask for: rows that still exist, rows that were forgotten before, and lines that name nothing.
+    """Holds what lines ask for: rows that are still there, rows that were forgotten before, and lines that name nothing.
 
-    `names` has, for lines that are no corpus/key and no hash, a digest of the line and the rows it names: the log may
-    keep that, and not the line, so that a second try knows what the first one forgot.
+    `names` maps the digest of each line that is neither a corpus/key nor a hash to the rows that it names. The log may
+    keep the digest, but not the line; by it a second try knows what the first one forgot.
     """
 
     rows: list[ForgottenRow]
@@ -64,9 +64,9 @@ def read_lines(path: Path) -> list[str]:
 def forget(uri: str, lines: Sequence[str], *, ignore_unknown: bool = False, quiet: bool = False) -> Receipt | None:
     """Takes the samples that lines name out of the workspace at `uri`, and all others of the same source bytes.
 
-    A line is `corpus/key`, the sha256 of the source bytes, or the sample's `source` or `url`. Returns None if no line
-    names a sample. Raises ConfigError with every line that names no sample, unless `ignore_unknown`; ShardError if a file that
-    must be rewritten is not the one that was committed.
+    A line is `corpus/key`, the sha256 of the source bytes, or the sample's `source` or `url`. Returns None if no line names
+    a sample. Raises ConfigError with the lines that name no sample, unless `ignore_unknown`; raises ShardError if a file
+    that must be rewritten is not the one that was committed.
     """
     storage = open_storage(uri)
     with Catalog(storage) as catalog:
@@ -86,7 +86,7 @@ def forget(uri: str, lines: Sequence[str], *, ignore_unknown: bool = False, quie
         "names": asked.names,
     }
     with recorded(storage, "forget", config, quiet=quiet) as execution:
-        # Again, as the one writer: a part may have come since.
+        # Resolved again under the writer's lease: a part may have been added since.
         asked = _resolve(execution.catalog, lines)
         _forget_rows(execution, asked.rows)
         for renewed in successor.renew(execution.catalog, run=execution.done.run):
@@ -158,7 +158,7 @@ def _forget_rows(execution: Execution, rows: Iterable[ForgottenRow]) -> None:
 def _forget_of_part(
     execution: Execution, rows: Sequence[ForgottenRow], earlier: Sequence[Forgotten], frozen: set[str]
 ) -> None:
-    """Takes rows out of one part, in one entry of the log. `frozen` are the files of it that snapshots name."""
+    """Takes rows out of one part, in one entry of the log. `frozen` are the part's files that snapshots name."""
     catalog, storage = execution.catalog, execution.catalog.storage
     corpus, part, live = retention.part_records(catalog, rows[0].corpus, rows[0].part)
     named_before = {path for action in earlier for path in action.files}
@@ -185,21 +185,23 @@ def _forget_of_part(
 
 
 def _redact_events(catalog: Catalog, own_run: str, sources: Sequence[str]) -> None:
-    """Takes the sources' names out of what earlier runs told: a note of an ingest may have one."""
+    """Takes the sources' names out of the events of earlier runs: a note of an ingest may have one."""
     named = re.compile(r"(?<![\w./-])(" + "|".join(re.escape(source) for source in sources) + r")(?![\w/-])")
     events.redact(catalog.storage, named, but=own_run)
 
 
 def clear_caches(catalog: Catalog) -> None:
-    """Takes what was forgotten out of this user's cache on this machine."""
+    """Takes what was forgotten out of this user's caches on this machine."""
     everything = retention.forgotten(catalog)
     held = {path for action in everything for path in action.files}
     of_snapshots = {
         shard.sha256 for snapshot in successor.every(catalog) for shard in snapshot.shards if shard.path in held
     }
     try:
+        # Training keeps the tokens of shards on this machine. What is forgotten must not stay there, and only `train` knows
+        # where its cache lies.
         from train.data import token_cache
-    except ModuleNotFoundError:  # The extra is not installed: nothing here trains.
+    except ModuleNotFoundError:  # Without the extra nothing was trained on this machine.
         pass
     else:
         token_cache.forget_shards({*retention.sha256_of_shards(catalog, held), *of_snapshots})
@@ -218,9 +220,9 @@ def clear_caches(catalog: Catalog) -> None:
 def retire(
     uri: str, *, recipe: str | None, modality: str | None, corpus: str | None, quiet: bool = False
 ) -> list[RecipeShards]:
-    """Retires the live shards of a recipe, by its first digits, or of all recipes of a modality that are not current.
+    """Retires the live shards of one recipe (by its first digits), or of all recipes of a modality that are not current.
 
-    Their files stay until they are collected. Raises ConfigError if a current recipe is named, or nothing is there.
+    Their files stay until they are collected. Raises ConfigError if a current recipe is named, or if nothing is to retire.
     """
     storage = open_storage(uri)
     with Catalog(storage) as catalog:

@@ -1,4 +1,4 @@
-"""Writes the receipt of a forget: what was asked, which files were rewritten, who saw the rows, and what is left to do."""
+"""Writes the receipt of a forget: what was asked, which files were rewritten, what saw the rows, and what is left to do."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """Holds what a forget did, as written to `path` in the workspace; `lines` say it as rows of what, item, detail."""
+    """Holds what a forget did: the document at `path` in the workspace, and the same as rows of what, item, detail."""
 
     path: str
     document: Mapping[str, Any]
@@ -31,7 +31,7 @@ class Receipt:
 
 
 def make_receipt(catalog: Catalog, run: str, rows: Sequence[ForgottenRow], asked: Mapping[str, Any]) -> Receipt:
-    """Writes the receipt of rows that are forgotten, by this run or an earlier one. It holds none of their names."""
+    """Writes and returns the receipt of rows that this run or an earlier one forgot. It holds none of their sources' names."""
     places: dict[tuple[str, int], set[int]] = {}
     for row in rows:
         places.setdefault((row.corpus, row.part), set()).add(row.row)
@@ -60,7 +60,7 @@ def make_receipt(catalog: Catalog, run: str, rows: Sequence[ForgottenRow], asked
 
 
 def _files(catalog: Catalog, of_rows: Sequence[Forgotten]) -> list[dict[str, str | None]]:
-    """Returns the files that held the rows, and what stands in their place; None for those that were live no more."""
+    """Returns the files that held the rows, each with the one in its place (None if it was no longer live)."""
     found = retention.rewritten(catalog)
     sidecars = (".json", ".failed.parquet")
     held = dict.fromkeys(path for action in of_rows for path in action.files if not path.endswith(sidecars))
@@ -68,7 +68,7 @@ def _files(catalog: Catalog, of_rows: Sequence[Forgotten]) -> list[dict[str, str
 
 
 def _left(catalog: Catalog, of_rows: Sequence[Forgotten]) -> int:
-    """Returns how many of the files that held the rows are there still."""
+    """Returns how many of the files that held the rows still exist."""
     held = sorted({path for action in of_rows for path in action.files})
     with ThreadPoolExecutor(_THREADS) as pool:
         return sum(pool.map(catalog.storage.exists, held))
@@ -98,7 +98,7 @@ def _selected(snapshot: Snapshot, places: Mapping[tuple[str, int], set[int]]) ->
 
 
 def _runs(catalog: Catalog, snapshots: Mapping[str, str]) -> list[dict[str, str]]:
-    """Returns the training runs whose snapshots had any of the rows, by the snapshots' sha256."""
+    """Returns the training runs that read these snapshots (names by sha256)."""
     found = []
     for run in retention.training_runs(catalog):
         used = [each.get("sha256") for each in json.loads(run["config"]).get("snapshots", [])]

@@ -1,18 +1,17 @@
 """Checks whether a workspace is what its log says: files, counts, hashes, rows aligned over modalities, tokens in range.
 
-What is wrong is told apart from what is only left over: replaced and retired files, orphans of killed runs, temporary
-files, and files without a sidecar, which loses nothing as long as the log stands.
+Wrong files are told apart from those only left over: replaced and retired files, orphans of killed runs, temporary files,
+and files without a sidecar (nothing is lost with a sidecar as long as the log stands).
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from engine.upkeep.leftovers import leftovers
-from engine.upkeep.verify_shard import CheckedPart, check_bytes, check_part, check_shard, check_sidecar, check_tokenizer
+from engine.upkeep.leftovers import Finding, leftovers
+from engine.upkeep.verify_shard import CheckedPart, check_part, check_shard, check_sidecar, check_tokenizer, read_logged
 from manifests.catalog.catalog import Catalog
 from manifests.errors import LogError, ModmillError, ShardError
 from manifests.formats import sidecars
@@ -29,19 +28,9 @@ if TYPE_CHECKING:
 
 _THREADS = 4
 _PARTS_AT_ONCE = 32
-Kind = Literal["wrong", "orphan", "replaced", "temporary", "no sidecar"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _WRITE_IT = "`modmill verify --recover` writes it from the log"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """Tells something about a file: what is wrong with it, or why it stands there though no live record names it."""
-
-    path: str
-    problem: str
-    kind: Kind = "wrong"
 
 
 @dataclass(kw_only=True)
@@ -65,8 +54,8 @@ def verify(
 ) -> Verified:
     """Reads every live file of the workspace, some parts at a time; `on_shard` is told (done, total).
 
-    With `deep` values are decoded and held against their modality, replaced files that snapshots name are hashed, and the
-    index and the checkpoints are compared with a replay of the log.
+    With `deep`, values are decoded and compared with their modality, replaced files that snapshots name are hashed, and
+    the index and the checkpoints are compared with a replay of the log.
     """
     return _Verifier(catalog, on_shard, deep=deep).all()
 
@@ -103,8 +92,7 @@ class _Verifier:
             done.findings += (Finding(path=path, problem=why) for path, why in audit.check_index(self._catalog))
         if self._deep is not None:
             done.notes += sorted(self._deep.notes)
-        for left in leftovers(self._catalog, self._frozen):
-            done.left_over.append(Finding(path=left.file.path, problem=left.why, kind=left.kind))
+        done.left_over += leftovers(self._catalog, self._frozen)
         done.left_over.sort(key=lambda finding: (finding.kind, finding.path))
         return done
 
@@ -129,7 +117,7 @@ class _Verifier:
                 self._wrong(known.path, str(error))
 
     def _note_sidecar(self, described: sidecars.Described) -> None:
-        """Lists a part or tokenizer without a sidecar: they had none before modmill made them."""
+        """Lists a part or tokenizer without a sidecar as left over: early releases wrote none for these."""
         if not check_sidecar(self._storage, described):
             problem = f"has no sidecar; {_WRITE_IT}"
             self._done.left_over.append(Finding(path=described.path, problem=problem, kind="no sidecar"))
@@ -185,11 +173,10 @@ class _Verifier:
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
     def _check_snapshots(self, pool: ThreadPoolExecutor) -> None:
-        """Finds snapshots that are not as they were made, and shards of theirs that are gone or cut.
+        """Checks the snapshots in the log and those that the log does not name, and that their shards are still there.
 
-        Looks at those in the log, and at folders that the log does not name. Replaced shards are not read with the live
-        ones: only their size is checked, unless `deep`. What a forget took out of a snapshot that has a successor is no
-        loss.
+        Shards that were replaced since are not read with the live ones: only their size is checked, unless `deep` is set.
+        Shards that a forget took out of a snapshot are no loss if the snapshot has a successor.
         """
         recorded = {row["snapshot"]: row for row in self._catalog.snapshots().to_pylist()}
         names = sorted({*snapshots.names(self._storage), *recorded})
@@ -218,7 +205,7 @@ class _Verifier:
         def check(shard: snapshots.SnapshotShard) -> str | None:
             try:
                 if self._is_deep:
-                    check_bytes(self._storage, shard.path, shard.sha256)
+                    read_logged(self._storage, shard.path, shard.sha256)
                 elif (is_size := self._storage.size(shard.path)) != shard.size_bytes:
                     return f"it has {is_size} bytes, the snapshot {snapshot.name!r} says {shard.size_bytes}"
             except FileNotFoundError:
@@ -249,7 +236,7 @@ def _check_log(storage: Storage) -> Iterator[Finding]:
     except LogError as error:
         yield Finding(path=paths.log_entry(last + 1), problem=str(error))
         return
-    # A folder that is listed while a driver writes may show an entry without the one before: only a look by name tells.
+    # A listing made while a driver writes may have an entry without the one before: only a look by name is sure.
     for name in storage.names(paths.LOG):
         version = int(name[:20]) if name[:20].isdecimal() else 0
         if version > last and not storage.exists(paths.log_entry(version - 1)):
@@ -257,7 +244,7 @@ def _check_log(storage: Storage) -> Iterator[Finding]:
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yields the results in order; only some items are under way at a time, since each holds a file in memory."""
+    """Yields the results in order. Few items are under way at a time, as each holds a file in memory."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))
@@ -265,11 +252,3 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iter
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def as_rows(verified: Verified) -> list[dict[str, Any]]:
-    """Returns what was found, as rows of a table: first what is wrong."""
-    return [
-        {"kind": finding.kind, "path": finding.path, "problem": finding.problem}
-        for finding in chain(verified.findings, verified.left_over)
-    ]

@@ -1,12 +1,14 @@
-"""Prints the findings of `modmill verify`: what is wrong, what is left over, and what a recovery brought back."""
+"""Prints what `modmill verify` found: what is wrong, what is left over, and what a recovery brought back."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import click
 
 from engine.progress.progress import Progress
 from engine.show import tables
 from engine.upkeep import verify as verifying
+from engine.upkeep.leftovers import Finding
 from manifests import units
 from manifests.catalog.catalog import Catalog
 from manifests.log.lease import writer_lease
@@ -21,7 +23,7 @@ _EVERY = 10_000
 
 
 def verify(workspace: str, form: str, *, deep: bool) -> bool:
-    """Verifies a workspace and prints what was found. Returns whether nothing is wrong."""
+    """Verifies a workspace, prints what was found, and tells whether nothing is wrong."""
     with Catalog(open_storage(workspace)) as catalog:
         progress = Progress(None, quiet=form != "table")
 
@@ -36,7 +38,7 @@ def verify(workspace: str, form: str, *, deep: bool) -> bool:
             progress.close()
     wrong = len(verified.findings)
     if form != "table":
-        tables.write(tables.rows_table(verifying.as_rows(verified), _COLUMNS), form)
+        tables.write_rows(_COLUMNS, _cells([*verified.findings, *verified.left_over]), form)
     else:
         _print(verified)
     click.echo(
@@ -50,18 +52,20 @@ def verify(workspace: str, form: str, *, deep: bool) -> bool:
 
 def _print(verified: verifying.Verified) -> None:
     if verified.findings:
-        rows = [(finding.kind, finding.path, finding.problem) for finding in verified.findings]
-        tables.write_rows(_COLUMNS, rows, "table")
+        tables.write_rows(_COLUMNS, _cells(verified.findings), "table")
     if verified.left_over:
         kinds = Counter(finding.kind for finding in verified.left_over)
         counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
         click.echo(f"not wrong, but left over: {counts}")
-        rows = [(finding.kind, finding.path, finding.problem) for finding in verified.left_over[:_SHOWN]]
-        tables.write_rows(_COLUMNS, rows, "table")
+        tables.write_rows(_COLUMNS, _cells(verified.left_over[:_SHOWN]), "table")
         if len(verified.left_over) > _SHOWN:
             click.echo(f"and {len(verified.left_over) - _SHOWN:,} more: --format csv lists them all")
     for note in verified.notes:
         click.echo(f"note: {note}")
+
+
+def _cells(findings: Sequence[Finding]) -> list[tuple[str, str, str]]:
+    return [(finding.kind, finding.path, finding.problem) for finding in findings]
 
 
 def recover(workspace: str, form: str) -> None:

@@ -1,4 +1,4 @@
-"""Checks whether one file of a workspace is what the log says: its bytes, its rows, and with `deep` what they hold."""
+"""Checks whether one file of a workspace is what the log says of it: its bytes, its sidecar and its rows."""
 
 import io
 from collections.abc import Collection, Sequence
@@ -18,7 +18,7 @@ from manifests.store.storage import Storage
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedPart:
-    """Holds what shards of a part are held against: its keys in order, and the rows that were forgotten."""
+    """Holds what shards of a part are compared with: its keys in order, and the rows that were forgotten."""
 
     keys: Sequence[str]
     forgotten: Collection[int] = field(default_factory=frozenset)
@@ -26,7 +26,7 @@ class CheckedPart:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadShard:
-    """Holds a shard that is what the log says; `values` its column of tokens or labels, None for a tar."""
+    """Holds a shard that is what the log says; `values` is its column of tokens or labels, None for a tar."""
 
     shard: ShardAdded
     rows: ShardRows
@@ -34,8 +34,8 @@ class ReadShard:
 
 
 def check_part(storage: Storage, part: PartAdded, forgotten: Collection[int]) -> CheckedPart:
-    """Returns the rows of a part. Raises ShardError with what is wrong first."""
-    data = _read(storage, part.path, part.sha256, part.size_bytes)
+    """Returns the rows of a part. Raises ShardError with the first thing that is wrong."""
+    data = read_logged(storage, part.path, part.sha256, part.size_bytes)
     table = parquet.read(data, ["corpus", "part", "row", "key", "sha256"])
     keys = table["key"].to_pylist()
     if len(keys) != part.rows or shards.keys_digest(keys) != part.keys_sha256:
@@ -71,7 +71,7 @@ def check_tokenizer(storage: Storage, known: TokenizerAdded) -> None:
 
 
 def check_sidecar(storage: Storage, described: sidecars.Described) -> bool:
-    """Tells whether a file has a sidecar. Raises ShardError if it says other than the log."""
+    """Tells whether a file has a sidecar. Raises ShardError if that differs from the log."""
     path = sidecars.path_of(described)
     try:
         wrong = sidecars.differences(sidecars.read(storage, path).of, described)
@@ -83,8 +83,8 @@ def check_sidecar(storage: Storage, described: sidecars.Described) -> bool:
 
 
 def check_shard(storage: Storage, shard: ShardAdded, part: CheckedPart | None) -> ReadShard:
-    """Reads a shard. Raises ShardError with what is wrong first; `part` is None if its samples could not be read."""
-    data = _read(storage, shard.path, shard.sha256, shard.size_bytes)
+    """Returns the shard, read. Raises ShardError with the first thing that is wrong; `part` is None if it could not be read."""
+    data = read_logged(storage, shard.path, shard.sha256, shard.size_bytes)
     _check_failed_file(storage, shard)
     found = _read_table(data, shard) if shard.format == "parquet" else _read_tar(data, shard)
     rows, statuses = found.rows, found.rows.statuses
@@ -103,15 +103,10 @@ def check_shard(storage: Storage, shard: ShardAdded, part: CheckedPart | None) -
     return found
 
 
-def check_bytes(storage: Storage, path: str, sha256: str) -> None:
-    """Raises ShardError if a file is gone or of another sha256."""
-    _read(storage, path, sha256, None)
-
-
 def _check_failed_file(storage: Storage, shard: ShardAdded) -> None:
     if shard.failed_path is not None and shard.failed_sha256 is not None:
         try:
-            data = _read(storage, shard.failed_path, shard.failed_sha256, None)
+            data = read_logged(storage, shard.failed_path, shard.failed_sha256)
         except ShardError as error:
             raise ShardError(f"its failed file {shard.failed_path}: {error}") from error
         failed = parquet.read(data, []).num_rows
@@ -148,7 +143,8 @@ def _read_table(data: bytes, shard: ShardAdded) -> ReadShard:
     return ReadShard(shard=shard, rows=found, values=values)
 
 
-def _read(storage: Storage, path: str, sha256: str, size_bytes: int | None) -> bytes:
+def read_logged(storage: Storage, path: str, sha256: str, size_bytes: int | None = None) -> bytes:
+    """Reads a file. Raises ShardError if it is gone, or has another sha256 or size than the log says."""
     try:
         data = storage.read(path)
     except FileNotFoundError:

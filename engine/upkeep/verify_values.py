@@ -1,4 +1,4 @@
-"""Checks the values of a shard against the shape, dtype and range of its modality (`modmill verify --deep`)."""
+"""Compares the values of a shard with the shape, dtype and range of its modality (`modmill verify --deep`)."""
 
 import threading
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class DeepCheck:
                     _check_member(modality, row, data)
 
     def _check_tokens(self, read: ReadShard) -> None:
-        """Checks that tokens decode, by the first, the middle and the last row; of a tar, also the range of every token."""
+        """Decodes the first, the middle and the last row of tokens; those of a tar are all checked against the vocabulary."""
         vocabulary = read.shard.vocabulary
         found = read.rows.values or [] if read.values is None else read.values
         ok = [row for row, status in enumerate(read.rows.statuses) if status == 0]
@@ -107,7 +107,7 @@ def _check_member(modality: Modality, row: int, data: bytes) -> None:
 
 
 def _check_array(modality: Modality, where: str, array: np.ndarray) -> None:
-    """Checks the shape, if it is fixed, and the range of an array of labels (of one row, as its modality's axes say)."""
+    """Raises ShardError if an array of labels of one row has not the shape (if that is fixed) or the range of its modality."""
     shape = modality.shape()
     is_fixed = modality.label_grain == "crop" or "h" not in modality.axes.split()
     if array.shape != shape if is_fixed else array.ndim != len(shape):
@@ -121,7 +121,7 @@ def _check_range(modality: Modality, where: str, array: np.ndarray) -> None:
         present = array[~np.isnan(array)] if np.isnan(modality.null) else array[array != modality.null]
     lowest, highest = modality.range or (-np.inf, np.inf)
     slack = _SLACK if array.dtype.kind == "f" else 0
-    # Written so that NaN is outside too.
+    # Written so that NaN is out of range too.
     if present.size and not (present.min() >= lowest - slack and present.max() <= highest + slack):
         raise ShardError(
             f"{where} holds numbers from {present.min()} to {present.max()}, {modality.name} has {lowest} to {highest}"
@@ -129,7 +129,7 @@ def _check_range(modality: Modality, where: str, array: np.ndarray) -> None:
 
 
 def _check_table(modality: Modality, values: pa.Array) -> None:
-    """Checks a column of labels: records within the range of their modality, vectors of its length, text that is text."""
+    """Raises ShardError if a column of labels is not of its modality: records and vectors in range, valid text."""
     if modality.kind == "text":
         values.validate(full=True)
         return
@@ -166,6 +166,6 @@ def _check_masks(records: pa.Array) -> None:
 
 
 def tokenizers_by_recipe(recipes: Mapping[str, Any], known: Mapping[str, TokenizerAdded]) -> dict[str, TokenizerAdded]:
-    """Returns the tokenizer of each recipe of tokens, from the documents of the recipes and the tokenizers by digest."""
+    """Returns the tokenizer of each recipe of tokens, given the documents of the recipes and the tokenizers by digest."""
     weights = {fingerprint: document.get("weights") for fingerprint, document in recipes.items()}
     return {fingerprint: known[digest] for fingerprint, digest in weights.items() if digest in known}
