@@ -1,4 +1,4 @@
-"""Draws the table of a run as it was at a moment, as text: how the recordings in docs/running.md are made.
+"""Draws the table of a run as it was at a moment, as text. It makes the recordings in docs/running.md.
 
 python docs/record_table.py WORKSPACE RUN --at 63 --width 80
 """

@@ -1,4 +1,4 @@
-"""What becomes of a corpus: its labelers in the order they must run, a recipe for each modality and form, its crops."""
+"""Decides what becomes of a corpus: its labelers in the order they must run, a recipe for each modality and form, its crops."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -66,7 +66,7 @@ class CorpusPlan:
     modalities: Mapping[str, ModalityPlan]
 
     def grains(self, name: str, form: Form) -> tuple[int | None, ...]:
-        """Returns the crop numbers that a form of a modality has shards for; (None,) where its grain is sample."""
+        """Returns the crop numbers that a form of a modality has shards for; (None,) if its grain is sample."""
         modality = self.modalities[name].modality
         grain = modality.label_grain if form == "label" else modality.token_grain
         return tuple(range(self.crops)) if grain == "crop" else (None,)

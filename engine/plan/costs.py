@@ -1,4 +1,4 @@
-"""What a probe of some samples measured, and what the work to do takes by it.
+"""Keeps what a probe of some samples measured, and estimates by it what the work to do takes.
 
 Figures are kept in the user's cache by recipe, source and machine: the head of a later run estimates by them, and groups
 of labelers are made by the measured sizes of their models. `engine/run/probe.py` takes them.
@@ -43,7 +43,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Holds what some work takes: hours of one worker, bytes written (NaN where that is not known)."""
+    """Holds what some work takes: hours of one worker, bytes written (NaN if that is not known)."""
 
     hours: float
     size_bytes: float
@@ -55,7 +55,7 @@ class Cost:
         return "<0.01" if self.hours < 0.01 else f"{self.hours:,.2f}" if self.hours < 100 else f"{self.hours:,.0f}"
 
     def words(self, price: float | None) -> str:
-        """As in "1.2 GPU-hours, 3.4 GB, 2.40 dollars"."""
+        """Returns the cost in words, as in "1.2 GPU-hours, 3.4 GB written, 2.40 dollars"."""
         said = [f"{self.hours_words} {'GPU' if self.on_gpu else 'worker'}-hours"]
         if not math.isnan(self.size_bytes):
             said.append(f"{units.size(self.size_bytes)} written")
@@ -64,11 +64,12 @@ class Cost:
         return ", ".join(said)
 
     def wall(self, workers: int) -> str:
-        """As in "0:12:00 at 10 workers"."""
+        """Returns the time that some workers take together, as in "0:12:00 at 10 workers"."""
         return f"{units.span(3600 * self.hours / workers)} at {workers:,} worker{'s' * (workers != 1)}"
 
 
 def total(costs: Iterable[Cost]) -> Cost:
+    """Returns the sum of some costs."""
     found = list(costs)
     return Cost(
         hours=sum(cost.hours for cost in found),
@@ -80,22 +81,22 @@ def total(costs: Iterable[Cost]) -> Cost:
 def costs(rows: int, labelers: Sequence[tuple[Measured, int, Mapping[str, float]]]) -> list[Cost]:
     """Returns what a group takes: each of its labelers, and last what they share.
 
-    `rows` are the samples that the group reads; of each labeler: what was measured, the samples that it labels, and of how
-    many samples it writes what, by "modality/form".
+    `rows` is how many samples the group reads. `labelers` has for each: what was measured, how many samples it labels, and
+    for how many samples it writes each "modality/form".
     """
     found = []
     for measured, count, samples in labelers:
         size = sum(measured.bytes_by_form.get(form, math.nan) * written for form, written in samples.items())
         hours = count * measured.label_s / 3600
         found.append(Cost(hours=hours, size_bytes=size, on_gpu=measured.on_gpu))
-    # The rest was measured with all labelers of a group at work: with some of them it is less, if anything.
+    # The rest was measured with all labelers of a group at work. With fewer of them it is at most as much.
     rest_s = max((measured.rest_s for measured, _, _ in labelers), default=0.0)
     on_gpu = any(cost.on_gpu for cost in found)
     return [*found, Cost(hours=rows * rest_s / 3600, size_bytes=0, on_gpu=on_gpu)]
 
 
 def known(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str = "") -> Measured | None:
-    """Returns what an earlier probe measured of a labeler in a corpus, None if there was none on such a machine."""
+    """Returns what an earlier probe on such a machine measured of a labeler in a corpus, None if there was no such probe."""
     try:
         return Measured(**json.loads(_file(plan, use, engine, pool).read_text()))
     except (OSError, ValueError, TypeError):
@@ -108,7 +109,7 @@ def keep(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str, mea
 
 
 def model_bytes(plan: CorpusPlan, use: LabelerUse, engine: EngineConfig, pool: str = "") -> int:
-    """The size of a labeler's models: as measured, else that of its weights' files, 0 for one without weights."""
+    """Returns the bytes of a labeler's models: as measured, or else those of its weights' files; 0 for one without weights."""
     if use.weights is None:
         return 0
     measured = known(plan, use, engine, pool)

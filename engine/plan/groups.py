@@ -1,4 +1,4 @@
-"""Which labelers of a corpus share a decode: the groups that its work items are made for.
+"""Decides which labelers of a corpus share a decode: the groups that its work items are made for.
 
 Which group a labeler is in never shows in its labels; it decides how often sources are decoded, and how many models a
 worker holds at once.
@@ -17,9 +17,9 @@ ModelBytes = Callable[[LabelerUse, str], int]
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Labelers that share a decode, the pool whose workers serve them, and the bytes of their models.
+    """Holds labelers that share a decode, the pool whose workers serve them, and the bytes of their models.
 
-    The name is "" where the corpus has one group: its items are then named by corpus and part alone.
+    The name is "" if the corpus has one group: its items are then named by corpus and part alone.
     """
 
     name: str
@@ -37,8 +37,8 @@ def groups(plan: CorpusPlan, engine: EngineConfig, model_bytes: ModelBytes) -> l
     """Returns the groups of a corpus's labelers, in the order that its labelers run.
 
     Labelers of a pool stay in it; heavy ones stand alone; the rest share a group for as long as their models fit into
-    `engine.models_mb` together. One that needs another's labels goes where that one is, if neither is heavy; else the other
-    runs once more beside it. Labelers that only serve others make no group.
+    `engine.models_mb` together. A labeler that needs another's labels joins its group if neither is heavy; if one is, the
+    other runs once more beside it. Labelers that only serve others make no group.
     """
     clusters = [
         cluster for cluster in _clusters(plan, engine) if any(_is_written(plan, use) for use in cluster.labelers)
@@ -59,14 +59,14 @@ def groups(plan: CorpusPlan, engine: EngineConfig, model_bytes: ModelBytes) -> l
 
 @dataclass(frozen=True, kw_only=True)
 class _Cluster:
-    """Labelers that must not be parted."""
+    """Holds labelers that must not be parted."""
 
     pool: str
     labelers: tuple[LabelerUse, ...]
 
 
 def _clusters(plan: CorpusPlan, engine: EngineConfig) -> list[_Cluster]:
-    """Each labeler, together with the light ones of its pool that it gives labels to or gets them from."""
+    """Returns each labeler, together with the light ones of its pool that it gives labels to or gets them from."""
     clusters: list[_Cluster] = []
     for use in plan.labelers:
         pool = _pool_of(use, engine)

@@ -1,4 +1,4 @@
-"""What is scheduled, and what comes back: work items, the attempts at them, results, and signs of life between."""
+"""Defines what is scheduled and what comes back: work items, the attempts at them, results, and signs of life between."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One shard to be made."""
+    """Names one shard that is to be made."""
 
     modality: str
     form: Form
@@ -35,7 +35,7 @@ class Attempt:
     strikes      workers that died at the item (a node that left the cluster is no strike)
     suspects     rows that were at work when the last one died, as its mark said: they go through one by one
     killers      rows that killed a worker, each with its failure: they become failed rows without being touched
-    batch        rows a call where memory ran out before; None: as configured
+    batch        rows of a call, if memory ran out before; None: as configured
     """
 
     strikes: int = 0
@@ -45,23 +45,23 @@ class Attempt:
 
     @property
     def marks(self) -> bool:
-        """Whether the worker must say in `runs/<run>/marks/` which rows it has at hand: from the first strike on."""
+        """Tells whether the worker must say in `runs/<run>/marks/` which rows it has at hand: from the first strike on."""
         return self.strikes > 0
 
     @property
     def alone(self) -> bool:
-        """Whether no other item may be under way in the worker, so that it is plain whose doing another death is."""
+        """Tells whether the worker may have no other item under way, so that it is plain which item the next death is of."""
         return self.marks or self.batch is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkItem:
-    """One part, and the shards of it to be made together. Doing it twice is doing it once.
+    """Holds one part, and the shards of it that are made together. An item that is done twice gives the same files.
 
     `group` names the labelers that share the decode, `pool` the workers that serve them. `selected` are the rows to be
     labeled as a bitmap (`numpy.packbits`, one bit a row; None: all); the others keep what `base`, the live shard of a
-    target, has for them, or are null with status 3. Of a base's rows only those are made again that are selected and
-    not selected there before, or whose failure has a class of `retry` (empty: any failure is made again).
+    target, has for them, or are null with status 3. A selected row of a base is made again only if it
+    was not selected there before, or if its failure has a class of `retry` (empty: of any class).
     """
 
     plan: CorpusPlan
@@ -77,13 +77,13 @@ class WorkItem:
 
     @property
     def name(self) -> str:
-        """Its name in messages, events and marks: one item has one name in a run."""
+        """Returns the name in messages, events and marks: an item keeps it for a whole run."""
         return f"{self.plan.corpus}/{self.part.part:07d}{f'/{self.group}' if self.group else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """A worker's sign of life. `busy` is the share of the last seconds that the device (or the labelers) worked."""
+    """Holds a worker's sign of life. `busy` is the share of the last seconds that the device (or the labelers) worked."""
 
     item: str
     rows: int
@@ -98,8 +98,8 @@ class Beat:
 class ItemResult:
     """Holds what a worker made of an item: the records to be committed, and what it took.
 
-    `seconds` is wall time by stage (`wait` for decoded rows, `label`, `tokenize`, `write`) and `total`, which ends where
-    another item was begun in the worker while this one was written;
+    `seconds` is wall time by stage (`wait` for decoded rows, `label`, `tokenize`, `write`) and `total`, which ends when
+    another item begins in the worker while this one is written;
     `seconds_by_labeler` that of the calls of each labeler. `busy` is the share of the total in which the device worked
     (on a CPU: labelers and tokenizers).
     """

@@ -1,4 +1,4 @@
-"""What is to be made, and what is missing of it, from the pipeline file and the manifest.
+"""Compares the pipeline file with the manifest: what is to be made, and what of it is missing.
 
 A part's missing shards of a group become one `WorkItem`; a tokenizer that is not there yet becomes a `FitItem`. What
 becomes of a corpus as a whole is in `engine/plan/corpus.py`, which labelers form a group in `engine/plan/groups.py`.
@@ -26,7 +26,7 @@ from manifests.store.storage import Storage
 
 FORMS: frozenset[Form] = frozenset(("label", "token"))
 _JUDGED_ONE_IN = 10
-# Parts that are looked at together: so many records of parts are held at most.
+# Parts that are looked at together: at most this many records of parts are in memory.
 _WINDOW = 2048
 _THREADS = 8
 
@@ -35,8 +35,8 @@ _THREADS = 8
 class Wanted:
     """Holds what of all that is missing is asked for.
 
-    `picked` are the rows to be labeled, None: all. `retry` are the classes of failures whose rows are made again, empty:
-    every class, None: failed rows stay as they are.
+    `picked` are the rows to be labeled (None: all). `retry` are the classes of failures whose rows are made again (empty:
+    every class; None: failed rows stay as they are).
     """
 
     forms: frozenset[Form] = FORMS
@@ -57,13 +57,13 @@ def wanted_targets(plan: CorpusPlan) -> list[Target]:
 
 
 def group_targets(plan: CorpusPlan, group: Group, forms: frozenset[Form] = FORMS) -> list[Target]:
-    """Returns those of `wanted_targets` that a group makes, of some forms."""
+    """Returns the `wanted_targets` that a group makes in some forms."""
     made = group.modalities
     return [target for target in wanted_targets(plan) if target.modality in made and target.form in forms]
 
 
 def places_of(targets: Sequence[Target]) -> list[Place]:
-    """Targets as the manifest is asked for them."""
+    """Returns targets as the manifest is asked for them."""
     return [(target.modality, target.form, target.fingerprint, target.crop) for target in targets]
 
 
@@ -112,7 +112,7 @@ def work_items(
 def _each(
     look: Callable[..., Any], window: Sequence[Unfinished], lives: Sequence[Mapping[int, ShardAdded]]
 ) -> list[Any]:
-    """Looks at the parts of a window; by threads where there are shards that may have to be read."""
+    """Looks at the parts of a window, on threads if shards may have to be read."""
     if not any(lives):
         return list(map(look, window, lives))
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -156,9 +156,9 @@ def fit_items(
     refit: bool,
     fitted: Mapping[str, TokenizerAdded | None],
 ) -> list[FitItem]:
-    """Returns the tokenizers that the pipeline needs and the workspace has not (all that it needs, with `refit`).
+    """Returns the tokenizers that the pipeline needs and the workspace does not have (with `refit`, all that it needs).
 
-    `parts` gives the parts of a corpus, and is asked only where there is something to fit.
+    `parts` gives the parts of a corpus, and is called only if there is something to fit.
     """
     items = []
     for tokenizer, users in _users(plans).items():
@@ -189,7 +189,7 @@ def fit_items(
 def otherwise_fitted(
     config: PipelineConfig, plans: Mapping[str, CorpusPlan], fitted: Mapping[str, TokenizerAdded | None]
 ) -> list[str]:
-    """A line for each tokenizer that was fitted with other options than the pipeline has now: it stays as it is."""
+    """Returns a line for each tokenizer that was fitted with other options than the pipeline has now: it stays as it is."""
     lines = []
     for name, users in _users(plans).items():
         known = fitted.get(name)
@@ -202,7 +202,7 @@ def otherwise_fitted(
         if names:
             was = ", ".join(f"{option} {known.options.get(option)}, now {wanted.get(option)}" for option in names)
             lines.append(
-                f"tokenizer {name} was fitted with other options ({was}) and stays as it is; --refit fits it anew"
+                f"tokenizer {name} was fitted with other options ({was}) and stays as it is; --refit fits it again"
             )
     return lines
 
@@ -223,5 +223,5 @@ def is_judged(key: str) -> bool:
 
 
 def fit_order(key: str) -> str:
-    """Samples are taken for fitting in this order: by hash of the key, so that new photographs shift nothing much."""
+    """Returns what samples for fitting are sorted by: a hash of the key, so that new photographs change little."""
     return sha256_hex(f"fit/{key}".encode())

@@ -1,4 +1,4 @@
-"""What will be done and why, a line a modality: parts that are missing, stale, failed or left out by a selection."""
+"""Tells what will be done and why, a line a modality: parts that are missing, stale, failed or left out by a selection."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ NUMBERS = (3, 4)
 
 @dataclass(frozen=True, kw_only=True)
 class NewSamples:
-    """Samples of a source that are not ingested yet, and the parts that they will be."""
+    """Counts the samples of a source that are not ingested yet, and the parts that they will be."""
 
     parts: int
     rows: int
@@ -28,7 +28,7 @@ class NewSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One form of a modality of a corpus: parts that count, parts to do, and why these."""
+    """Holds one form of a modality of a corpus: its parts, how many are to do, and why."""
 
     corpus: str
     modality: str
@@ -48,7 +48,7 @@ def lines(
 ) -> list[Line]:
     """Returns a line for each form of each modality of a corpus, those without work too, by modality.
 
-    `unfitted` are the modalities whose tokenizer is still to be fitted; `new` samples make parts that lack all.
+    `unfitted` are the modalities whose tokenizer is still to be fitted; parts of `new` samples have all to do.
     """
     among = None if wanted.picked is None else wanted.picked.parts(plan.corpus)
     places = places_of([target for target in wanted_targets(plan) if target.form in wanted.forms])
@@ -96,21 +96,21 @@ def table(found: Sequence[Line]) -> list[Sequence[str]]:
 
 
 def _why(plan: CorpusPlan, count: Count, parts: int, wanted: Wanted, documents: Documents) -> tuple[int, list[str]]:
-    """Returns parts to do, and the reasons in words."""
-    lacking = parts - count.done - count.partial
+    """Returns how many parts are to do, and the reasons in words."""
+    missing = parts - count.done - count.partial
     reasons = []
     if count.stale and count.before is not None:
         recipe = plan.modalities[count.modality].written()[count.form]
         what = "; ".join(changes(plan, recipe.document(), documents.get(count.before), documents))
         reasons.append(f"{count.stale:,} stale ({what})")
     if count.begun:
-        reasons.append(f"{count.begun:,} lack crops")
-    if new := lacking - count.stale - count.begun:
+        reasons.append(f"{count.begun:,} miss crops")
+    if new := missing - count.stale - count.begun:
         reasons.append(f"{new:,} missing")
     if count.partial:
         told = "not selected before" if wanted.picked is None else "not selected before, perhaps now"
         reasons.append(f"{count.partial:,} with rows {told}")
-    to_do = lacking + count.partial
+    to_do = missing + count.partial
     if wanted.retry is not None and count.with_failures:
         classes = f" of {', '.join(sorted(wanted.retry))}" if wanted.retry else ""
         reasons.append(f"{count.with_failures:,} with failed rows{classes}")
@@ -160,7 +160,7 @@ def _input_changes(
 
 
 def _differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """Returns names whose values differ, with both values where they are short."""
+    """Returns names whose values differ, with both values if they are short."""
     found = []
     for name in sorted({*now, *before}):
         ours, theirs = now.get(name), before.get(name)

@@ -1,6 +1,6 @@
-"""Weights of labelers: found or fetched once a node, and known by the digest of their files.
+"""Finds the weights of labelers, or fetches them once a node, and knows them by the digest of their files.
 
-A checkpoint is named by a path, an fsspec URI, or a hub id (`org/name`, `org/name@revision`). What it is named does not
+A checkpoint is named by a path, an fsspec URI, or a hub id (`org/name`, `org/name@revision`). Its name does not
 decide what a labeler makes, so recipes hold the digest and not the name: a folder may move, and a hub id may be
 replaced by a copy on a disk, without anything becoming stale.
 """
@@ -21,7 +21,7 @@ from manifests.errors import ConfigError
 from manifests.recipe import canonical_json, sha256_hex, sha256_of_stream
 from manifests.store.storage import cache_folder, replace_file
 
-# Files of a checkpoint's folder that decide what comes out. Pickles only where there are no safetensors.
+# Files of a checkpoint's folder that decide what comes out. Pickles only if no safetensors are there.
 _ALWAYS = (".json", ".safetensors", ".txt", ".model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _WEIGHTS = (".safetensors", *_PICKLES)
@@ -45,10 +45,10 @@ class Weights:
 
 
 def resolve(checkpoint: str) -> Weights:
-    """Returns the checkpoint called so, fetched if it must be.
+    """Returns the checkpoint of this name, fetched if it is not on this machine.
 
     A hub id without a revision is the commit that this machine saw first. Raises ConfigError if there is no such
-    checkpoint, where it cannot be fetched, and where a file of it is cut short.
+    checkpoint, if it cannot be fetched, or if a file of it is cut short.
     """
     path, pinned = _locate(checkpoint)
     files = _files(path, checkpoint)
@@ -65,7 +65,7 @@ def resolve(checkpoint: str) -> Weights:
 
 
 def fetch(checkpoint: str, digest: str) -> Weights:
-    """Returns the checkpoint. Raises ConfigError if it has not this digest, which the driver planned with."""
+    """Returns the checkpoint. Raises ConfigError if its digest is not this one, which the driver planned with."""
     found = resolve(checkpoint)
     if found.digest != digest:
         sums = {file.name: _sha256(file)[:12] for file in _files(found.path, checkpoint)}
@@ -83,7 +83,7 @@ def is_hub_id(checkpoint: str) -> bool:
 
 
 def _locate(checkpoint: str) -> tuple[Path, str]:
-    """Where the checkpoint lies on this machine, and its name for others."""
+    """Returns where the checkpoint lies on this machine, and its name for others."""
     if "://" in checkpoint:
         return _from_store(checkpoint), checkpoint
     path = Path(checkpoint).expanduser().absolute()
@@ -113,13 +113,13 @@ def _files(path: Path, checkpoint: str) -> list[Path]:
     wanted = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
     if missing := sorted(wanted - set(names)):
         raise ConfigError(
-            f"checkpoint {checkpoint}: {path} lacks {missing[0]}, which {index.name} names; fetch it again"
+            f"checkpoint {checkpoint}: {path} has no {missing[0]}, which {index.name} names; fetch it again"
         )
     return [path / name for name in names]
 
 
 def _that_matter(names: Iterable[str]) -> list[str]:
-    """Of the names in a folder those whose files decide what comes out."""
+    """Returns the names in a folder whose files decide what comes out."""
     plain = sorted(name for name in names if "/" not in name and not name.startswith("."))
     pickles = () if any(name.endswith(".safetensors") for name in plain) else _PICKLES
     return [name for name in plain if name.endswith((*_ALWAYS, *pickles))]
@@ -146,7 +146,7 @@ def _check_whole(path: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    """Returns the sha256 of a file, remembered for as long as its size and time stay: weights are gigabytes."""
+    """Returns the sha256 of a file. It is remembered while the file's size and time stay: weights are gigabytes."""
     path = path.resolve()
     stat = path.stat()
     identity = sha256_hex(f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}".encode())
@@ -161,7 +161,7 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
-    """Holds a lock of this node by that name: one process fetches, the others wait and then find what it fetched."""
+    """Holds a lock of this node: one process fetches, the others wait and then find what it fetched."""
     folder = cache_folder() / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("a") as file:
@@ -187,7 +187,7 @@ def _from_store(uri: str) -> Path:
     folder = cache_folder() / "weights" / key
     with _alone(key):
         if not folder.is_dir():
-            # What a killed process left is begun anew: only the lock's holder writes here.
+            # What a killed process left is deleted: only the lock's holder writes here.
             partial = folder.with_name(f".{key}")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
@@ -235,12 +235,12 @@ def _from_hub(repo: str, revision: str, endpoint: str | None) -> tuple[Path, str
                 folder = snapshot_download(repo, revision=info.sha, allow_patterns=names, endpoint=endpoint)
                 known = {"folder": folder, "commit": str(info.sha)}
                 replace_file(marker, json.dumps(known).encode())
-    # Which client it asks by, and so what is raised, differs between releases of the library.
+    # Releases of the library use different HTTP clients, and so raise different errors.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         offline = "HF_HUB_OFFLINE is set, and it is not in the cache; " if _is_offline() else ""
         raise ConfigError(
-            f"checkpoint {repo}@{revision} cannot be fetched: {offline}{reason}; fetch it where there is a network "
+            f"checkpoint {repo}@{revision} cannot be fetched: {offline}{reason}; fetch it on a machine with a network "
             "(a private or gated one needs HF_TOKEN), or give the path of a copy"
         ) from error
     return Path(known["folder"]), known["commit"]
@@ -249,7 +249,7 @@ def _from_hub(repo: str, revision: str, endpoint: str | None) -> tuple[Path, str
 def _cached_by_hub(repo: str, revision: str) -> Path:
     """Returns the folder of a revision in Hugging Face's cache. Raises FileNotFoundError if it is missing.
 
-    Not asked of the library, for which a snapshot without the repository's README is incomplete.
+    The library is not asked: it calls a snapshot without the repository's README incomplete.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 

@@ -1,4 +1,4 @@
-"""Which rows a run is to label: those that a condition over `samples` picks (`modmill run --where`)."""
+"""Picks the rows that a run is to label by a condition over `samples` (`modmill run --where`)."""
 
 import io
 from collections import Counter
@@ -32,7 +32,7 @@ class PickedRows:
         return self._rows.get(corpus, {}).keys()
 
     def share(self, corpus: str) -> float:
-        """Returns how much of the rows of those parts is picked, from 0 to 1."""
+        """Returns the share of the rows of those parts that is picked, from 0 to 1."""
         return self._shares.get(corpus, 0.0)
 
     def has(self, corpus: str, part: int) -> bool:
@@ -77,12 +77,12 @@ def pick(catalog: Catalog, where: str, corpora: Collection[str]) -> PickedRows:
 
 
 def unpacked(bits: bytes, rows: int) -> np.ndarray:
-    """bool (rows,): the rows of a bitmap."""
+    """Returns the rows of a bitmap: bool (rows,)."""
     return np.unpackbits(np.frombuffer(bits, np.uint8), count=rows).astype(bool)
 
 
 def has_row(storage: Storage, shard: ShardAdded, bits: bytes, statuses: Sequence[int]) -> bool:
-    """Tells whether a picked row has one of these statuses in a shard, whose statuses are read. Raises ShardError."""
+    """Reads a shard and tells whether a picked row has one of these statuses. Raises ShardError if it cannot be read."""
     found = statuses_of(storage, shard)
     if len(found) != shard.rows:
         raise ShardError(f"{shard.path} has {len(found)} rows, the log says {shard.rows}; see `modmill verify`")
@@ -90,7 +90,7 @@ def has_row(storage: Storage, shard: ShardAdded, bits: bytes, statuses: Sequence
 
 
 def statuses_of(storage: Storage, shard: ShardAdded) -> np.ndarray:
-    """uint8 (rows,): what became of each row of a shard. Raises ShardError if it cannot be read."""
+    """Returns what became of each row of a shard: uint8 (rows,). Raises ShardError if it cannot be read."""
     try:
         if shard.format == "parquet":
             with storage.open(shard.path) as file:

@@ -1,4 +1,4 @@
-"""Does `modmill run FILE --dry-run`: says what would be done and why, what it would take, and shows what would come of it.
+"""Does `modmill run FILE --dry-run`: tells what would be done, why, at what cost, and shows samples of the result.
 
 The workspace is not changed, and none is made: sources are listed and not ingested, and labelers that have work are
 probed in a workspace that is thrown away.
@@ -62,10 +62,10 @@ def dry_run(
     sheet: Path | None = None,
     quiet: bool = False,
 ) -> list[str]:
-    """Returns what a run with these options would do, and at what cost, as lines of text.
+    """Returns lines of text: what a run with these options would do, and at what cost.
 
     The contact sheet is written to `sheet`, by default `probe-<corpus>.png` in the current folder. Raises ConfigError
-    if the sheet would lie in the workspace, and what the run would raise before its first work item.
+    if the sheet would lie in the workspace. Raises also what the run would raise before its first work item.
     """
     pipeline.check_labelers(config)
     if config.train and "train" in steps:
@@ -161,7 +161,7 @@ class _Dry:
 
 
 def _probed(probe: Probe, jobs: Sequence[Job], path: Path) -> Iterator[str]:
-    """Yields what the jobs take by a probe of each, and draws the contact sheet."""
+    """Probes each job, yields what they take, and draws the contact sheet."""
     rows: list[tuple[str, ...]] = [_COLUMNS]
     found: list[costs.Cost] = []
     for job in jobs:
@@ -174,7 +174,7 @@ def _probed(probe: Probe, jobs: Sequence[Job], path: Path) -> Iterator[str]:
         for (name, count, seconds), cost in zip(
             [*named, ("the rest", job.rows, measured[0].rest_s)], of_job, strict=True
         ):
-            # What only hands on has no rate worth a number.
+            # A labeler that only passes columns on has no rate worth a number.
             rate = progress_table.rate_words(1 / seconds if seconds > _NOTHING_S else None) or "-"
             cells = (job.plan.corpus, job.group.name or "-", name, f"{count:,}", rate, f"{1000 * seconds:,.1f}")
             rows.append((*cells, cost.hours_words, units.size(cost.size_bytes)))
@@ -198,7 +198,7 @@ def _probed(probe: Probe, jobs: Sequence[Job], path: Path) -> Iterator[str]:
 
 
 def _draw(probe: Probe, jobs: Sequence[Job], path: Path) -> Iterator[str]:
-    """Writes the contact sheet, and yields what to tell of it."""
+    """Writes the contact sheet, and yields lines about it."""
     notes: list[str] = []
     try:
         shown = probe.shown(jobs, notes)

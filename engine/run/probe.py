@@ -1,6 +1,6 @@
 """Probes the work to do: the real worker labels some samples of each corpus, in a workspace that is thrown away.
 
-This tells what the work will take, and shows on one contact sheet what will come of it. Nothing of it needs Ray.
+The probe tells what the work will take, and shows its result on one contact sheet. It needs no Ray.
 """
 
 import shutil
@@ -49,7 +49,7 @@ _RUN = "probe"
 
 @contextmanager
 def scratch() -> Iterator[Catalog]:
-    """Opens a new workspace in a temporary folder, and deletes it with all that was made for it."""
+    """Opens a new workspace in a temporary folder; deletes it and its cache at the end."""
     with tempfile.TemporaryDirectory(prefix="modmill-probe-") as folder:
         storage = open_storage(folder)
         identity = log.create_workspace(storage)
@@ -67,7 +67,7 @@ class Probe:
     catalog     of the workspace, which is only read
     scratch     of the probe's own workspace
     scans       the sources as they were listed, by corpus: samples come from there if the corpus has no parts yet
-    wanted      which rows of the parts may be picked
+    wanted      which rows of the parts may be probed
     tokenizers  those that are fitted
     unfitted    modalities whose tokenizer is still to be fitted: only their labels are probed
     failed      what failed of the samples, in words; filled by `measure`
@@ -93,7 +93,7 @@ class Probe:
         self.scratch.commit(list(self.tokenizers.values()), run=_RUN)
 
     def measure(self, job: Job) -> list[Measured]:
-        """Returns what each labeler of a job that has work takes, in the order of `job.rows_by_labeler`.
+        """Probes a job and returns what each labeler with work takes, in the order of `job.rows_by_labeler`.
 
         The figures are kept for later runs.
         """

@@ -121,11 +121,11 @@ def _lead(figures: Mapping[str, Any], corpora: Sequence[Mapping[str, Any]]) -> s
 
 
 def _tokenizers(uses: Sequence[CodebookUse]) -> Section:
-    """Returns what was measured on held-out labels, and how the vocabularies are used."""
+    """Returns what was measured on judged labels, and how the vocabularies are used."""
     return Section(
         anchor="tokenizers",
         heading="Tokenizers and their codebooks",
-        words="Judged by: so many labels of held-out samples; if there is none, a figure is of what was fitted on. Beside it "
+        words="Judged by: how many labels of judged samples; if there is none, a figure is of what was fitted on. Beside it "
         "stands what the best picture of one color (value, class) for each label would reach. The charts show how often "
         "each code occurs, commonest first, on a logarithmic scale; the dashed line is even use.",
         blocks=[

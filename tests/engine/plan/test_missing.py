@@ -126,7 +126,7 @@ def test_the_reason_names_the_input_that_changed(tmp_path: Path, catalog: Catalo
     assert lines["palette"].to_do == PARTS
     assert "20 stale (parameters.colors 7 → 5)" in lines["palette"].why
     assert f"{PARTS - 20:,} missing" in lines["palette"].why
-    assert lines["rgb"].why == f"{PARTS:,} lack crops"
+    assert lines["rgb"].why == f"{PARTS:,} miss crops"
     assert lines["caption"].why == f"{PARTS - 1:,} missing, 2 failed rows stay (--failed)"
     assert len(reasons.table(list(lines.values()))) == 4
     document = {**old.document(), "version": old.version - 1, "inputs": {"image": "decoder-0"}}

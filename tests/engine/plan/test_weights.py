@@ -85,7 +85,7 @@ def test_a_file_that_was_cut_short_is_named(folder: Path, kept: int) -> None:
 def test_a_lacking_shard_of_the_weights_is_named(folder: Path) -> None:
     index = {"weight_map": {"weight": "model.safetensors", "other": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match=r"lacks model-2\.safetensors"):
+    with pytest.raises(ConfigError, match=r"has no model-2\.safetensors"):
         weights.resolve(str(folder))
 
 
