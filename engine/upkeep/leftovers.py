@@ -1,4 +1,4 @@
-"""Lists files that no live record names: replaced ones, orphans of killed runs, temporary ones. None of them is wrong."""
+"""Finds files that no live record names: replaced ones, orphans of killed runs, temporary ones. None of them is wrong."""
 
 import datetime
 import itertools

@@ -1,7 +1,7 @@
 """Checks whether a workspace is what its log says: files, counts, hashes, rows aligned over modalities, tokens in range.
 
-Wrong files are told apart from those only left over: replaced and retired files, orphans of killed runs, temporary files,
-and files without a sidecar (nothing is lost with a sidecar as long as the log stands).
+Wrong files are told apart from those that are only left over: replaced and retired files, orphans of killed runs, temporary
+files, and files without a sidecar, which loses nothing as long as the log is intact.
 """
 
 from collections import deque
