@@ -17,7 +17,6 @@ modality cannot fill stay unfilled: a caption may be the only input.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Annotated, Literal
 
 import numpy as np
@@ -61,30 +60,31 @@ class Strategy:
     keep: Literal["random", "all", "binary"] = "random"
 
 
+def _some(value: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
+    if not value:
+        raise ValueError("is [], expected at least one strategy")
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Masking:
     """Holds the least and the most tokens of a row that are inputs, and targets; and the strategies, drawn by weight."""
 
     inputs: Budget = (128, 128)
     targets: Budget = (128, 128)
-    strategies: tuple[Strategy, ...] = (Strategy(),)
+    strategies: Annotated[tuple[Strategy, ...], AfterValidator(_some)] = (Strategy(),)
 
     def check(self, vocabulary: Vocabulary) -> None:
-        """Raises ConfigError for budgets, weights, alphas and names that cannot be meant."""
-        for name, (least, most) in (("inputs", self.inputs), ("targets", self.targets)):
-            if not 1 <= least <= most:
-                raise ConfigError(f"masking.{name}: [{least}, {most}]; expected 1 <= least <= most tokens a row")
-        if not self.strategies or not all(isfinite(one.weight) and one.weight > 0 for one in self.strategies):
-            raise ConfigError("masking.strategies: expected at least one, each with a weight over 0")
+        """Raises ConfigError for alphas of modalities that the vocabulary does not have."""
         known = [OTHERS, *(modality.name for modality in vocabulary.modalities)]
         for number, strategy in enumerate(self.strategies):
             for side in ("inputs", "targets"):
-                for name, alpha in getattr(strategy, side).items():
-                    where = f"masking.strategies[{number}].{side}"
+                for name in getattr(strategy, side):
                     if name not in known:
-                        raise ConfigError(f"{where}: no modality {name!r} in the snapshots; {nearest(name, known)}")
-                    if not (isfinite(alpha) and alpha >= 0):
-                        raise ConfigError(f"{where}.{name}: alpha {alpha}; expected a number from 0 up")
+                        raise ConfigError(
+                            f"masking.strategies[{number}].{side}: no modality {name!r} in the snapshots; "
+                            f"{nearest(name, known)}"
+                        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -290,18 +290,7 @@ def test_absent_modalities_take_no_budget() -> None:
     assert drawn.targets.tolist() == [[8, 0, 0, 0], [0, 0, 0, 8], [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize(
-    ("masking", "words"),
-    [
-        (Masking(inputs=(0, 4)), "1 <= least <= most"),
-        (Masking(targets=(9, 4)), "[9, 4]"),
-        (Masking(strategies=()), "at least one"),
-        (Masking(strategies=(Strategy(weight=0),)), "weight over 0"),
-        (Masking(strategies=(Strategy(inputs={"dept": 1.0}),)), "did you mean 'depth'"),
-        (Masking(strategies=(Strategy(targets={"rgb": -1.0}),)), "targets.rgb: alpha -1.0"),
-    ],
-)
-def test_maskings_that_cannot_be_meant_are_refused(masking: Masking, words: str) -> None:
-    with pytest.raises(ConfigError, match="masking") as caught:
+def test_alphas_of_an_unknown_modality_are_refused() -> None:
+    masking = Masking(strategies=(Strategy(inputs={"dept": 1.0}),))
+    with pytest.raises(ConfigError, match=r"masking.strategies\[0\].inputs: .*did you mean 'depth'"):
         masking.check(VOCABULARY)
-    assert words in str(caught.value)

@@ -106,6 +106,24 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
     assert "t.yaml: model cannot be: model: width 30" in line
 
 
+@pytest.mark.parametrize(
+    ("masking", "told"),
+    [
+        ({"inputs": [0, 4]}, "masking.inputs[0] is 0; it should be greater than 0"),
+        ({"targets": [9, 4]}, "masking.targets is [9, 4], expected [a, b] with 1 <= a <= b"),
+        ({"strategies": []}, "masking.strategies is [], expected at least one strategy"),
+        ({"strategies": [{"weight": 0}]}, "masking.strategies[0].weight is 0; it should be greater than 0"),
+        (
+            {"strategies": [{"targets": {"rgb": -1.0}}]},
+            "masking.strategies[0].targets.rgb is -1.0; it should be greater than or equal to 0",
+        ),
+    ],
+)
+def test_maskings_that_cannot_be_meant_are_refused(masking: dict[str, Any], told: str) -> None:
+    (line,) = mistakes(tree(masking=masking))
+    assert told in line
+
+
 def test_a_configuration_is_recorded_as_it_always_was() -> None:
     params = {"adam_w_mode": False, "lr": 1}
     scheduler = {"type": "WarmupDecayLR", "params": {"warmup_max_lr": 1, "total_num_steps": 7}}
