@@ -48,7 +48,7 @@ class Filter:
         if not self._config.needs_size:
             return None
         try:
-            return images.upright_size_of(data)
+            return images.size_of(data)
         except DecodeError:
             # It stays, and its row says what is wrong with it.
             return None

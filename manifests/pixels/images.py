@@ -154,16 +154,6 @@ def decode_map(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> np.ndarray:
 
 
 def size_of(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> tuple[int, int]:
-    """Returns width and height of the photograph in `data` as stored, from its header alone.
-
-    Raises DecodeError as `decode`.
-    """
-    kind = _kind(data)
-    with _blaming(kind, _EXPECTED):
-        return _open(data, kind, pixel_cap).size
-
-
-def upright_size_of(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> tuple[int, int]:
     """Returns width and height of the photograph in `data` as it is seen, from its header alone.
 
     Raises DecodeError as `decode`.
