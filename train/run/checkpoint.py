@@ -61,7 +61,21 @@ class Saved:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Returns the tensors of one of its files, checked. Raises ShardError if the bytes are not those that were saved."""
-        return _tensors(self.storage, self.path, self.document, name)
+        try:
+            return safetensors.torch.load(self.read(name))
+        except (SafetensorError, KeyError) as error:
+            raise ShardError(f"{self.location}/{name} is no safetensors file: {error}") from error
+
+    def read(self, name: str) -> bytes:
+        """Returns the bytes of one of its files. Raises ShardError if they are not those that were saved."""
+        data = self.storage.read(posixpath.join(self.path, name))
+        found, expected = sha256_hex(data), self.document["files"][name]["sha256"]
+        if found != expected:
+            raise ShardError(
+                f"{self.location}/{name} has sha256 {found[:12]}, its {MARK} says {expected[:12]}: the file was altered; "
+                "use another checkpoint of the run"
+            )
+        return data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +186,7 @@ def latest(storage: Storage, say: Callable[[str], None]) -> Saved | None:
         try:
             saved = read(storage, f"{FOLDER}/{name}")
             for file in saved.document["files"]:
-                _checked(storage, saved.path, saved.document, file)
+                saved.read(file)
         except ShardError as error:
             say(f"passed over: {error}")
         else:
@@ -205,24 +219,6 @@ def read(storage: Storage, path: str) -> Saved:
 
 def _folders(storage: Storage) -> list[str]:
     return [name for name in storage.names(FOLDER) if name.startswith(_PREFIX)]
-
-
-def _checked(storage: Storage, path: str, document: Mapping[str, Any], name: str) -> bytes:
-    data = storage.read(posixpath.join(path, name))
-    found, expected = sha256_hex(data), document["files"][name]["sha256"]
-    if found != expected:
-        raise ShardError(
-            f"{storage.location(path)}/{name} has sha256 {found[:12]}, its {MARK} says {expected[:12]}: the file was "
-            "altered; use another checkpoint of the run"
-        )
-    return data
-
-
-def _tensors(storage: Storage, path: str, document: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(_checked(storage, path, document, name))
-    except (SafetensorError, KeyError) as error:
-        raise ShardError(f"{storage.location(path)}/{name} is no safetensors file: {error}") from error
 
 
 # -- loading ---------------------------------------------------------------------------------------------------------
