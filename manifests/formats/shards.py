@@ -19,6 +19,7 @@ from enum import IntEnum
 from typing import IO, Any
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -120,9 +121,7 @@ def keys_digest(keys: Sequence[str]) -> str:
 
 def token_type(vocabulary: int) -> pa.DataType:
     """Returns the narrowest unsigned type that holds tokens 0 <= token < vocabulary."""
-    if vocabulary <= 1 << 8:
-        return pa.uint8()
-    return pa.uint16() if vocabulary <= 1 << 16 else pa.uint32()
+    return pa.from_numpy_dtype(np.min_scalar_type(vocabulary - 1))
 
 
 def label_type(modality: Modality) -> pa.DataType:

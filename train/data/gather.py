@@ -1,8 +1,8 @@
 """Reads the tokens of a batch's rows from snapshots, file by file and without a loop over rows."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -86,18 +86,8 @@ def cut(batch: Batch, first: int, last: int) -> Batch:
     for name, column in batch.columns.items():
         offsets = column.offsets[first : last + 1]
         columns[name] = Column(values=column.values[offsets[0] : offsets[-1]], offsets=offsets - offsets[0])
-    return Batch(
-        slots=batch.slots[rows],
-        sources=batch.sources[rows],
-        corpora=batch.corpora,
-        corpus=batch.corpus[rows],
-        parts=batch.parts[rows],
-        rows=batch.rows[rows],
-        crops=batch.crops[rows],
-        epochs=batch.epochs[rows],
-        keys=batch.keys[rows],
-        columns=columns,
-    )
+    by_row = ("slots", "sources", "corpus", "parts", "rows", "crops", "epochs", "keys")
+    return replace(batch, columns=columns, **{name: getattr(batch, name)[rows] for name in by_row})
 
 
 def _column(
@@ -121,7 +111,7 @@ def _column(
     batch_lengths = np.empty_like(lengths)
     batch_lengths[order] = lengths
     offsets = np.concatenate([[0], np.cumsum(batch_lengths)])
-    values = np.empty(offsets[-1], _narrowest(modality.vocabulary))
+    values = np.empty(offsets[-1], np.min_scalar_type(modality.vocabulary - 1))
     places = offsets[:-1][order]
     copy = _copy_ragged if modality.sequence else _copy_fixed
     for column, first, last in zip(found, edges[:-1], edges[1:], strict=True):
@@ -175,12 +165,6 @@ def _check_tokens(snapshot: Snapshot, shard: SnapshotShard, column: TokenColumn,
         raise ShardError(
             f"{where}: a row has {wrong} tokens, expected {modality.tokens} of {modality.name!r}; run `modmill verify`"
         )
-
-
-def _narrowest(vocabulary: int) -> type[np.unsignedinteger[Any]]:
-    if vocabulary <= 1 << 8:
-        return np.uint8
-    return np.uint16 if vocabulary <= 1 << 16 else np.uint32
 
 
 def _numbers(values: Iterator[int]) -> Int64[np.ndarray, "N"]:

@@ -3,13 +3,12 @@
 import fcntl
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from manifests.errors import ConfigError, ShardError, UserError
-from manifests.log.entries import now
+from manifests.log.entries import run_name
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.snapshots.snapshot import Snapshot
 from manifests.store.storage import Storage, open_storage
@@ -32,8 +31,7 @@ def identity(config: TrainConfig, snapshots: Sequence[Snapshot]) -> str:
 
 def new(out: str, config: TrainConfig) -> Storage:
     """Returns the folder of a new run; nothing is created."""
-    stamp = now()[:19].replace(":", "").replace("-", "")
-    return open_storage(f"{out}/{config.name}-{stamp}-{secrets.token_hex(3)}")
+    return open_storage(f"{out}/{run_name(config.name)}")
 
 
 def newest(out: str, config: TrainConfig, wanted: str, say: Callable[[str], None]) -> Saved | None:
