@@ -154,8 +154,9 @@ def read_shard(storage: Storage, folder: FolderListing, file: StoredFile, parts:
     return FoundShard(file=standing, shard=shard, recipe=recipe)
 
 
-def check_shard(storage: Storage, shard: ShardAdded) -> None:
-    """Reads a shard and its failed file whole."""
+def checked_shard(storage: Storage, found: FoundShard) -> FoundShard:
+    """Returns the shard after reading it and its failed file whole."""
+    shard = found.shard
     for path, sha256, size_bytes in (
         (shard.path, shard.sha256, shard.size_bytes),
         (shard.failed_path, shard.failed_sha256, None),
@@ -165,6 +166,7 @@ def check_shard(storage: Storage, shard: ShardAdded) -> None:
                 _check(storage.read(path), sha256, size_bytes)
             except FileNotFoundError:
                 raise ShardError(f"{posixpath.basename(path)} is gone") from None
+    return found
 
 
 def read_tokenizer(storage: Storage, folder: FolderListing, vocabularies: Mapping[str, int]) -> TokenizerAdded:

@@ -11,14 +11,23 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ModmillError, WorkspaceError
 from manifests.formats import snapshots as snapshot_files
 from manifests.log import entries as log
-from manifests.log.actions import Action, RecipeAdded, RecipeCurrent, RunEnded, RunStarted, TokenizerAdded, to_json
+from manifests.log.actions import (
+    Action,
+    RecipeAdded,
+    RecipeCurrent,
+    RunEnded,
+    RunStarted,
+    SnapshotAdded,
+    TokenizerAdded,
+    to_json,
+)
 from manifests.log.lease import writer_lease
 from manifests.modality import Form
 from manifests.recipe import canonical_json, sha256_hex
@@ -26,7 +35,7 @@ from manifests.recover.found import (
     FolderListing,
     FoundPart,
     FoundShard,
-    check_shard,
+    checked_shard,
     list_folders,
     read_changes,
     read_dropped,
@@ -83,7 +92,12 @@ def recover(storage: Storage, on_file: Callable[[int], None] = lambda done: None
     with writer_lease(storage, run) as lease:
         stood = {_hash(document) for entry in log.entries(storage) for document in entry.actions}
         with Catalog(storage, lease=lease) as catalog:
-            return _Recovery(catalog, run, stood, on_file).all()
+            recovery = _Recovery(storage, on_file)
+            found = recovery.actions(run, catalog.workspace_id)
+            new = (action for action in found if _hash(to_json(action)) not in stood)
+            while some := list(islice(new, _BATCH)):
+                catalog.commit(some, run=run)
+            return recovery.found
 
 
 def restore_format(storage: Storage) -> None:
@@ -95,31 +109,26 @@ def restore_format(storage: Storage) -> None:
 class _Recovery:
     """Carries out one recovery; holds what came back, and what later steps need of earlier ones."""
 
-    def __init__(self, catalog: Catalog, run: str, stood: set[bytes], on_file: Callable[[int], None]) -> None:
-        self._catalog = catalog
-        self._storage = catalog.storage
-        self._run = run
-        self._stood = stood
+    def __init__(self, storage: Storage, on_file: Callable[[int], None]) -> None:
+        self.found = Recovered()
+        self._storage = storage
         self._on_file = on_file
         self._files = 0
-        self._waiting: list[Action] = []
         self._recipes: set[str] = set()
-        self._found = Recovered()
         # What a tokenizer's own folder may not say: the vocabulary of the tokens that it made, by digest.
         self._vocabularies: dict[str, int] = {}
 
-    def all(self) -> Recovered:
-        config = {"workspace": self._catalog.workspace_id}
-        started = RunStarted(
-            run=self._run,
+    def actions(self, run: str, workspace: str) -> Iterator[Action]:
+        """Yields what the log is to hold, in its order, with the run of the recovery around it."""
+        yield RunStarted(
+            run=run,
             kind=_KIND,
             time=log.now(),
             host=socket.gethostname(),
             commit=None,
             versions={},
-            config=config,
+            config={"workspace": workspace},
         )
-        self._commit([started])
         with ThreadPoolExecutor(_THREADS) as pool:
             for corpus in self._storage.names(paths.DATA):
                 folders = list_folders(self._storage, paths.corpus_folder(corpus))
@@ -127,77 +136,66 @@ class _Recovery:
                 # The sources that were packed; their parts' sidecars and samples name them.
                 folders.pop(paths.source_folder(corpus), None)
                 parts = {} if samples is None else self._parts(pool, corpus, samples)
-                self._shards(pool, corpus, list(folders.values()), parts)
-        self._tokenizers()
-        self._snapshots()
-        self._found.recipes = len(self._recipes)
-        counts = {name: value for name, value in vars(self._found).items() if isinstance(value, int)}
-        self._commit([RunEnded(run=self._run, time=log.now(), status="done", counts=counts)])
-        self._flush()
-        return self._found
+                if samples is not None and parts:
+                    yield from self._corpus(corpus, samples, parts)
+                yield from self._shards(pool, corpus, list(folders.values()), parts)
+        yield from self._tokenizers()
+        yield from self._snapshots()
+        self.found.recipes = len(self._recipes)
+        counts = {name: value for name, value in vars(self.found).items() if isinstance(value, int)}
+        yield RunEnded(run=run, time=log.now(), status="done", counts=counts)
 
-    def _commit(self, found: Sequence[Action]) -> None:
-        """Takes actions for the next entry of the log, but those that an interrupted recovery committed."""
-        self._waiting += (action for action in found if _hash(to_json(action)) not in self._stood)
-        if len(self._waiting) >= _BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        for first in range(0, len(self._waiting), _BATCH):
-            self._catalog.commit(self._waiting[first : first + _BATCH], run=self._run)
-        self._waiting = []
+    def _taken(self, path: str, read: Callable[..., Found], *arguments: Any) -> Found | None:
+        """Returns what a reader makes of a file, None if it says why that cannot be taken."""
+        try:
+            return read(*arguments)
+        except (ModmillError, OSError) as error:
+            self.found.left_out[path] = str(error)
+            return None
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _parts(self, pool: ThreadPoolExecutor, corpus: str, folder: FolderListing) -> dict[int, FoundPart]:
-        """Recovers a corpus and its parts; the parts by number."""
+        """Returns the parts of a corpus by number."""
 
         def read(file: StoredFile) -> FoundPart | None:
-            return self._taken(file.path, lambda: read_part(self._storage, corpus, folder, file))
+            return self._taken(file.path, read_part, self._storage, corpus, folder, file)
 
         found = [part for part in pool.map(read, folder.named("part-", ".parquet")) if part is not None]
         # Of two of one part (before and after a forget) the last one stays.
         found.sort(key=lambda part: (part.part.part, len(part.forgotten), part.file.modified, part.file.path))
-        chosen = {part.part.part: part for part in found}
-        if not chosen:
-            return {}
+        return {part.part.part: part for part in found}
+
+    def _corpus(self, corpus: str, folder: FolderListing, chosen: Mapping[int, FoundPart]) -> Iterator[Action]:
+        """Yields a corpus, its parts, what was forgotten of them, and the lists of changes and dropped samples."""
         corpora = [part.sidecar.corpus for part in chosen.values() if part.sidecar.corpus is not None]
         if corpora:
-            self._found.corpora += 1
-            self._commit([corpora[-1]])
+            self.found.corpora += 1
+            yield corpora[-1]
         else:
-            self._found.notes.append(
+            self.found.notes.append(
                 f"{corpus}: no sidecar tells its configuration; `modmill run FILE` with its pipeline file records it"
             )
-        parts = [part.part for part in chosen.values()]
-        forgotten = [action for part in chosen.values() for action in part.sidecar.forgotten]
-        changes = read_changes(self._storage, corpus, folder)
-        dropped = read_dropped(self._storage, corpus, folder)
-        self._commit([*parts, *forgotten, *changes, *dropped])
-        self._found.parts += len(parts)
-        self._found.size_bytes += sum(part.size_bytes for part in parts)
-        missing = sorted(set(range(parts[-1].part)) - chosen.keys())
+        yield from (part.part for part in chosen.values())
+        for part in chosen.values():
+            yield from part.sidecar.forgotten
+        yield from read_changes(self._storage, corpus, folder)
+        yield from read_dropped(self._storage, corpus, folder)
+        self.found.parts += len(chosen)
+        self.found.size_bytes += sum(part.part.size_bytes for part in chosen.values())
+        missing = sorted(set(range(max(chosen))) - chosen.keys())
         if missing:
-            self._found.notes.append(
+            self.found.notes.append(
                 f"{corpus}: part {missing[0]} is missing ({len(missing)} in all): restore its samples file, move "
                 f"{paths.LOG} away and recover again; else the next run takes its samples in as a new part"
             )
-        return chosen
-
-    def _taken(self, path: str, read: Callable[[], Found]) -> Found | None:
-        """Returns what a reader makes of a file, None if it says why that cannot be taken."""
-        try:
-            return read()
-        except (ModmillError, OSError) as error:
-            self._found.left_out[path] = str(error)
-            return None
 
     # -- shards -------------------------------------------------------------------------------------------------------
 
     def _shards(
         self, pool: ThreadPoolExecutor, corpus: str, folders: Sequence[FolderListing], parts: Mapping[int, FoundPart]
-    ) -> None:
-        """Recovers the shards of a corpus, folder by folder, and says which recipes are current."""
+    ) -> Iterator[Action]:
+        """Yields the shards of a corpus and their recipes, folder by folder, then which recipes are current."""
         recipes: dict[tuple[str, Form], list[RecipeCurrent]] = {}
         for folder in folders:
             by_recipe: dict[str, list[FoundShard]] = {}
@@ -207,10 +205,10 @@ class _Recovery:
                 recipe, shards = found[0].recipe, [each.shard for each in found]
                 if fingerprint not in self._recipes:
                     self._recipes.add(fingerprint)
-                    self._commit([RecipeAdded(fingerprint=fingerprint, document=recipe)])
-                self._commit(shards)
-                self._found.shards += len(shards)
-                self._found.size_bytes += sum(shard.size_bytes for shard in shards)
+                    yield RecipeAdded(fingerprint=fingerprint, document=recipe)
+                yield from shards
+                self.found.shards += len(shards)
+                self.found.size_bytes += sum(shard.size_bytes for shard in shards)
                 modality, form, vocabulary = shards[0].modality, shards[0].form, shards[0].vocabulary
                 crops = max((shard.crop + 1 for shard in shards if shard.crop is not None), default=None)
                 current = RecipeCurrent(
@@ -221,9 +219,9 @@ class _Recovery:
                     self._vocabularies[recipe["weights"]] = vocabulary
         for (modality, form), known in sorted(recipes.items()):
             if len(known) == 1:
-                self._commit(known)
+                yield known[0]
             else:
-                self._found.notes.append(
+                self.found.notes.append(
                     f"{corpus}: {modality} has {len(known)} recipes of {form}s, ambiguous: run your pipeline file, it says "
                     "which is current"
                 )
@@ -234,17 +232,14 @@ class _Recovery:
         """Yields the shards of a folder that are what their sidecars say, one of each place."""
 
         def read(file: StoredFile) -> FoundShard | None:
-            return self._taken(file.path, lambda: read_shard(self._storage, folder, file, parts))
+            return self._taken(file.path, read_shard, self._storage, folder, file, parts)
 
         def first_whole(candidates: Sequence[FoundShard]) -> FoundShard | None:
-            for found in candidates:
-                shard = found.shard
-                if self._taken(shard.path, lambda: check_shard(self._storage, shard) or found):  # noqa: B023
-                    return found
-            return None
+            checked = (self._taken(found.shard.path, checked_shard, self._storage, found) for found in candidates)
+            return next((found for found in checked if found is not None), None)
 
         for file in folder.without_sidecar():
-            self._found.left_out[file.path] = "it has no sidecar; the next run makes it again"
+            self.found.left_out[file.path] = "it has no sidecar; the next run makes it again"
         places: dict[tuple[Any, ...], list[FoundShard]] = {}
         for found in pool.map(read, folder.named("part-", ".json")):
             if found is not None:
@@ -258,34 +253,33 @@ class _Recovery:
 
     # -- tokenizers and snapshots -------------------------------------------------------------------------------------
 
-    def _tokenizers(self) -> None:
-        """Recovers tokenizers, the newest of a name last, so that it is in use."""
+    def _tokenizers(self) -> Iterator[TokenizerAdded]:
+        """Yields tokenizers, the newest of a name last, so that it is in use."""
         found: list[tuple[Any, str, TokenizerAdded]] = []
         for path, folder in list_folders(self._storage, paths.TOKENIZERS).items():
             if path == paths.TOKENIZERS:  # The sidecars.
                 continue
-            read = partial(read_tokenizer, self._storage, folder, self._vocabularies)
-            tokenizer = self._taken(path, read)
+            tokenizer = self._taken(path, read_tokenizer, self._storage, folder, self._vocabularies)
             if tokenizer is not None:
                 found.append((max(file.modified for file in folder.files.values()), path, tokenizer))
         tokenizers = [tokenizer for *_, tokenizer in sorted(found, key=lambda each: each[:2])]
-        self._commit(tokenizers)
-        self._found.tokenizers = len(tokenizers)
+        yield from tokenizers
+        self.found.tokenizers = len(tokenizers)
         of_name: dict[str, list[str]] = {}
         for tokenizer in tokenizers:
             of_name.setdefault(tokenizer.name, []).append(tokenizer.path)
-        self._found.notes += (
+        self.found.notes += (
             f"tokenizer {name}: {len(known)} were found; the newest by the store's clock, {known[-1]}, is in use"
             for name, known in of_name.items()
             if len(known) > 1
         )
 
-    def _snapshots(self) -> None:
+    def _snapshots(self) -> Iterator[SnapshotAdded]:
         for name in snapshot_files.names(self._storage):
-            record = self._taken(paths.snapshot(name), partial(read_snapshot, self._storage, name))
+            record = self._taken(paths.snapshot(name), read_snapshot, self._storage, name)
             if record is not None:
-                self._commit([record])
-                self._found.snapshots += 1
+                yield record
+                self.found.snapshots += 1
 
 
 def _is_unfinished(storage: Storage) -> bool:
