@@ -13,13 +13,11 @@ from engine.ingest.filters import dropped_table
 from engine.ingest.intake import Intake, Taken
 from engine.sources.scan import Scan
 from manifests.catalog.catalog import Catalog
-from manifests.formats.shards import RESERVED_COLUMNS, keys_digest, write_samples
+from manifests.formats.shards import PLACE_COLUMNS, RESERVED_COLUMNS, keys_digest, write_samples
 from manifests.log.actions import PartAdded, SamplesDropped, SourcesChanged
 from manifests.recipe import sha256_hex
-from manifests.store import paths
+from manifests.store import parquet, paths
 from manifests.store.storage import Storage, put_same
-
-_PLACES = {"source_offset": pa.int64(), "source_pack": pa.string(), "source_error": pa.string()}
 
 
 def write_part(
@@ -58,7 +56,7 @@ def write_part(
         }
         for row, taken in enumerate(chunk)
     ]
-    places = [(name, kind) for name, kind in _PLACES.items() if any(row[name] is not None for row in rows)]
+    places = [(name, kind) for name, kind in PLACE_COLUMNS.items() if any(row[name] is not None for row in rows)]
     arrays = typed_columns(columns, types)
     for name, array in arrays.items():
         types.setdefault(name, array.type)
@@ -108,9 +106,7 @@ def write_dropped(catalog: Catalog, corpus: str, rows: Sequence[Mapping[str, Any
 
 
 def _write_table(catalog: Catalog, corpus: str, path_of: Callable[[str, str], str], table: pa.Table) -> str:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
+    data = parquet.written(table)
     sha256 = sha256_hex(data)
     path = path_of(corpus, sha256)
     put_same(catalog.storage, path, data, sha256)

@@ -21,7 +21,6 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from manifests.errors import ShardError
 from manifests.modality import Modality
@@ -30,18 +29,21 @@ from manifests.store import parquet
 
 _ROW_GROUP_ROWS = 1024
 _SPOOL_BYTES = 64 << 20
-_ARROW_TYPES = {
-    "string": pa.string(),
-    "float32": pa.float32(),
-    "int32": pa.int32(),
-    "uint8": pa.uint8(),
-    "list<uint32>": pa.list_(pa.uint32()),
-    "list<float32>": pa.list_(pa.float32()),
-}
-SAMPLE_COLUMNS = ("corpus", "part", "row", "key", "source", "size_bytes", "sha256")
+_SAMPLE_SCHEMA = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("part", pa.int32()),
+        ("row", pa.int32()),
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("sha256", pa.binary(32)),
+    ]
+)
+SAMPLE_COLUMNS = tuple(_SAMPLE_SCHEMA.names)
 # For bytes that are no file of their own: their first byte in a tar (the source's, or the one in the workspace that
 # `source_pack` names), or why there are no bytes. Only samples files that need these columns have them.
-PLACE_COLUMNS = ("source_offset", "source_pack", "source_error")
+PLACE_COLUMNS = {"source_offset": pa.int64(), "source_pack": pa.string(), "source_error": pa.string()}
 RESERVED_COLUMNS = (*SAMPLE_COLUMNS, *PLACE_COLUMNS)
 _FAILURE_SCHEMA = pa.schema(
     [
@@ -130,8 +132,14 @@ def label_type(modality: Modality) -> pa.DataType:
         return pa.string()
     if modality.kind == "vector":
         return pa.list_(pa.from_numpy_dtype(modality.dtype), modality.channels)
-    record = pa.struct([(name, _ARROW_TYPES[kind]) for name, kind in modality.fields.items()])
+    record = pa.struct([(name, _field_type(kind)) for name, kind in modality.fields.items()])
     return pa.list_(record) if modality.many else record
+
+
+def _field_type(kind: str) -> pa.DataType:
+    """Returns the Arrow type of a field: `float32`, or a list of such, `list<float32>`."""
+    item = pa.type_for_alias(kind.removeprefix("list<").removesuffix(">"))
+    return pa.list_(item) if kind.startswith("list<") else item
 
 
 def write_tokens(
@@ -164,18 +172,13 @@ def _write_parquet(
 
 def encode_table(table: pa.Table) -> bytes:
     """Writes a Parquet shard from its columns and the facts in its metadata."""
-    sink = io.BytesIO()
     is_tokens = "tokens" in table.column_names
-    pq.write_table(
+    return parquet.written(
         table,
-        sink,
-        compression="zstd",
-        use_dictionary=["status"] if is_tokens else True,  # pyright: ignore[reportArgumentType] lists are fine
+        use_dictionary=["status"] if is_tokens else True,
         column_encoding={"tokens.list.element": "DELTA_BINARY_PACKED"} if is_tokens else None,
         row_group_size=_ROW_GROUP_ROWS,
-        store_schema=True,
     )
-    return sink.getvalue()
 
 
 class TarWriter:
@@ -297,25 +300,13 @@ def _check_end(tar: tarfile.TarFile, file: IO[bytes]) -> None:
 
 def write_failures(records: Sequence[Mapping[str, Any]]) -> bytes:
     """Writes the failed file of a shard: a row for each failed row, with the columns of the view `failures`."""
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(records), _FAILURE_SCHEMA), sink, compression="zstd")
-    return sink.getvalue()
+    return parquet.written(pa.Table.from_pylist(list(records), _FAILURE_SCHEMA))
 
 
 def write_samples(rows: Sequence[Mapping[str, Any]], columns: pa.Schema) -> bytes:
     """Writes the samples file of a part: the fixed columns, then the source columns as `columns` types them."""
-    fixed = pa.schema(
-        [
-            ("corpus", pa.string()),
-            ("part", pa.int32()),
-            ("row", pa.int32()),
-            ("key", pa.string()),
-            ("source", pa.string()),
-            ("size_bytes", pa.int64()),
-            ("sha256", pa.binary(32)),
-        ]
-    )
-    return encode_samples(pa.Table.from_pylist([dict(row) for row in rows], pa.schema([*fixed, *columns])))
+    schema = pa.schema([*_SAMPLE_SCHEMA, *columns])
+    return encode_samples(pa.Table.from_pylist([dict(row) for row in rows], schema))
 
 
 def encode_samples(table: pa.Table) -> bytes:
@@ -329,9 +320,7 @@ def encode_samples(table: pa.Table) -> bytes:
     for name, column in zip(table.column_names, table.columns, strict=True):
         if column.null_count or pa.types.is_nested(column.type) or 2 * len(column.unique()) <= len(column):
             with_dictionary += _leaves(name, column.type)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="lz4", use_dictionary=with_dictionary, row_group_size=16384)  # pyright: ignore[reportArgumentType] lists are fine
-    return sink.getvalue()
+    return parquet.written(table, compression="lz4", use_dictionary=with_dictionary, row_group_size=16384)
 
 
 def _leaves(name: str, kind: pa.DataType) -> list[str]:

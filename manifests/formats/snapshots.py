@@ -12,7 +12,6 @@ forgotten, a snapshot gets `replaced.json` beside these files, {"replaced_by": n
 of its successor says also {"replaces": name, "forgotten_rows": count}.
 """
 
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -20,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError, ShardError, WorkspaceError, nearest
 from manifests.recipe import canonical_json, sha256_hex
@@ -111,7 +109,9 @@ def names(storage: Storage) -> list[str]:
 def encode(document: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> dict[str, bytes]:
     """Encodes the files of a snapshot, SHA256SUMS last."""
     files = {_DOCUMENT: canonical_json({"format": FORMAT, **document})}
-    files |= {f"{name}.parquet": _parquet(tables[name]) for name in _TABLES}
+    files |= {
+        f"{name}.parquet": parquet.written(tables[name].combine_chunks(), row_group_size=65536) for name in _TABLES
+    }
     sums = "".join(f"{sha256_hex(data)}  {name}\n" for name, data in sorted(files.items()))
     return {**files, SUMS: sums.encode()}
 
@@ -173,12 +173,6 @@ def check_not_replaced(storage: Storage, name: str) -> None:
         f"snapshot {name!r} of {storage.uri} was replaced by {successor!r} after {rows:,} rows were forgotten; "
         f"use {successor!r}"
     )
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table.combine_chunks(), sink, compression="zstd", row_group_size=65536)
-    return sink.getvalue()
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

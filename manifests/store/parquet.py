@@ -1,15 +1,23 @@
-"""Reads Parquet files so that the process can end afterwards.
+"""Writes and reads Parquet files, and reads them so that the process can end afterwards.
 
 pyarrow decodes columns in threads of its own, and those that read from a Python file wait for the interpreter. If it is
 about to end, the process hangs or aborts ("terminate called without an active exception", apache/arrow issues 50482 and
 34314). Hence: no such threads, and bytes in a buffer of Arrow's.
 """
 
+import io
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+
+def written(table: pa.Table, *, compression: str = "zstd", **options: Any) -> bytes:
+    """Returns a table as a Parquet file; `options` are those of pyarrow's `write_table`."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression=compression, **options)
+    return sink.getvalue()
 
 
 def opened(source: bytes | IO[bytes] | str) -> pq.ParquetFile:
