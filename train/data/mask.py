@@ -325,21 +325,13 @@ def _nothing(fields: int) -> np.ndarray:
 def _packed(inputs: np.ndarray, targets: np.ndarray, samples: int, device: str | torch.device) -> MaskedBatch:
     """Sorts the columns sample, modality, position, id(, previous id) and returns them as tensors."""
 
-    def tensors(columns: np.ndarray) -> list[torch.Tensor]:
+    def tensors(columns: np.ndarray, *names: str) -> dict[str, torch.Tensor]:
         order = np.lexsort((columns[2], columns[1], columns[0]))
-        return [torch.from_numpy(np.ascontiguousarray(column[order])).to(device) for column in columns]
+        laid = np.ascontiguousarray(columns[:, order])
+        return {name: torch.from_numpy(column).to(device) for name, column in zip(names, laid, strict=True)}
 
-    sample, modality, position, ids = tensors(inputs)
-    target_sample, target_modality, target_position, target_ids, previous = tensors(targets)
     return MaskedBatch(
         samples=samples,
-        input_ids=ids,
-        input_modality=modality,
-        input_position=position,
-        input_sample=sample,
-        target_ids=target_ids,
-        previous_ids=previous,
-        target_modality=target_modality,
-        target_position=target_position,
-        target_sample=target_sample,
+        **tensors(inputs, "input_sample", "input_modality", "input_position", "input_ids"),
+        **tensors(targets, "target_sample", "target_modality", "target_position", "target_ids", "previous_ids"),
     )
