@@ -135,20 +135,18 @@ def _parsed(storage: Storage, version: int, data: bytes) -> Entry:
             raise ValueError(f"it says version {document['version']}")
         if not all(isinstance(action, dict) for action in document["actions"]):
             raise ValueError("its actions are no objects")
-        return Entry(
-            version=version,
-            txn=document["txn"],
-            run=document["run"],
-            time=document["time"],
-            previous=document["previous"],
-            actions=tuple(document["actions"]),
-            sha256=sha256_hex(data),
-        )
+        return _entry(document, data)
     except (ValueError, KeyError, TypeError) as error:
         raise LogError(
             f"{storage.location(paths.log_entry(version))} cannot be read ({type(error).__name__}: {error}); expected one "
             "JSON document of format 1; restore it from a copy of the workspace"
         ) from error
+
+
+def _entry(document: Mapping[str, Any], data: bytes) -> Entry:
+    """Returns the entry that a document of the log is; `data` are its bytes."""
+    plain = {name: document[name] for name in ("version", "txn", "run", "time", "previous")}
+    return Entry(**plain, actions=tuple(document["actions"]), sha256=sha256_hex(data))
 
 
 def entries(storage: Storage, *, after: int = 0, previous: str | None = None) -> Iterator[Entry]:
@@ -183,11 +181,8 @@ def entries(storage: Storage, *, after: int = 0, previous: str | None = None) ->
         later = version + 2 if storage.exists(paths.log_entry(version + 2)) else 0
     else:
         later = _newest_name(storage)
-    if later > version + 1 and _read(storage, version + 1) is None:
-        raise LogError(
-            f"{storage.location(paths.log_entry(version + 1))} is missing, but entry {later} stands; restore it from a "
-            "copy of the workspace"
-        )
+    if later > version + 1:
+        _check_stands(storage, version + 1, later)
 
 
 def check_there(storage: Storage, version: int) -> None:
@@ -202,12 +197,17 @@ def check_there(storage: Storage, version: int) -> None:
 def check_dense(storage: Storage, version: int) -> None:
     """Raises LogError if an entry up to `version` is missing, which an index made before does not notice."""
     check_there(storage, version)
-    there = {int(name[:20]) for name in storage.names(paths.LOG) if name[:20].isdecimal()}
+    there = _versions(storage)
     missing = next((number for number in range(1, version + 1) if number not in there), None)
-    # Of a folder that is being written a listing may show less than there is.
-    if missing is not None and _read(storage, missing) is None:
+    if missing is not None:
+        _check_stands(storage, missing, version)
+
+
+def _check_stands(storage: Storage, version: int, later: int) -> None:
+    """Raises LogError if an entry is missing. Of a folder that is being written a listing may show less than there is."""
+    if _read(storage, version) is None:
         raise LogError(
-            f"{storage.location(paths.log_entry(missing))} is missing, but entry {version} stands; restore it from a copy of "
+            f"{storage.location(paths.log_entry(version))} is missing, but entry {later} stands; restore it from a copy of "
             "the workspace"
         )
 
@@ -244,7 +244,11 @@ def _is_as_sealed(data: bytes) -> bool:
 
 def _newest_name(storage: Storage) -> int:
     """Returns the newest version that a listing shows; of what is written meanwhile it may show one and not the one before."""
-    return max((int(name[:20]) for name in storage.names(paths.LOG) if name[:20].isdecimal()), default=0)
+    return max(_versions(storage), default=0)
+
+
+def _versions(storage: Storage) -> set[int]:
+    return {int(name[:20]) for name in storage.names(paths.LOG) if name[:20].isdecimal()}
 
 
 def append(
@@ -266,12 +270,4 @@ def append(
         standing = read_entry(storage, after + 1)
         if standing is None or standing.txn != document["txn"]:
             return None
-    return Entry(
-        version=after + 1,
-        txn=document["txn"],
-        run=run,
-        time=document["time"],
-        previous=previous,
-        actions=tuple(document["actions"]),
-        sha256=sha256_hex(data),
-    )
+    return _entry(document, data)
