@@ -89,8 +89,7 @@ def holder(storage: Storage) -> str | None:
     newest = _newest(storage)
     found = _parsed(_bytes(storage, newest)) if newest else {}
     age_s = _age_s(found.get("renewed_at"))
-    dead = _machine() is not None and found.get("machine") == _machine() and not _lives(found.get("pid"))
-    if found.get("released") is True or dead or age_s is None or age_s > TTL_S:
+    if _is_over(found) or age_s is None or age_s > TTL_S:
         return None
     return found.get("run")
 
@@ -215,9 +214,7 @@ def _wait_until_free(storage: Storage, epoch: int) -> None:
     """Returns when the lease of an epoch may be taken over. Raises WorkspaceError if its holder lives."""
     seen = _bytes(storage, epoch)
     holder = _parsed(seen)
-    if seen is None or holder.get("released") is True:
-        return
-    if _machine() is not None and holder.get("machine") == _machine() and not _lives(holder.get("pid")):
+    if seen is None or _is_over(holder):
         return
     age_s = _age_s(holder.get("renewed_at"))
     if age_s is None or not -RENEW_S <= age_s <= TTL_S:
@@ -240,6 +237,12 @@ def _wait_until_free(storage: Storage, epoch: int) -> None:
         f"{storage.uri} is being written by {_named(holder)}; wait for it or stop it; one that was killed "
         f"is taken over by a run that starts {TTL_S:.0f} s after its last sign of life"
     )
+
+
+def _is_over(holder: dict[str, Any]) -> bool:
+    """Tells whether a holder said that it ended, or was a process of this machine and lives no more."""
+    is_here = _machine() is not None and holder.get("machine") == _machine()
+    return holder.get("released") is True or (is_here and not _lives(holder.get("pid")))
 
 
 def _newest(storage: Storage) -> int:
