@@ -103,15 +103,8 @@ class Context:
     seen: Bool[Tensor, "B 1 1 N"]
 
 
-class Norm(nn.Module):
-    """Normalizes layers, with a weight and no bias."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, self.weight.shape, self.weight, None, _NORM_EPSILON)
+def _norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=_NORM_EPSILON, bias=False)
 
 
 class Mlp(nn.Module):
@@ -173,9 +166,9 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm_1 = Norm(config.width)
+        self.norm_1 = _norm(config.width)
         self.attention = SelfAttention(config.width, config.head_count)
-        self.norm_2 = Norm(config.width)
+        self.norm_2 = _norm(config.width)
         self.mlp = Mlp(config.width, config.hidden)
 
     def forward(self, x: Tensor, layout: Layout, seen: Tensor) -> Tensor:
@@ -188,12 +181,12 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm_1 = Norm(config.width)
+        self.norm_1 = _norm(config.width)
         self.attention = SelfAttention(config.width, config.head_count)
-        self.query_norm = Norm(config.width)
-        self.context_norm = Norm(config.width)
+        self.query_norm = _norm(config.width)
+        self.context_norm = _norm(config.width)
         self.cross = CrossAttention(config.width, config.head_count)
-        self.norm_2 = Norm(config.width)
+        self.norm_2 = _norm(config.width)
         self.mlp = Mlp(config.width, config.hidden)
 
     def forward(self, x: Tensor, layout: Layout, seen: Tensor, about: Context) -> Tensor:
@@ -215,10 +208,10 @@ class Model(nn.Module):
         self.modalities = nn.Embedding(len(vocabulary.modalities), width)
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth or config.depth))
-        self.encoder_norm = Norm(width)
+        self.encoder_norm = _norm(width)
         self.to_context = nn.Linear(width, width)
         self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth or config.depth))
-        self.decoder_norm = Norm(width)
+        self.decoder_norm = _norm(width)
         table, starts = positions(vocabulary, width)
         self.register_buffer("position_table", table, persistent=False)
         self.register_buffer("position_start", starts, persistent=False)
@@ -228,7 +221,7 @@ class Model(nn.Module):
     def initialize(self, seed: int) -> None:
         """Fills every parameter from a generator of its own, keyed by its name: parts of a model can be made alone."""
         for name, parameter in self.named_parameters():
-            if isinstance(_owner(self, name), Norm):
+            if isinstance(self.get_submodule(name.rpartition(".")[0]), nn.LayerNorm):
                 nn.init.ones_(parameter)
             elif name.endswith(".bias"):
                 nn.init.zeros_(parameter)
@@ -360,8 +353,3 @@ def _waves(places: Tensor, rates: Float[Tensor, "w"]) -> Float[Tensor, "P 2w"]:
 
 def _by_head(x: Float[Tensor, "B N D"], heads: int) -> Float[Tensor, "B H N d"]:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _owner(model: nn.Module, name: str) -> nn.Module:
-    """Returns the module that a parameter's name belongs to."""
-    return model.get_submodule(name.rpartition(".")[0])
