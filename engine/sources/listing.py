@@ -164,27 +164,24 @@ def open_file(root: str, path: str) -> IO[bytes]:
 
 def read_file(root: str, path: str) -> bytes:
     """Reads all bytes of a file of a source. Raises SourceError if it cannot be read."""
-    try:
-        if not is_uri(root):
-            with open(uri(root, path), "rb") as file:
-                return file.read()
-        fs, base = _filesystem(root)
-        return fs.cat_file(f"{base}/{path}" if base else path)
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    return read_range(root, path)
 
 
-def read_range(root: str, path: str, begin: int, size: int) -> bytes:
-    """Reads `size` bytes of a file of a source from `begin` on, fewer if it ends before. Raises SourceError as `read_file`."""
+def read_range(root: str, path: str, begin: int = 0, size: int | None = None) -> bytes:
+    """Reads `size` bytes of a file of a source from `begin` on (all if it is None), fewer if the file ends before.
+
+    Raises SourceError if it cannot be read.
+    """
     try:
         if not is_uri(root):
             with open(uri(root, path), "rb", buffering=0) as file:
                 file.seek(begin)
-                return file.read(size) or b""
+                return file.read(-1 if size is None else size)
         if size == 0:
             return b""
         fs, base = _filesystem(root)
-        return fs.cat_file(f"{base}/{path}" if base else path, start=begin, end=begin + size)
+        where = f"{base}/{path}" if base else path
+        return fs.cat_file(where) if size is None else fs.cat_file(where, start=begin, end=begin + size)
     except Exception as error:
         raise _unreadable(path, error) from error
 
