@@ -8,8 +8,9 @@ import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import lru_cache
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from engine.pipeline.sections import CorpusConfig
 from engine.sources.listing import (
@@ -24,6 +25,7 @@ from engine.sources.listing import (
     row_of,
     suffix,
 )
+from engine.sources.parquet import open_parquet
 from engine.sources.read import SourceReader
 from engine.sources.values import decoded, key_text, parsed, plain
 from manifests.errors import ConfigError, SourceError
@@ -31,22 +33,6 @@ from manifests.formats.shards import SourcePlace
 from manifests.store.uris import without_credentials
 
 LINES = (".jsonl", ".ndjson", ".json-lines")
-
-
-class DocumentRows(Protocol):
-    """Reads the rows of one open file."""
-
-    def row(self, number: int) -> dict[str, Any]:
-        """Returns the fields of a row. Raises SourceError if it has no fields."""
-        ...
-
-    def close(self) -> None: ...
-
-
-def open_rows(root: str, path: str) -> DocumentRows:
-    """Opens the rows of a file below a source's root; to be closed. Raises SourceError if it cannot be opened."""
-    stream = open_file(root, path)
-    return _Lines(root, path, stream) if suffix(path) in LINES else _ParquetRows(path, stream)
 
 
 def fields_of(line: bytes, source: str) -> dict[str, Any]:
@@ -63,10 +49,10 @@ def fields_of(line: bytes, source: str) -> dict[str, Any]:
 class _Lines:
     """Reads rows of a JSONL file, found by the offsets of its lines."""
 
-    def __init__(self, root: str, path: str, stream: IO[bytes]) -> None:
+    def __init__(self, root: str, path: str) -> None:
         self._path = path
-        self._stream = stream
-        self._offsets = _line_offsets(root, path, _identity(stream))
+        self._stream = open_file(root, path)
+        self._offsets = _line_offsets(root, path, _identity(self._stream))
 
     def close(self) -> None:
         self._stream.close()
@@ -102,15 +88,13 @@ def _identity(stream: IO[bytes]) -> tuple[int, int]:
 class _ParquetRows:
     """Reads rows of a Parquet file; the row group in use stays in memory."""
 
-    def __init__(self, path: str, stream: IO[bytes]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+    def __init__(self, root: str, path: str) -> None:
         self._path = path
+        self._opened = ExitStack()
         try:
-            self._file = pq.ParquetFile(stream)
-        except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{path} is no valid Parquet file: {error}") from error
+            self._file = self._opened.enter_context(open_parquet(root, path))
+        except ConfigError as error:
+            raise SourceError(str(error)) from error
         metadata = self._file.metadata
         self._ends = [0]
         for group in range(metadata.num_row_groups):
@@ -118,7 +102,7 @@ class _ParquetRows:
         self._group: tuple[int, Any] | None = None
 
     def close(self) -> None:
-        self._file.close()
+        self._opened.close()
 
     def row(self, number: int) -> dict[str, Any]:
         import pyarrow as pa
@@ -154,7 +138,7 @@ def scan_documents(config: CorpusConfig, listed: Listing, notes: Notes) -> Scann
     fields: dict[str, None] = {}
     for file in files:
         if file.path in sizes:
-            samples.append(_document(file, file.path, None, sizes[file.path]))
+            samples.append(_document(file, file.path, sizes[file.path]))
             continue
         scan_rows = _scan_lines if suffix(file.path) in LINES else _scan_parquet
         for document, names in scan_rows(listed.root, file, config):
@@ -175,8 +159,15 @@ def scan_documents(config: CorpusConfig, listed: Listing, notes: Notes) -> Scann
     return samples, DocumentColumns(listed.root, config)
 
 
-def _document(file: File, source: str, key: str | None, text_bytes: int) -> Listed:
+def _document(file: File, source: str, text_bytes: int, key: str | None = None) -> Listed:
     return Listed(key=key or key_of(source), source=source, size_bytes=text_bytes, mtime_ns=file.mtime_ns)
+
+
+def _key(config: CorpusConfig, source: str, fields: Mapping[str, Any]) -> str | None:
+    """Returns the key that a row has of its own, None if the corpus names no field of keys."""
+    if config.key is None:
+        return None
+    return key_text(fields.get(config.key), f"{source}: the key field {config.key!r}")
 
 
 class DocumentColumns:
@@ -244,13 +235,13 @@ class _OpenRows:
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._open: tuple[str, DocumentRows] | None = None
+        self._open: tuple[str, _Lines | _ParquetRows] | None = None
 
     def row(self, path: str, number: int) -> dict[str, Any]:
         """Returns the fields of a row. Raises SourceError if it cannot be read."""
         if self._open is None or self._open[0] != path:
             self.close()
-            self._open = (path, open_rows(self._root, path))
+            self._open = (path, (_Lines if suffix(path) in LINES else _ParquetRows)(self._root, path))
         return self._open[1].row(number)
 
     def close(self) -> None:
@@ -279,7 +270,11 @@ def _text_file_sizes(root: str, files: Sequence[File], notes: Notes) -> dict[str
 
 
 def _scan_lines(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[Listed, Sequence[str]]]:
-    with _opened(root, file.path) as stream:
+    try:
+        stream = open_file(root, file.path)
+    except SourceError as error:
+        raise ConfigError(str(error)) from error
+    with stream:
         for number, line in enumerate(stream):
             if not line.strip():
                 continue
@@ -287,38 +282,30 @@ def _scan_lines(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[L
             try:
                 fields = fields_of(line, source)
             except SourceError:
-                yield _document(file, source, None, len(line.rstrip(b"\r\n"))), ()
+                yield _document(file, source, len(line.rstrip(b"\r\n"))), ()
                 continue
             text = fields.get(config.text)
-            key = (
-                None
-                if config.key is None
-                else key_text(fields.get(config.key), f"{source}: the key field {config.key!r}")
-            )
             size = len(text.encode()) if isinstance(text, str) else 0
-            yield _document(file, source, key, size), tuple(fields)
+            yield _document(file, source, size, _key(config, source, fields)), tuple(fields)
 
 
 def _scan_parquet(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[Listed, Sequence[str]]]:
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     wanted = [config.text] if config.key is None else [config.text, config.key]
     number = 0
     try:
-        with _opened(root, file.path) as stream:
-            parquet = pq.ParquetFile(stream)
+        with open_parquet(root, file.path) as parquet:
             _check_columns(file.path, parquet.schema_arrow, config)
             names = parquet.schema_arrow.names
             for batch in parquet.iter_batches(_SCAN_ROWS, columns=wanted, use_threads=False):
                 texts = batch[config.text].cast(pa.large_string())
                 sizes = pc.call_function("binary_length", [texts]).to_pylist()
-                keys = batch[config.key].to_pylist() if config.key else [None] * len(sizes)
-                for size, value in zip(sizes, keys, strict=True):
+                rows = batch.select(wanted[1:]).to_pylist()
+                for size, fields in zip(sizes, rows, strict=True):
                     source = f"{file.path}#{number}"
-                    key = key_text(value, f"{source}: the key field {config.key!r}") if config.key else None
-                    yield _document(file, source, key, size or 0), names
+                    yield _document(file, source, size or 0, _key(config, source, fields)), names
                     number += 1
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{file.path} cannot be read as Parquet: {error}; mend the file or move it away") from error
@@ -334,10 +321,3 @@ def _check_columns(path: str, schema: Any, config: CorpusConfig) -> None:
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
         raise ConfigError(f"{path}: the column {config.text!r} (`text`) is {kind}, expected strings")
-
-
-def _opened(root: str, path: str) -> IO[bytes]:
-    try:
-        return open_file(root, path)
-    except SourceError as error:
-        raise ConfigError(str(error)) from error

@@ -29,7 +29,7 @@ def scan_parquet(root: str, files: Sequence[File], config: CorpusConfig, notes: 
     image, key = config.image, config.key
     samples: list[Listed] = []
     for file in files:
-        with _opened(root, file.path) as parquet:
+        with open_parquet(root, file.path) as parquet:
             schema = parquet.schema_arrow
             column = image_column(file.path, schema, image)
             if key is not None and key not in schema.names:
@@ -109,7 +109,7 @@ class ParquetColumns:
         return self._rows[1][wanted - self._rows[0]]
 
     def _read(self, path: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        with _opened(self._root, path) as parquet:
+        with open_parquet(self._root, path) as parquet:
             schema = parquet.schema_arrow
             images = {name for name in schema.names if is_bytes(schema.field(name).type)}
             names = [name for name in schema.names if name not in images and name != self._key]
@@ -179,7 +179,7 @@ class _FileImages:
 
     def _forward(self, first: int) -> Iterator[None]:
         """Goes through the row groups that hold wanted rows, from that of row `first` on; a batch a step."""
-        with _opened(self._root, self._path) as parquet:
+        with open_parquet(self._root, self._path) as parquet:
             column = image_column(self._path, parquet.schema_arrow, self._image)
             begin = 0
             for group in range(parquet.metadata.num_row_groups):
@@ -210,7 +210,7 @@ def _batches(parquet: Any, names: Sequence[str], rows: int, groups: Sequence[int
 
 
 @contextmanager
-def _opened(root: str, path: str) -> Iterator[Any]:
+def open_parquet(root: str, path: str) -> Iterator[Any]:
     """Opens a Parquet file below a source's root, and closes it after. Raises ConfigError if it is not one."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -127,7 +127,7 @@ def test_files_that_changed_since_the_scan(tmp_path: Path) -> None:
     found = read_documents(str(tmp_path), names, config)
     assert found[0] == {"text": "longer than it was"}
     assert "has 1 lines now" in str(found[1])
-    assert all("no valid Parquet" in str(document) for document in found[2:4])
+    assert all("cannot be read as Parquet" in str(document) for document in found[2:4])
     assert "f.txt is gone" in str(found[4])
     assert all(isinstance(document, SourceError) for document in found[1:])
 
