@@ -337,13 +337,6 @@ def document(state: RunState) -> dict[str, Any]:
 
 def loaded(document: Mapping[str, Any]) -> RunState:
     """Returns the state that a document holds."""
+    from pydantic import TypeAdapter
 
-    def rated(kind: Any, found: Mapping[str, Any]) -> Any:
-        return {name: kind(**{**one, "rate": Rate(**one["rate"])}) for name, one in found.items()}
-
-    fields = dict(document)
-    fields["stages"] = rated(StageState, fields["stages"])
-    fields["modalities"] = rated(ModalityState, fields["modalities"])
-    fields["pools"] = {name: PoolState(**one) for name, one in fields["pools"].items()}
-    fields["at_work"] = {name: AtWork(**one) for name, one in fields["at_work"].items()}
-    return RunState(**fields)
+    return TypeAdapter(RunState).validate_python(document)
