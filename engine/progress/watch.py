@@ -38,7 +38,8 @@ class Watched:
         self.state = RunState()
         self._storage = storage
         self._reader = events.EventReader(storage, run)
-        self._t = 0.0
+        # The run's own time at its last event, seconds since it began.
+        self.t = 0.0
         # How old the newest event is when we come the clocks of two machines must tell; from there on our own does.
         self._seen = time.monotonic() - self._take(self._reader.read())
 
@@ -50,18 +51,13 @@ class Watched:
             self._seen = time.monotonic()
         if self.state.status is None and self.silent_s < _SILENT_S:
             # Rates, ETA and cost go on between events.
-            self.state.apply({"t": self._t + self.silent_s, "event": "tick"})
+            self.state.apply({"t": self.t + self.silent_s, "event": "tick"})
 
     def _take(self, found: list[dict[str, Any]]) -> float:
         for event in found:
             self.state.apply(event)
-            self._t = event["t"]
+            self.t = event["t"]
         return _age_s(found[-1].get("time")) if found else 0.0
-
-    @property
-    def told_s(self) -> float:
-        """Returns the run's own time at its last event, seconds since it began."""
-        return self._t
 
     @property
     def silent_s(self) -> float:
@@ -110,7 +106,7 @@ def head(storage: Storage) -> str:
     if watched is None or watched.state.status is not None:
         return ""
     if watched.killed:
-        return f"{watched.run} was killed at {units.clock(watched.told_s)} of its time. {_GO_ON}"
+        return f"{watched.run} was killed at {units.clock(watched.t)} of its time. {_GO_ON}"
     return "" if watched.state.status is not None else f"{watched.run} is running: {_line(watched.state)}"
 
 
