@@ -32,7 +32,7 @@ import logging
 import re
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from manifests.errors import ModmillError
 from manifests.store import paths
@@ -45,18 +45,17 @@ _STATE = b'"event": "state"'
 _log = logging.getLogger(__name__)
 
 
-class EventSink(Protocol):
+class EventSink:
     """Takes the lines of one run. One thread at a time."""
+
+    def write(self, lines: bytes) -> None:
+        raise NotImplementedError
 
     def begin(self) -> None:
         """Says that what is written next is a `state`: a place to begin reading at."""
-        ...
-
-    def write(self, lines: bytes) -> None: ...
 
     def flush(self, *, now: bool) -> None:
         """Lets others see what was written, at once or when it is due."""
-        ...
 
 
 def sink(storage: Storage, run: str) -> EventSink:
@@ -64,16 +63,13 @@ def sink(storage: Storage, run: str) -> EventSink:
     return _EventFile(Path(storage.full(paths.events(run)))) if storage.is_local else _SegmentWriter(storage, run)
 
 
-class _EventFile:
+class _EventFile(EventSink):
     """Writes the events of a local workspace; a full disk costs events, not the run."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._told = False
         path.parent.mkdir(parents=True, exist_ok=True)
-
-    def begin(self) -> None:
-        pass
 
     def write(self, lines: bytes) -> None:
         try:
@@ -84,11 +80,8 @@ class _EventFile:
                 _log.warning("%s: events are lost: %s", self._path, error)
             self._told = True
 
-    def flush(self, *, now: bool) -> None:
-        pass
 
-
-class _SegmentWriter:
+class _SegmentWriter(EventSink):
     """Writes events to an object store: what a segment has so far is kept, and put again as it grows."""
 
     def __init__(self, storage: Storage, run: str) -> None:
