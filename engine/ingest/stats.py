@@ -3,7 +3,6 @@
 import contextlib
 import json
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 from engine.sources.listing import Listed
@@ -14,7 +13,7 @@ class SourceStats:
     """Holds them in the user's cache: files of the workspace hold no times."""
 
     def __init__(self, workspace_id: str, corpus: str) -> None:
-        self._path = _path_of(workspace_id, corpus)
+        self._path = cache_folder() / workspace_id / f"sources-{corpus}.json"
         self._known: dict[str, list[Any]] = {}
         with contextlib.suppress(OSError, ValueError):
             self._known = json.loads(self._path.read_text())
@@ -35,20 +34,14 @@ class SourceStats:
     def save(self, listed: Sequence[Listed]) -> None:
         """Keeps what is known of the sources that are there; losing it costs a change that goes unseen until work."""
         present = {item.source for item in listed}
-        kept = {source: entry for source, entry in self._known.items() if source in present}
+        self._write({source: entry for source, entry in self._known.items() if source in present})
+
+    def forget(self, sources_sha256: Collection[str]) -> None:
+        """Takes out the sources whose bytes have one of these sha256."""
+        left = {source: entry for source, entry in self._known.items() if entry[2] not in sources_sha256}
+        if len(left) < len(self._known):
+            self._write(left)
+
+    def _write(self, known: dict[str, list[Any]]) -> None:
         with contextlib.suppress(OSError):
-            replace_file(self._path, json.dumps(kept).encode())
-
-
-def forget_sources(workspace_id: str, corpus: str, sources_sha256: Collection[str]) -> None:
-    """Takes the sources whose bytes have one of these sha256 out of what this user's cache knows of a corpus."""
-    path = _path_of(workspace_id, corpus)
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(path.read_text())
-        left = {source: entry for source, entry in known.items() if entry[2] not in sources_sha256}
-        if len(left) < len(known):
-            replace_file(path, json.dumps(left).encode())
-
-
-def _path_of(workspace_id: str, corpus: str) -> Path:
-    return cache_folder() / workspace_id / f"sources-{corpus}.json"
+            replace_file(self._path, json.dumps(known).encode())

@@ -209,7 +209,7 @@ def clear_caches(catalog: Catalog) -> None:
     for action in everything:
         sources.setdefault(action.corpus, set()).update(action.sources_sha256)
     for corpus, sources_sha256 in sources.items():
-        stats.forget_sources(catalog.workspace_id, corpus, sources_sha256 - {NO_BYTES})
+        stats.SourceStats(catalog.workspace_id, corpus).forget(sources_sha256 - {NO_BYTES})
     if everything:
         locked.clear(catalog.workspace_id)
 
