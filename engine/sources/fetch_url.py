@@ -227,7 +227,6 @@ class Fetcher:
             wait_s = _retry_after(response.headers.get("Retry-After"))
             if wait_s is not None:
                 with self._lock:
-                    self._hosts[name] = self._hosts.get(name) or _Host(threading.Semaphore(self._config.per_host))
                     self._hosts[name].not_before = time.monotonic() + min(wait_s, _LONGEST_WAIT_S)
             raise _Again(f"the server answered {status} {response.reason}", wait_s)
         if status != 200:
