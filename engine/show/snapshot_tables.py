@@ -11,34 +11,21 @@ from manifests.catalog.catalog import Catalog
 from manifests.snapshots import snapshot as snapshots
 from manifests.snapshots.snapshot import Snapshot
 
-_LISTED = ("snapshot", "rows", "held_out", "modalities", "where", "sha256", "made", "files", "used_by", "replaced_by")
-
-
 _COLUMNS = ("snapshot", "corpus", "rows", "held_out", "modality", "recipe", "crops", "shards", "mb")
+
+_LISTING = """
+SELECT s.snapshot, s.rows, s.held_out, len(s.modalities) AS modalities, s."where", left(s.sha256, 12) AS sha256,
+  strftime(s.time, '%Y-%m-%d %H:%M') AS made, if(list_contains(?, s.snapshot), 'there', 'gone') AS files,
+  (SELECT string_agg(u.run, ', ' ORDER BY u.started_at) FROM snapshot_uses u WHERE u.snapshot = s.snapshot) AS used_by,
+  s.replaced_by
+FROM snapshots s ORDER BY s.version
+"""
 
 
 def listing(uri: str) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
     """Returns the snapshots of the workspace at `uri`, in short, as columns and rows; the view `snapshots` has the rest."""
     with Catalog.open(uri) as catalog:
-        rows = catalog.snapshots().to_pylist()
-        there = set(snapshots.names(catalog.storage))
-        uses = catalog.sql("SELECT snapshot, run FROM snapshot_uses ORDER BY started_at").to_pylist()
-    lines = [
-        {
-            "snapshot": row["snapshot"],
-            "rows": row["rows"],
-            "held_out": row["held_out"],
-            "modalities": len(row["modalities"]),
-            "where": row["where"],
-            "sha256": row["sha256"][:12],
-            "made": f"{row['time']:%Y-%m-%d %H:%M}",
-            "files": "there" if row["snapshot"] in there else "gone",
-            "used_by": ", ".join(use["run"] for use in uses if use["snapshot"] == row["snapshot"]) or None,
-            "replaced_by": row["replaced_by"],
-        }
-        for row in rows
-    ]
-    return _LISTED, [tuple(line.values()) for line in lines]
+        return catalog.fetch(_LISTING, [snapshots.names(catalog.storage)])
 
 
 def contents(made: Sequence[Snapshot]) -> pa.Table:
