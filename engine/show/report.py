@@ -91,21 +91,22 @@ def write_report(
         )
 
 
+_FIGURES = """
+SELECT count(*) AS shards, coalesce(sum(tokens), 0)::BIGINT AS tokens, coalesce(sum(size_bytes), 0)::BIGINT AS size_bytes,
+  (SELECT coalesce(sum(rows), 0)::BIGINT FROM (
+    SELECT max(rows) AS rows FROM coverage WHERE crops IS NOT NULL GROUP BY corpus
+  )) AS crops,
+  (SELECT count(DISTINCT (corpus, key)) FROM failures) AS failed,
+  (SELECT coalesce(sum(time_s), 0)::DOUBLE FROM runs) AS time_s,
+  (SELECT count(*) FROM runs WHERE time_s IS NOT NULL) AS runs
+FROM shards WHERE is_current
+"""
+
+
 def _figures(catalog: Catalog) -> dict[str, Any]:
     """Counts what the manifest holds, for the first paragraph."""
-    (figures,) = catalog.sql(
-        "SELECT count(*) AS shards, coalesce(sum(tokens), 0)::BIGINT AS tokens, "
-        "coalesce(sum(size_bytes), 0)::BIGINT AS size_bytes FROM shards WHERE is_current"
-    ).to_pylist()
-    (crops,) = catalog.sql(
-        "SELECT coalesce(sum(rows), 0)::BIGINT AS crops FROM "
-        "(SELECT corpus, max(rows) AS rows FROM coverage WHERE crops IS NOT NULL GROUP BY corpus)"
-    ).to_pylist()
-    (failed,) = catalog.sql("SELECT count(DISTINCT (corpus, key)) AS failed FROM failures").to_pylist()
-    (time,) = catalog.sql(
-        "SELECT coalesce(sum(time_s), 0)::DOUBLE AS time_s, count(*) AS runs FROM runs WHERE time_s IS NOT NULL"
-    ).to_pylist()
-    return {**figures, **crops, **failed, **time}
+    (figures,) = catalog.sql(_FIGURES).to_pylist()
+    return figures
 
 
 def _lead(figures: Mapping[str, Any], corpora: Sequence[Mapping[str, Any]]) -> str:
