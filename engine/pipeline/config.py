@@ -39,21 +39,6 @@ from manifests.errors import ConfigError, nearest
 from manifests.mistakes import KeyPath
 from manifests.store import uris
 
-__all__ = [
-    "CorpusConfig",
-    "CropConfig",
-    "EngineConfig",
-    "GridFit",
-    "ModalityConfig",
-    "PipelineConfig",
-    "SnapshotConfig",
-    "TextFit",
-    "check_labelers",
-    "document",
-    "load",
-    "schema",
-]
-
 TEXT_TOKENIZER = "text"
 
 
