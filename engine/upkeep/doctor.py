@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from engine.show.tables import plain_lines
 from engine.work.machine import cores
 from labelers import protocol
 from labelers.protocol import LabelerSpec
@@ -37,16 +38,13 @@ class Check:
     advice: str = ""
 
 
-def report(folder: str | Path = Path(), *, load_torch: bool = False) -> list[Check]:
-    """Returns all findings; `folder` is where the free disk is looked at.
-
-    Nothing heavy is imported, unless `load_torch` asks torch itself for its GPUs.
-    """
+def report(folder: str | Path = Path()) -> list[Check]:
+    """Returns all findings; `folder` is where the free disk is looked at. Nothing heavy is imported."""
     return [
         Check(name="modmill", value=metadata.version("modmill"), ok=True),
         _python(),
         *_packages(),
-        _gpus(load_torch),
+        _gpus(),
         _ray_cluster(),
         _disk(Path(folder)),
         _memory(),
@@ -59,12 +57,8 @@ def report(folder: str | Path = Path(), *, load_torch: bool = False) -> list[Che
 def text(checks: list[Check]) -> str:
     """Returns the findings as lines: a mark (ok, -, or WRONG), name, value, and what to do."""
     marks = {True: "ok", None: "-", False: "WRONG"}
-    width = max(len(check.name) for check in checks)
-    lines = []
-    for check in checks:
-        advice = f"  → {check.advice}" if check.advice else ""
-        lines.append(f"{marks[check.ok]:<5}  {check.name:<{width}}  {check.value}{advice}")
-    return "\n".join(lines)
+    rows = [(marks[one.ok], one.name, one.value + (f"  → {one.advice}" if one.advice else "")) for one in checks]
+    return "\n".join(plain_lines(rows))
 
 
 def _python() -> Check:
@@ -91,13 +85,8 @@ def _packages() -> Iterator[Check]:
             yield Check(name=name, value="missing", ok=False if is_base else None, advice=f"pip install '{package}'")
 
 
-def _gpus(load_torch: bool) -> Check:
-    found = _nvidia_smi()
-    if not found and load_torch and importlib.util.find_spec("torch"):
-        import torch
-
-        found = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    if found:
+def _gpus() -> Check:
+    if found := _nvidia_smi():
         return Check(name="GPUs", value="; ".join(found), ok=True)
     return Check(name="GPUs", value="none", ok=None, advice="everything runs on the CPU, fits and big labelers slowly")
 

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from engine.pipeline import config as pipeline
 from engine.pipeline.sections import EngineConfig
 from engine.run.runners.ray.runner import start_ray
+from engine.show.tables import plain_lines
 from manifests import units
 from manifests.errors import ModmillError
 from manifests.store.storage import Storage, open_storage
@@ -75,11 +76,8 @@ def text(nodes: Sequence[Node]) -> str:
         "free cache",
         "store",
     )
-    rows = [head, *(_row(node) for node in nodes)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += [f"WRONG  {node.address}: {problem}" for node in nodes for problem in node.wrong]
-    return "\n".join(lines)
+    wrong = [f"WRONG  {node.address}: {problem}" for node in nodes for problem in node.wrong]
+    return "\n".join([*plain_lines([head, *map(_row, nodes)]), *wrong])
 
 
 def _row(node: Node) -> tuple[str, ...]:
