@@ -6,7 +6,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from labelers.protocol import LabelerSpec
 from manifests import units
 from manifests.errors import ConfigError
 
-_PYTHON_AT_LEAST = (3, 11)
 _DISK_AT_LEAST_BYTES = 1 << 30
 _COMMAND_SECONDS = 10
 _LABEL_EXTRA = "pip install 'modmill[label]'"
@@ -42,7 +40,7 @@ def report(folder: str | Path = Path()) -> list[Check]:
     """Returns all findings; `folder` is where the free disk is looked at. Nothing heavy is imported."""
     return [
         Check(name="modmill", value=metadata.version("modmill"), ok=True),
-        _python(),
+        Check(name="python", value=platform.python_version(), ok=True),
         *_packages(),
         _gpus(),
         _ray_cluster(),
@@ -59,14 +57,6 @@ def text(checks: list[Check]) -> str:
     marks = {True: "ok", None: "-", False: "WRONG"}
     rows = [(marks[one.ok], one.name, one.value + (f"  → {one.advice}" if one.advice else "")) for one in checks]
     return "\n".join(plain_lines(rows))
-
-
-def _python() -> Check:
-    ok = sys.version_info[:2] >= _PYTHON_AT_LEAST
-    least = ".".join(map(str, _PYTHON_AT_LEAST))
-    return Check(
-        name="python", value=platform.python_version(), ok=ok, advice="" if ok else f"modmill needs {least} or newer"
-    )
 
 
 def _packages() -> Iterator[Check]:
