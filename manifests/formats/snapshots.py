@@ -23,7 +23,7 @@ import pyarrow as pa
 from manifests.errors import ConfigError, ShardError, WorkspaceError, nearest
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.store import parquet, paths
-from manifests.store.storage import Storage
+from manifests.store.storage import Storage, read_same
 
 FORMAT = 1
 SUMS = "SHA256SUMS"
@@ -190,7 +190,10 @@ def read(storage: Storage, name: str) -> SnapshotFiles:
     where = storage.location(paths.snapshot(name))
     sums = storage.read(f"{paths.snapshot(name)}/{SUMS}")
     listed = _listed(f"{where}/{SUMS}", sums)
-    files = {file: _read_file(storage, f"{paths.snapshot(name)}/{file}", sha256) for file, sha256 in listed.items()}
+    files = {
+        file: read_same(storage, f"{paths.snapshot(name)}/{file}", sha256, remedy=_RESTORE)
+        for file, sha256 in listed.items()
+    }
     # The format is checked first: a newer one may have other files.
     document = _document(f"{where}/{_DOCUMENT}", files.get(_DOCUMENT, b""))
     wrong = sorted(set(files) ^ _FILES)
@@ -218,20 +221,6 @@ def _listed(where: str, sums: bytes) -> dict[str, str]:
             )
         listed[match[2]] = match[1]
     return listed
-
-
-def _read_file(storage: Storage, path: str, sha256: str) -> bytes:
-    try:
-        data = storage.read(path)
-    except FileNotFoundError:
-        raise ShardError(f"{storage.location(path)} is missing; {_RESTORE}") from None
-    found = sha256_hex(data)
-    if found != sha256:
-        raise ShardError(
-            f"{storage.location(path)} has sha256 {found[:12]}, {SUMS} says {sha256[:12]}: it was altered or truncated; "
-            f"{_RESTORE}"
-        )
-    return data
 
 
 def _document(where: str, data: bytes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from manifests.errors import ShardError, WorkspaceError
+from manifests.recipe import sha256_hex
 from manifests.store import object_store
 
 _COPY_BYTES = 1 << 20
@@ -182,8 +183,6 @@ def put_same(storage: Storage, path: str, data: bytes | IO[bytes], sha256: str) 
 
     Raises ShardError if it is not (it was truncated or altered); a person must delete it by hand.
     """
-    from manifests.recipe import sha256_hex
-
     if storage.put(path, data):
         return
     found = sha256_hex(storage.read(path))
@@ -194,21 +193,18 @@ def put_same(storage: Storage, path: str, data: bytes | IO[bytes], sha256: str) 
         )
 
 
-def read_same(storage: Storage, path: str, sha256: str) -> bytes:
+def read_same(
+    storage: Storage, path: str, sha256: str, *, remedy: str = "see `modmill verify`, and restore it from a copy"
+) -> bytes:
     """Returns the bytes of a committed file. Raises ShardError if it is gone, cannot be read, or is not of that sha256."""
-    from manifests.recipe import sha256_hex
-
     try:
         data = storage.read(path)
     except OSError as error:
         reason = "is gone" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise ShardError(
-            f"{storage.location(path)} {reason}; see `modmill verify`, and restore it from a copy"
-        ) from error
+        raise ShardError(f"{storage.location(path)} {reason}; {remedy}") from error
     if (found := sha256_hex(data)) != sha256:
         raise ShardError(
-            f"{storage.location(path)} has sha256 {found[:12]}, expected {sha256[:12]}: it was altered or truncated; see "
-            "`modmill verify`, and restore it from a copy"
+            f"{storage.location(path)} has sha256 {found[:12]}, expected {sha256[:12]}: it was altered or truncated; {remedy}"
         )
     return data
 

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from manifests.errors import ConfigError, ShardError, UserError
 from manifests.recipe import canonical_json, sha256_hex
-from manifests.store.storage import Storage, open_storage
+from manifests.store.storage import Storage, open_storage, read_same
 from train.data.vocabulary import Vocabulary
 from train.model.transformer import Model, ModelConfig
 
@@ -36,6 +36,7 @@ MARK = "checkpoint.json"
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 _PREFIX = "step-"
+_ANOTHER = "use another checkpoint of the run"
 # What Adam keeps of a parameter.
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -68,14 +69,8 @@ class Saved:
 
     def read(self, name: str) -> bytes:
         """Returns the bytes of one of its files. Raises ShardError if they are not those that were saved."""
-        data = self.storage.read(posixpath.join(self.path, name))
-        found, expected = sha256_hex(data), self.document["files"][name]["sha256"]
-        if found != expected:
-            raise ShardError(
-                f"{self.location}/{name} has sha256 {found[:12]}, its {MARK} says {expected[:12]}: the file was altered; "
-                "use another checkpoint of the run"
-            )
-        return data
+        sha256 = self.document["files"][name]["sha256"]
+        return read_same(self.storage, posixpath.join(self.path, name), sha256, remedy=_ANOTHER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,12 +203,10 @@ def read(storage: Storage, path: str) -> Saved:
     except FileNotFoundError:
         raise ShardError(f"{where} is no whole checkpoint (no {MARK}): its saving was cut off") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShardError(f"{where}/{MARK} cannot be read ({error!r}); use another checkpoint of the run") from error
+        raise ShardError(f"{where}/{MARK} cannot be read ({error!r}); {_ANOTHER}") from error
     for name, size in sizes.items():
         if not storage.exists(posixpath.join(path, name)) or storage.size(posixpath.join(path, name)) != size:
-            raise ShardError(
-                f"{where}/{name} is missing or has not its {size:,} bytes; use another checkpoint of the run"
-            )
+            raise ShardError(f"{where}/{name} is missing or has not its {size:,} bytes; {_ANOTHER}")
     return Saved(storage=storage, path=path, document=document)
 
 
