@@ -20,7 +20,6 @@ FORMAT = f"{META}/format.json"
 LOG = f"{META}/log"
 CHECKPOINTS = f"{META}/checkpoints"
 SNAPSHOTS = f"{META}/snapshots"
-RECEIPTS = f"{META}/receipts"
 LEASE = f"{META}/lease.json"
 LEASES = f"{META}/lease"
 
