@@ -8,7 +8,7 @@ import contextlib
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,24 +31,9 @@ from manifests.snapshots import snapshot
 from manifests.store import parquet, paths
 from manifests.store.storage import Storage, StoredFile
 
+# The files of a folder by name, without hidden ones.
+Folder = Mapping[str, StoredFile]
 _AGAIN = "delete it, the next run makes it again"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderListing:
-    """Lists what stands in a folder, by name, without hidden files."""
-
-    path: str
-    files: Mapping[str, StoredFile]
-
-    def named(self, start: str, end: str) -> list[StoredFile]:
-        """Returns the files whose names begin with `start` and end with `end`."""
-        return [file for name, file in self.files.items() if name.startswith(start) and name.endswith(end)]
-
-    def without_sidecar(self) -> list[StoredFile]:
-        """Returns the shards of the folder that have no sidecar."""
-        shards = [file for file in self.files.values() if paths.SHARD.match(file.path)]
-        return [file for file in shards if posixpath.basename(paths.sidecar(file.path)) not in self.files]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,21 +71,26 @@ class FoundShard:
         return -shard.forgotten, shard.failed, shard.not_selected, -self.file.modified.timestamp(), shard.path
 
 
-def list_folders(storage: Storage, path: str) -> dict[str, FolderListing]:
+def list_folders(storage: Storage, path: str) -> dict[str, dict[str, StoredFile]]:
     """Returns the folders below one that hold files, by path."""
     found: dict[str, dict[str, StoredFile]] = {}
     for file in storage.walk(path):
         folder, name = posixpath.split(file.path)
         if not name.startswith("."):
             found.setdefault(folder, {})[name] = file
-    return {folder: FolderListing(path=folder, files=files) for folder, files in found.items()}
+    return found
 
 
-def read_part(storage: Storage, corpus: str, folder: FolderListing, file: StoredFile) -> FoundPart:
+def named(folder: Folder, start: str, end: str) -> list[StoredFile]:
+    """Returns the files whose names begin with `start` and end with `end`."""
+    return [file for name, file in folder.items() if name.startswith(start) and name.endswith(end)]
+
+
+def read_part(storage: Storage, corpus: str, folder: Folder, file: StoredFile) -> FoundPart:
     """Returns a part as the sidecar of its samples file, or else the file itself, tells it."""
     data = storage.read(file.path)
     sidecar = paths.sidecar(file.path)
-    if posixpath.basename(sidecar) in folder.files:
+    if posixpath.basename(sidecar) in folder:
         found = sidecars.read(storage, sidecar)
     else:
         found = _part_alone(corpus, file.path, data)
@@ -111,9 +101,9 @@ def read_part(storage: Storage, corpus: str, folder: FolderListing, file: Stored
     return FoundPart(file=file, part=part, sidecar=found)
 
 
-def read_changes(storage: Storage, corpus: str, folder: FolderListing) -> list[SourcesChanged]:
+def read_changes(storage: Storage, corpus: str, folder: Folder) -> list[SourcesChanged]:
     """Returns the newest list of sources that an ingest found gone or altered, if there is one."""
-    files = sorted(folder.named("changes-", ".parquet"), key=lambda file: (file.modified, file.path))
+    files = sorted(named(folder, "changes-", ".parquet"), key=lambda file: (file.modified, file.path))
     if not files:
         return []
     with storage.open(files[-1].path) as stream:
@@ -122,10 +112,10 @@ def read_changes(storage: Storage, corpus: str, folder: FolderListing) -> list[S
     return [SourcesChanged(corpus=corpus, path=files[-1].path, vanished=vanished, changed=changed)]
 
 
-def read_dropped(storage: Storage, corpus: str, folder: FolderListing) -> list[SamplesDropped]:
+def read_dropped(storage: Storage, corpus: str, folder: Folder) -> list[SamplesDropped]:
     """Returns all lists of samples that ingests left out."""
     found = []
-    for file in folder.named("dropped-", ".parquet"):
+    for file in named(folder, "dropped-", ".parquet"):
         with storage.open(file.path) as stream:
             reasons = parquet.read(stream, ["reason"])["reason"].to_pylist()
         counts = dict(sorted(Counter(reasons).items()))
@@ -133,7 +123,7 @@ def read_dropped(storage: Storage, corpus: str, folder: FolderListing) -> list[S
     return found
 
 
-def read_shard(storage: Storage, folder: FolderListing, file: StoredFile, parts: Mapping[int, FoundPart]) -> FoundShard:
+def read_shard(storage: Storage, folder: Folder, file: StoredFile, parts: Mapping[int, FoundPart]) -> FoundShard:
     """Returns a shard as the sidecar `file` tells it, of one of these parts."""
     found = sidecars.read(storage, file.path)
     shard, recipe = found.of, found.recipe
@@ -141,7 +131,7 @@ def read_shard(storage: Storage, folder: FolderListing, file: StoredFile, parts:
         raise ShardError("the sidecar is of another file, or without a recipe")
     if sha256_hex(canonical_json(dict(recipe))) != shard.fingerprint:
         raise ShardError("the recipe in its sidecar does not have its fingerprint")
-    standing = folder.files.get(posixpath.basename(shard.path))
+    standing = folder.get(posixpath.basename(shard.path))
     if standing is None:
         raise ShardError("its sidecar stands, the file is gone")
     if standing.size_bytes != shard.size_bytes:
@@ -169,33 +159,35 @@ def checked_shard(storage: Storage, found: FoundShard) -> FoundShard:
     return found
 
 
-def read_tokenizer(storage: Storage, folder: FolderListing, vocabularies: Mapping[str, int]) -> TokenizerAdded:
-    """Returns a tokenizer as its sidecar tells it, or else its config.json.
+def read_tokenizer(
+    storage: Storage, path: str, files: Iterable[str], vocabularies: Mapping[str, int]
+) -> TokenizerAdded:
+    """Returns the tokenizer in the folder `path` as its sidecar tells it, or else its config.json.
 
     `vocabularies` are those of tokens that were found, by the digest of their tokenizer.
     """
-    sums = {name: sha256_hex(storage.read(file.path)) for name, file in sorted(folder.files.items())}
+    sums = {name: sha256_hex(storage.read(f"{path}/{name}")) for name in files}
     digest = sha256_hex(canonical_json(sums))
-    named = paths.TOKENIZER.parse(folder.path)
-    if named is None or not digest.startswith(named["digest12"]):
+    fields = paths.TOKENIZER.parse(path)
+    if fields is None or not digest.startswith(fields["digest12"]):
         raise ShardError("its files are not those that its name says: altered, or some are gone")
     try:
-        known = sidecars.read(storage, paths.sidecar(folder.path)).of
-        if isinstance(known, TokenizerAdded) and (known.path, known.digest) == (folder.path, digest):
+        known = sidecars.read(storage, paths.sidecar(path)).of
+        if isinstance(known, TokenizerAdded) and (known.path, known.digest) == (path, digest):
             return known
     except FileNotFoundError:
         pass
     if digest not in vocabularies:
         raise ShardError("it has no sidecar and made no tokens that are here: nothing tells its vocabulary")
     try:
-        config = json.loads(storage.read(f"{folder.path}/config.json"))
+        config = json.loads(storage.read(f"{path}/config.json"))
         family, version, rows = config["family"], config["version"], config.get("fit", {}).get("rows", 0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShardError(f"its config.json cannot be read ({type(error).__name__}: {error})") from error
     return TokenizerAdded(
-        name=named["tokenizer"],
+        name=fields["tokenizer"],
         digest=digest,
-        path=folder.path,
+        path=path,
         family=family,
         family_version=version,
         vocabulary=vocabularies[digest],
@@ -223,8 +215,8 @@ def workspace_id(storage: Storage) -> str | None:
 def _part_alone(corpus: str, path: str, data: bytes) -> sidecars.Sidecar:
     """Returns what a samples file tells of its part without a sidecar; its name holds the start of its sha256."""
     sha256 = sha256_hex(data)
-    named = paths.SAMPLES.parse(path)
-    if named is None or named["sha8"] != sha256[:8]:
+    fields = paths.SAMPLES.parse(path)
+    if fields is None or fields["sha8"] != sha256[:8]:
         raise ShardError(f"its sha256 is {sha256[:12]}, which is not in its name: altered or truncated")
     rows = read_samples(data)
     keys = [row.key for row in rows]

@@ -7,6 +7,7 @@ wins, then the fewest failed, the fewest not selected, and the newest by the sto
 the only one of its modality and form in a corpus; else the next `modmill run` says which is.
 """
 
+import posixpath
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,11 +33,12 @@ from manifests.log.lease import writer_lease
 from manifests.modality import Form
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.recover.found import (
-    FolderListing,
+    Folder,
     FoundPart,
     FoundShard,
     checked_shard,
     list_folders,
+    named,
     read_changes,
     read_dropped,
     read_part,
@@ -155,18 +157,18 @@ class _Recovery:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _parts(self, pool: ThreadPoolExecutor, corpus: str, folder: FolderListing) -> dict[int, FoundPart]:
+    def _parts(self, pool: ThreadPoolExecutor, corpus: str, folder: Folder) -> dict[int, FoundPart]:
         """Returns the parts of a corpus by number."""
 
         def read(file: StoredFile) -> FoundPart | None:
             return self._taken(file.path, read_part, self._storage, corpus, folder, file)
 
-        found = [part for part in pool.map(read, folder.named("part-", ".parquet")) if part is not None]
+        found = [part for part in pool.map(read, named(folder, "part-", ".parquet")) if part is not None]
         # Of two of one part (before and after a forget) the last one stays.
         found.sort(key=lambda part: (part.part.part, len(part.forgotten), part.file.modified, part.file.path))
         return {part.part.part: part for part in found}
 
-    def _corpus(self, corpus: str, folder: FolderListing, chosen: Mapping[int, FoundPart]) -> Iterator[Action]:
+    def _corpus(self, corpus: str, folder: Folder, chosen: Mapping[int, FoundPart]) -> Iterator[Action]:
         """Yields a corpus, its parts, what was forgotten of them, and the lists of changes and dropped samples."""
         corpora = [part.sidecar.corpus for part in chosen.values() if part.sidecar.corpus is not None]
         if corpora:
@@ -193,7 +195,7 @@ class _Recovery:
     # -- shards -------------------------------------------------------------------------------------------------------
 
     def _shards(
-        self, pool: ThreadPoolExecutor, corpus: str, folders: Sequence[FolderListing], parts: Mapping[int, FoundPart]
+        self, pool: ThreadPoolExecutor, corpus: str, folders: Sequence[Folder], parts: Mapping[int, FoundPart]
     ) -> Iterator[Action]:
         """Yields the shards of a corpus and their recipes, folder by folder, then which recipes are current."""
         recipes: dict[tuple[str, Form], list[RecipeCurrent]] = {}
@@ -227,7 +229,7 @@ class _Recovery:
                 )
 
     def _whole_shards(
-        self, pool: ThreadPoolExecutor, folder: FolderListing, parts: Mapping[int, FoundPart]
+        self, pool: ThreadPoolExecutor, folder: Folder, parts: Mapping[int, FoundPart]
     ) -> Iterator[FoundShard]:
         """Yields the shards of a folder that are what their sidecars say, one of each place."""
 
@@ -238,10 +240,11 @@ class _Recovery:
             checked = (self._taken(found.shard.path, checked_shard, self._storage, found) for found in candidates)
             return next((found for found in checked if found is not None), None)
 
-        for file in folder.without_sidecar():
-            self.found.left_out[file.path] = "it has no sidecar; the next run makes it again"
+        for file in folder.values():
+            if paths.SHARD.match(file.path) and posixpath.basename(paths.sidecar(file.path)) not in folder:
+                self.found.left_out[file.path] = "it has no sidecar; the next run makes it again"
         places: dict[tuple[Any, ...], list[FoundShard]] = {}
-        for found in pool.map(read, folder.named("part-", ".json")):
+        for found in pool.map(read, named(folder, "part-", ".json")):
             if found is not None:
                 places.setdefault(found.place, []).append(found)
         ranked = [sorted(candidates, key=lambda found: found.rank) for candidates in places.values()]
@@ -259,9 +262,9 @@ class _Recovery:
         for path, folder in list_folders(self._storage, paths.TOKENIZERS).items():
             if path == paths.TOKENIZERS:  # The sidecars.
                 continue
-            tokenizer = self._taken(path, read_tokenizer, self._storage, folder, self._vocabularies)
+            tokenizer = self._taken(path, read_tokenizer, self._storage, path, folder, self._vocabularies)
             if tokenizer is not None:
-                found.append((max(file.modified for file in folder.files.values()), path, tokenizer))
+                found.append((max(file.modified for file in folder.values()), path, tokenizer))
         tokenizers = [tokenizer for *_, tokenizer in sorted(found, key=lambda each: each[:2])]
         yield from tokenizers
         self.found.tokenizers = len(tokenizers)

@@ -1,24 +1,19 @@
 """Writes again the sidecars that are missing or damaged, from the log."""
 
 import contextlib
-from typing import TYPE_CHECKING
 
+from manifests.catalog.catalog import Catalog
 from manifests.errors import ShardError
-from manifests.log.actions import Forgotten
-from manifests.store.storage import Storage
-
-if TYPE_CHECKING:
-    from manifests.catalog.catalog import Catalog
-
 from manifests.formats.sidecars import Described, differences, of_part, of_shard, of_tokenizer, path_of, read
+from manifests.log.actions import Forgotten
+from manifests.queries import audit, retention
+from manifests.store.storage import Storage
 
 _BATCH = 1000  # parts whose shards are held at once
 
 
-def write_missing(catalog: "Catalog") -> int:
+def write_missing(catalog: Catalog) -> int:
     """Rewrites missing or damaged sidecars of live files and returns how many. Sidecars that match the log are not touched."""
-    from manifests.queries import audit, retention
-
     storage = catalog.storage
     recipes, corpora = catalog.recipes(), audit.corpora(catalog)
     written = 0
