@@ -196,11 +196,11 @@ def put_same(storage: Storage, path: str, data: bytes | IO[bytes], sha256: str) 
 def read_same(
     storage: Storage, path: str, sha256: str, *, remedy: str = "see `modmill verify`, and restore it from a copy"
 ) -> bytes:
-    """Returns the bytes of a committed file. Raises ShardError if it is gone, cannot be read, or is not of that sha256."""
+    """Returns the bytes of a committed file. Raises ShardError if it is missing, cannot be read, or is not of that sha256."""
     try:
         data = storage.read(path)
     except OSError as error:
-        reason = "is gone" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise ShardError(f"{storage.location(path)} {reason}; {remedy}") from error
     if (found := sha256_hex(data)) != sha256:
         raise ShardError(
