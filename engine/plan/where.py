@@ -1,18 +1,15 @@
 """Picks the rows that a run is to label by a condition over `samples` (`modmill run --where`)."""
 
-import io
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
 
 from manifests.catalog.catalog import Catalog
-from manifests.errors import ConfigError, ShardError
+from manifests.errors import ConfigError
 from manifests.formats import shards
 from manifests.log.actions import ShardAdded
 from manifests.queries import retention
-from manifests.store import parquet
 from manifests.store.storage import Storage
 
 
@@ -83,20 +80,5 @@ def unpacked(bits: bytes, rows: int) -> np.ndarray:
 
 def has_row(storage: Storage, shard: ShardAdded, bits: bytes, statuses: Sequence[int]) -> bool:
     """Reads a shard and tells whether a picked row has one of these statuses. Raises ShardError if it cannot be read."""
-    found = statuses_of(storage, shard)
-    if len(found) != shard.rows:
-        raise ShardError(f"{shard.path} has {len(found)} rows, the log says {shard.rows}; see `modmill verify`")
+    found = shards.read_statuses(storage, shard.path, shard.format, shard.rows)
     return bool((np.isin(found, list(statuses)) & unpacked(bits, shard.rows)).any())
-
-
-def statuses_of(storage: Storage, shard: ShardAdded) -> np.ndarray:
-    """Returns what became of each row of a shard: uint8 (rows,). Raises ShardError if it cannot be read."""
-    try:
-        if shard.format == "parquet":
-            with storage.open(shard.path) as file:
-                return parquet.read(file, ["status"])["status"].to_numpy()
-        found = shards.read_tar(io.BytesIO(storage.read(shard.path)), values=False)
-        return np.array(found.statuses, np.uint8)
-    except (OSError, KeyError, pa.ArrowException, ShardError) as error:
-        where = storage.location(shard.path)
-        raise ShardError(f"{where} cannot be read ({error}); see `modmill verify {storage.uri}`") from error

@@ -160,7 +160,7 @@ def _parquet(data: bytes, rows: Collection[int]) -> Blanked:
 
 
 def _tar(data: bytes, rows: Collection[int]) -> Blanked:
-    found = shards.read_tar(io.BytesIO(data))
+    found = shards.read_rows("webdataset", data)
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         endings = {name.partition(".")[2] for name in tar.getnames()} - {"json"}
     extension = endings.pop() if endings else "npy"

@@ -26,6 +26,7 @@ from manifests.errors import ShardError
 from manifests.modality import Modality
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.store import parquet
+from manifests.store.storage import Storage
 
 _ROW_GROUP_ROWS = 1024
 _SPOOL_BYTES = 64 << 20
@@ -225,6 +226,29 @@ def member_name(key: str) -> str:
         return key
     encoded = quote(key, safe="").replace(".", "%2E").replace("~", "%7E")
     return encoded if len(encoded) <= 80 else "sha256-" + sha256_hex(key.encode())
+
+
+def read_rows(format: str, file: bytes | IO[bytes], *, values: bool = True) -> ShardRows:
+    """Reads a shard of either format, parquet or webdataset; see `read_parquet` and `read_tar`."""
+    if format == "parquet":
+        return read_parquet(file, values=values)
+    return read_tar(io.BytesIO(file) if isinstance(file, bytes) else file, values=values)
+
+
+def read_statuses(storage: Storage, path: str, format: str, rows: int) -> np.ndarray:
+    """Returns what became of each row of a shard: uint8 (rows,). Raises ShardError if it is gone or has other rows."""
+    where, hint = storage.location(path), f"see `modmill verify {storage.uri}`"
+    try:
+        with storage.open(path) as file:
+            if format == "parquet":
+                statuses = parquet.read(file, ["status"])["status"].to_numpy()
+            else:
+                statuses = np.array(read_tar(file, values=False).statuses, np.uint8)
+    except (OSError, KeyError, pa.ArrowException, ShardError) as error:
+        raise ShardError(f"{where} cannot be read ({error}); {hint}") from error
+    if len(statuses) != rows:
+        raise ShardError(f"{where} has {len(statuses)} rows, the log says {rows}; {hint}")
+    return statuses
 
 
 def read_parquet(file: bytes | IO[bytes] | str, *, values: bool = True, whole: bool = False) -> ShardRows:

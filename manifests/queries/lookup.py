@@ -25,7 +25,7 @@ def show(catalog: Catalog, corpus: str, key: str) -> dict[str, Any]:
     )
     for shard in current.to_pylist():
         with catalog.storage.open(shard["path"]) as file:
-            rows_of = shards.read_parquet(file) if shard["format"] == "parquet" else shards.read_tar(file)
+            rows_of = shards.read_rows(shard["format"], file)
         value = None if rows_of.values is None else rows_of.values[sample["row"]]
         found[shard["form"]].setdefault(shard["modality"], {})[shard["crop"]] = value
     failures = "SELECT * FROM failures WHERE corpus = ? AND key = ? ORDER BY modality, form, crop"

@@ -5,20 +5,19 @@ of bools; `manifests/snapshots/snapshot.py` writes the tables down and reads the
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import ConfigError, ShardError
-from manifests.formats.shards import Status
+from manifests.formats.shards import Status, read_statuses
 from manifests.formats.snapshots import MODALITIES, PARTS, SHARDS
 from manifests.queries import recipe_choice
-from manifests.store import parquet
 from manifests.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -124,23 +123,10 @@ def _with_tokens(storage: Storage, rows: _Rows, picked: np.ndarray, shards: pa.T
     found = np.repeat(~is_doubtful, rows.counts)
     to_read = shards.take(pa.array(np.flatnonzero(is_doubtful[part_numbers] & (ok > 0)))).to_pylist()
     with ThreadPoolExecutor(_THREADS) as pool:
-        for shard, is_ok in zip(to_read, pool.map(lambda shard: _is_ok(storage, shard), to_read), strict=True):
-            found[rows.of(shard["part_number"])] |= is_ok
+        read = pool.map(lambda shard: read_statuses(storage, shard["path"], shard["format"], shard["rows"]), to_read)
+        for shard, statuses in zip(to_read, read, strict=True):
+            found[rows.of(shard["part_number"])] |= statuses == Status.OK
     return found
-
-
-def _is_ok(storage: Storage, shard: Mapping[str, Any]) -> np.ndarray:
-    """Returns bool (rows,): the rows of a shard that have tokens."""
-    where = storage.location(shard["path"])
-    try:
-        statuses = parquet.read(storage.read(shard["path"]), ["status"])["status"].to_numpy()
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ShardError(f"{where} cannot be read ({error}); see `modmill verify {storage.uri}`") from error
-    if len(statuses) != shard["rows"]:
-        raise ShardError(
-            f"{where} has {len(statuses)} rows, the log says {shard['rows']}; see `modmill verify {storage.uri}`"
-        )
-    return statuses == Status.OK
 
 
 def _check_aligned(parts: pa.Table, shards: pa.Table) -> None:

@@ -14,6 +14,7 @@ from engine.upkeep import forget
 from engine.upkeep import verify as verifying
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, QueryError
+from manifests.formats.shards import read_statuses
 
 PIPELINE = """
 workspace: {workspace}
@@ -52,7 +53,7 @@ def statuses(folder: Path, modality: str) -> dict[str, int]:
         found = {}
         for shard in catalog.live_shards():
             if shard.modality == modality:
-                for row, status in enumerate(where.statuses_of(catalog.storage, shard)):
+                for row, status in enumerate(read_statuses(catalog.storage, shard.path, shard.format, shard.rows)):
                     found[sources[keys[shard.part, row]]] = int(status)
         return found
 
