@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-long lint bench clean
 
 setup: $(STAMP)
 
@@ -30,7 +30,11 @@ lint: setup
 
 # In two processes, which share the files out between them; `pytest` alone runs in one.
 test: lint
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not long" --durations=25 --durations-min=4
+
+# What takes too long for every change: fuzzing by the thousand, kills by the dozen.
+test-long: setup
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m long
 
 bench: setup
 	for name in engine manifest loader generation; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done

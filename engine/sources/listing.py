@@ -152,6 +152,7 @@ def uri(root: str, path: str) -> str:
 
 def open_file(root: str, path: str) -> IO[bytes]:
     """Opens a file of a source as a seekable stream. Raises SourceError if it cannot be opened."""
+    _check_below(path)
     try:
         if not is_uri(root):
             return open(uri(root, path), "rb")
@@ -172,6 +173,7 @@ def read_range(root: str, path: str, begin: int = 0, size: int | None = None) ->
 
     Raises SourceError if it cannot be read.
     """
+    _check_below(path)
     try:
         if not is_uri(root):
             with open(uri(root, path), "rb", buffering=0) as file:
@@ -184,6 +186,12 @@ def read_range(root: str, path: str, begin: int = 0, size: int | None = None) ->
         return fs.cat_file(where) if size is None else fs.cat_file(where, start=begin, end=begin + size)
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _check_below(path: str) -> None:
+    """Raises SourceError for a path that leads out of the source: a samples file of a stranger may name any."""
+    if path.startswith("/") or ".." in path.split("/"):
+        raise SourceError(f"{path!r} leads out of the source, expected a path below it; no listing names such a file")
 
 
 def _unreadable(path: str, error: Exception) -> SourceError:

@@ -157,6 +157,16 @@ def test_a_file_that_is_gone_is_a_source_error(tmp_path: Path) -> None:
         listing.read_file(str(tmp_path), "folder.jpg")
 
 
+@pytest.mark.parametrize("path", ["../secret.jpg", "sub/../../secret.jpg", "{tmp_path}/secret.jpg"])
+def test_a_path_that_leads_out_of_the_source_is_refused(tmp_path: Path, path: str) -> None:
+    (tmp_path / "secret.jpg").write_bytes(b"not of the source")
+    (tmp_path / "photos/sub").mkdir(parents=True)
+    path = path.format(tmp_path=tmp_path)
+    for read in (listing.read_file, listing.open_file, listing.read_range):
+        with pytest.raises(SourceError, match="leads out of the source"):
+            read(str(tmp_path / "photos"), path)
+
+
 def test_a_store(memory: fsspec.AbstractFileSystem) -> None:
     for name in ("a.jpg", "sub/é b.PNG", ".hidden/c.jpg", "notes.md"):
         memory.pipe_file(f"/bucket/photos/{name}", name.encode())
