@@ -9,6 +9,7 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from manifests.errors import ConfigError, nearest
@@ -31,7 +32,7 @@ class Modality:
     `axes` and `dtype` describe one row's label array ("h w c", "uint8"). `fields` are the columns of a structured label,
     name to Arrow type; `many` says that a row holds a list of such records. `null` is the marker inside a label
     array that means "no value here" (a pixel without depth). A row without any label has a null and a `status`.
-    `tokenizer` is the family that encodes it, `labeler` the one that makes it if the pipeline file names none.
+    `tokenizer` is the family that encodes it (empty: none), `labeler` the one that makes it if the pipeline file names none.
     `tokens` is how many tokens a row has at the default size, for a sequence the most it may have (None: no limit).
     `stride` is how many pixels of a crop, across, one cell of a feature map stands for.
     """
@@ -42,7 +43,7 @@ class Modality:
     token_grain: Grain
     crop_rule: CropLabelRule
     labeler: str
-    tokenizer: str
+    tokenizer: str = ""
     axes: str = ""
     channels: int = 1
     dtype: str = ""
@@ -110,92 +111,70 @@ _METADATA_FIELDS = {
     "entropy": "float32",
 }
 
+# What most rows of a sort have in common; a row's own facts go before them.
+_image = partial(
+    Modality, kind="image", label_grain="crop", token_grain="crop", labeler="files", tokenizer="grid", tokens=196
+)
+_objects = partial(
+    Modality, kind="structured", label_grain="sample", token_grain="crop", range=(0, 1), many=True, keep=True
+)
+_whole = partial(Modality, label_grain="sample", token_grain="sample", crop_rule="whole", tokenizer="text", keep=True)
+
 MODALITIES: dict[str, Modality] = {
     modality.name: modality
     for modality in (
-        Modality(
+        _image(
             name="rgb",
-            kind="image",
-            label_grain="crop",
-            token_grain="crop",
             crop_rule="pixels",
             labeler="rgb",
-            tokenizer="grid",
             axes="h w c",
             channels=3,
             dtype="uint8",
             unit="sRGB code value",
             range=(0, 255),
-            tokens=196,
         ),
-        Modality(
+        _image(
             name="edges",
-            kind="image",
-            label_grain="crop",
-            token_grain="crop",
             crop_rule="nearest",
             labeler="edges",
-            tokenizer="grid",
             axes="h w",
             dtype="uint8",
             unit="255 on an edge, else 0",
             range=(0, 255),
-            tokens=196,
         ),
-        Modality(
+        _image(
             name="depth",
-            kind="image",
-            label_grain="crop",
-            token_grain="crop",
             crop_rule="nearest",
-            labeler="files",
-            tokenizer="grid",
             axes="h w",
             dtype="float32",
             unit="m, or any scale; larger is farther: tokens hold relative depth",
             range=(0, float("inf")),
             null=float("nan"),
-            tokens=196,
         ),
-        Modality(
+        _image(
             name="normals",
-            kind="image",
-            label_grain="crop",
-            token_grain="crop",
             crop_rule="normals",
-            labeler="files",
-            tokenizer="grid",
             axes="h w c",
             channels=3,
             dtype="float32",
             unit="unit vector: x right, y down, z away from the camera",
             range=(-1, 1),
             null=0.0,
-            tokens=196,
         ),
-        Modality(
+        _image(
             name="segmentation",
-            kind="image",
-            label_grain="crop",
-            token_grain="crop",
             crop_rule="nearest",
-            labeler="files",
-            tokenizer="grid",
             axes="h w",
             dtype="uint8",
             unit="class index",
             range=(0, 255),
             null=255,
-            tokens=196,
         ),
-        Modality(
+        _image(
             name="dinov2",
             kind="feature_map",
-            label_grain="crop",
-            token_grain="crop",
             crop_rule="linear",
             labeler="dinov2",
-            tokenizer="grid",
             axes="h w c",
             channels=768,
             dtype="float32",
@@ -203,49 +182,29 @@ MODALITIES: dict[str, Modality] = {
             tokens=256,
             stride=14,
         ),
-        Modality(
+        _objects(
             name="boxes",
-            kind="structured",
-            label_grain="sample",
-            token_grain="crop",
             crop_rule="boxes",
             labeler="segments",
             tokenizer="text",
             unit="fractions of the photograph, origin top left",
-            range=(0, 1),
             fields=_BOX_FIELDS,
-            many=True,
             tokens=256,
-            keep=True,
         ),
-        Modality(
+        _objects(
             name="instances",
-            kind="structured",
-            label_grain="sample",
-            token_grain="crop",
             crop_rule="instances",
             labeler="segments",
-            tokenizer="",
             unit="fractions of the photograph; COCO run lengths (column-major, first run is background)",
-            range=(0, 1),
             fields={**_BOX_FIELDS, "rle_height": "int32", "rle_width": "int32", "rle_counts": "list<uint32>"},
-            many=True,
-            keep=True,
         ),
-        Modality(
+        _objects(
             name="poses",
-            kind="structured",
-            label_grain="sample",
-            token_grain="crop",
             crop_rule="boxes",
             labeler="files",
-            tokenizer="",
             unit="fractions of the photograph; rotation matrices; SMPL shape; scale and shift of HMR2's camera in the box",
-            range=(0, 1),
             fields={**_BOX_FIELDS, **_POSE_FIELDS},
-            many=True,
             tokens=275,
-            keep=True,
         ),
         *(
             Modality(
@@ -255,7 +214,6 @@ MODALITIES: dict[str, Modality] = {
                 token_grain="crop",
                 crop_rule="whole",
                 labeler=labeler,
-                tokenizer="",
                 axes="c",
                 channels=channels,
                 dtype="float32",
@@ -269,53 +227,25 @@ MODALITIES: dict[str, Modality] = {
                 ("imagebind_global", "files", 1280, "ImageBind ViT-H/14's class token"),
             )
         ),
-        Modality(
+        _whole(
             name="metadata",
             kind="structured",
-            label_grain="sample",
-            token_grain="sample",
-            crop_rule="whole",
             labeler="metadata",
-            tokenizer="text",
             unit="px, counts, and image statistics on 8-bit scales; entropy in bits",
             fields=_METADATA_FIELDS,
             tokens=43,
-            keep=True,
         ),
-        Modality(
+        _whole(
             name="palette",
             kind="structured",
-            label_grain="sample",
-            token_grain="sample",
-            crop_rule="whole",
             labeler="palette",
-            tokenizer="text",
             unit="sRGB code values; share is the fraction of the photograph",
             fields={"k": "uint8", "rank": "uint8", "r": "uint8", "g": "uint8", "b": "uint8", "share": "float32"},
             many=True,
             tokens=23,
-            keep=True,
         ),
-        Modality(
-            name="caption",
-            kind="text",
-            label_grain="sample",
-            token_grain="sample",
-            crop_rule="whole",
-            labeler="caption",
-            tokenizer="text",
-            tokens=256,
-            keep=True,
-        ),
-        Modality(
-            name="text",
-            kind="text",
-            label_grain="sample",
-            token_grain="sample",
-            crop_rule="whole",
-            labeler="text",
-            tokenizer="text",
-        ),
+        _whole(name="caption", kind="text", labeler="caption", tokens=256),
+        _whole(name="text", kind="text", labeler="text", keep=False),
     )
 }
 
