@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from manifests.errors import ConfigError, ShardError, WorkspaceError, nearest
@@ -107,13 +108,22 @@ def names(storage: Storage) -> list[str]:
 
 
 def encode(document: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> dict[str, bytes]:
-    """Encodes the files of a snapshot, SHA256SUMS last."""
-    files = {_DOCUMENT: canonical_json({"format": FORMAT, **document})}
+    """Encodes the files of a snapshot, SHA256SUMS last; what snapshot.json says of the tables is counted here."""
+    counted = {
+        "modalities": tables["modalities"]["modality"].to_pylist(),
+        "rows": _ones(tables["parts"]["selected"]),
+        "held_out": _ones(tables["parts"]["held_out"]),
+    }
+    files = {_DOCUMENT: canonical_json({"format": FORMAT, **counted, **document})}
     files |= {
         f"{name}.parquet": parquet.written(tables[name].combine_chunks(), row_group_size=65536) for name in _TABLES
     }
     sums = "".join(f"{sha256_hex(data)}  {name}\n" for name, data in sorted(files.items()))
     return {**files, SUMS: sums.encode()}
+
+
+def _ones(bitmaps: pa.ChunkedArray) -> int:
+    return sum(int(np.unpackbits(np.frombuffer(bits, np.uint8)).sum()) for bits in bitmaps.to_pylist())
 
 
 def write(storage: Storage, name: str, files: Mapping[str, bytes]) -> None:

@@ -26,22 +26,13 @@ if TYPE_CHECKING:
 _THREADS = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Holds the tables of a snapshot, in their order: by modality; by (corpus, part); by (corpus, part, modality, crop).
+def select(
+    catalog: "Catalog", *, where: str | None, modalities: Sequence[str] | None, hold_out: float
+) -> dict[str, pa.Table]:
+    """Returns what the arguments of `snapshot.make` pick of the catalog as it stands: modalities, parts and shards.
 
-    Bitmaps of rows (`selected`, `held_out`) are packed, the first row in the lowest bit.
-    """
-
-    modalities: pa.Table
-    parts: pa.Table
-    shards: pa.Table
-    rows: int
-    held_out: int
-
-
-def select(catalog: "Catalog", *, where: str | None, modalities: Sequence[str] | None, hold_out: float) -> Selection:
-    """Returns what the arguments of `snapshot.make` pick of the catalog as it stands.
+    Modalities are in the order of their names, parts in that of (corpus, part), shards in that of (corpus, part, modality,
+    crop). Bitmaps of rows (`selected`, `held_out`) are packed, the first row in the lowest bit.
 
     Raises ConfigError if that is no row, and for modalities that cannot be had or trained on; QueryError for the condition;
     ShardError if a shard that must be looked into cannot be read.
@@ -64,13 +55,11 @@ def select(catalog: "Catalog", *, where: str | None, modalities: Sequence[str] |
     kept = rows.parts_with(picked)
     shards = shards.filter(pa.array(kept[shards["part_number"].to_numpy()]))
     records = recipe_choice.modalities(catalog, recipes, shards, is_asked=modalities is not None)
-    return Selection(
-        modalities=pa.Table.from_pylist(records, MODALITIES),
-        parts=_parts(parts, rows, picked, held_out, kept),
-        shards=shards.select(SHARDS.names).cast(SHARDS),
-        rows=int(picked.sum()),
-        held_out=int(held_out.sum()),
-    )
+    return {
+        "modalities": pa.Table.from_pylist(records, MODALITIES),
+        "parts": _parts(parts, rows, picked, held_out, kept),
+        "shards": shards.select(SHARDS.names).cast(SHARDS),
+    }
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------

@@ -212,16 +212,8 @@ def make(
     if not 0 <= hold_out < 1:
         raise ConfigError(f"hold_out is {hold_out}; expected a share of the keys, 0 <= hold_out < 1")
     catalog.refresh()
-    selected = selection.select(catalog, where=where, modalities=modalities, hold_out=hold_out)
-    document = {
-        "workspace": catalog.workspace_id,
-        "where": where,
-        "modalities": selected.modalities["modality"].to_pylist(),
-        "hold_out": float(hold_out),
-        "rows": selected.rows,
-        "held_out": selected.held_out,
-    }
-    tables = {"modalities": selected.modalities, "parts": selected.parts, "shards": selected.shards}
+    tables = selection.select(catalog, where=where, modalities=modalities, hold_out=hold_out)
+    document = {"workspace": catalog.workspace_id, "where": where, "hold_out": float(hold_out)}
     files = snapshot_files.encode(document, tables)
     recorded = _recorded(catalog).get(name)
     if snapshot_files.is_whole(catalog.storage, name):

@@ -91,10 +91,7 @@ def _renew_one(
     document = {
         "workspace": catalog.workspace_id,
         "where": made.where,
-        "modalities": [modality.modality for modality in made.modalities],
         "hold_out": made.hold_out,
-        "rows": made.rows,
-        "held_out": made.held_out_rows,
         "replaces": snapshot.name,
         "forgotten_rows": gone,
     }
