@@ -192,7 +192,6 @@ class Catalog:
         `table` is a Parquet, CSV or JSON file or a table of pyarrow, pandas or polars, with one row a sample at most; it
         is there by its own name too (of a file, the stem). Raises ConfigError, see `attached.load`.
         """
-        self._check_process()
 
         def put() -> attached.Attached:
             connection = self._index.connection
@@ -207,10 +206,7 @@ class Catalog:
             self._attached.append(new)
             return new
 
-        try:
-            return self._index.ask(put)
-        except duckdb.Error as error:
-            raise QueryError(f"{error}; see `modmill verify {self.storage.uri}`") from error
+        return self._made(put)
 
     @property
     def attached(self) -> Sequence[attached.Attached]:
@@ -222,15 +218,19 @@ class Catalog:
 
         Raises QueryError if a view cannot be read.
         """
-        self._check_process()
 
         def copy() -> None:
             self._drop_old_content()
             self._make_content([*content.all_views(self._index.connection)])
             locked_copy.copy_views(self._index.connection, path, [table.name for table in self._attached])
 
+        self._made(copy)
+
+    def _made(self, make: Callable[[], Answer]) -> Answer:
+        """Returns what something makes of the views. Raises QueryError if one cannot be read."""
+        self._check_process()
         try:
-            self._index.ask(copy)
+            return self._index.ask(make)
         except duckdb.Error as error:
             raise QueryError(f"{error}; see `modmill verify {self.storage.uri}`") from error
 
@@ -303,10 +303,6 @@ class Catalog:
             with contextlib.suppress(duckdb.Error):
                 connection.execute("ROLLBACK")
 
-    def _table(self, query: str, parameters: Sequence[Any] = ()) -> "pa.Table":
-        self._check_process()
-        return self._index.ask(lambda: self._index.connection.sql(query, params=list(parameters)).to_arrow_table())
-
     def _rows(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         self._check_process()
         columns, rows = self._index.ask(lambda: _plain_rows(self._index.connection.sql(query, params=list(parameters))))
@@ -360,7 +356,7 @@ class Catalog:
 
         Columns: corpus, corpus_kind, part, rows, keys_sha256, part_number, first_row.
         """
-        return self._table(f"SELECT * REPLACE (lower(hex(keys_sha256)) AS keys_sha256) FROM ({_NUMBERED}) ORDER BY 6")
+        return self.sql(f"SELECT * REPLACE (lower(hex(keys_sha256)) AS keys_sha256) FROM ({_NUMBERED}) ORDER BY 6")
 
     def select_rows(self, condition: str) -> "pa.Table":
         """Returns the rows of `samples` that a condition picks: one column, the row's number through all parts.
@@ -410,7 +406,7 @@ class Catalog:
         """
         names = {"corpus": "VARCHAR", "modality": "VARCHAR", "fingerprint": "VARCHAR", "crops": "INTEGER"}
         chosen = ", ".join(f"unnest(?::{kind}[]) AS {name}" for name, kind in names.items())
-        return self._table(
+        return self.sql(
             "SELECT s.corpus, s.part, s.modality, s.crop, s.fingerprint, s.path, lower(hex(s.sha256)) AS sha256, "
             "s.size_bytes, s.format, s.rows, s.ok, s.tokens, lower(hex(s.keys_sha256)) AS keys_sha256, p.part_number "
             f"FROM state.shard s JOIN (SELECT {chosen}) c USING (corpus, modality, fingerprint) "
@@ -422,7 +418,7 @@ class Catalog:
 
     def snapshots(self) -> "pa.Table":
         """Returns the rows of the view `snapshots`."""
-        return self._table("SELECT * FROM snapshots")
+        return self.sql("SELECT * FROM snapshots")
 
     def status(self) -> "pa.Table":
         """Returns what `modmill status` shows: corpus by modality, parts done, failed, missing."""

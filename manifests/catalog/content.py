@@ -44,6 +44,7 @@ _FAILED_FILES = (
     "SELECT failed_path FROM shards WHERE is_current AND failed_path IS NOT NULL "
     "ORDER BY corpus, part, modality, form, crop"
 )
+_PLAIN = {"failures": (_FAILED_FILES, _FAILURES), "dropped": (_DROPPED_FILES, _DROPPED)}
 _KEPT = "is_current AND form = 'label' AND format = 'parquet'"
 
 
@@ -72,12 +73,10 @@ def make_view(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str
     if name in (*snapshot_views.VIEWS, *snapshot_views.NEEDS):
         snapshot_views.make(connection, storage, name)
         return
-    if name == "failures":
-        files = [storage.location(path) for (path,) in connection.execute(_FAILED_FILES).fetchall()]
-        selected = f"SELECT * FROM {samples.parquet(files)}" if files else _empty(_FAILURES)
-    elif name == "dropped":
-        files = [storage.location(path) for (path,) in connection.execute(_DROPPED_FILES).fetchall()]
-        selected = f"SELECT * FROM {samples.parquet(files)}" if files else _empty(_DROPPED)
+    if name in _PLAIN:
+        named, columns = _PLAIN[name]
+        files = [storage.location(path) for (path,) in connection.execute(named).fetchall()]
+        selected = f"SELECT * FROM {samples.parquet(files)}" if files else samples.empty(columns)
     else:
         selected = _labels(connection, storage, name)
     connection.execute(f"CREATE OR REPLACE TEMP VIEW {samples.quoted(name)} AS {selected}")
@@ -91,14 +90,11 @@ def _labels(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str) 
         [MODALITY_OF_VIEW.get(name, name)],
     ).fetchall()
     if not found and modality is not None:
-        return _empty(_content_columns(modality))
+        return samples.empty(_content_columns(modality))
     files = [storage.location(path) for path, *_ in found]
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE file_of_{name} AS SELECT unnest(?::VARCHAR[]) AS filename, "
-        "unnest(?::VARCHAR[]) AS corpus, unnest(?::INTEGER[]) AS part, unnest(?::INTEGER[]) AS crop",
-        [files, *(list(column) for column in list(zip(*found, strict=True))[1:])],
-    )
-    source = f"FROM {samples.parquet(files, ', filename = true')} JOIN file_of_{name} USING (filename) WHERE status = 0"
+    said = [(file, *place) for file, (_, *place) in zip(files, found, strict=True)]
+    rows = samples.labeled(connection, name, "corpus VARCHAR, part INTEGER, crop INTEGER", said)
+    source = f"FROM {rows} WHERE status = 0"
     row = "corpus, part, key" if found[0][3] is None else "corpus, part, key, crop"
     kind = connection.execute(f"DESCRIBE SELECT label FROM {samples.parquet(files[:1])}").fetchall()[0][1]
     if kind == "VARCHAR":
@@ -117,13 +113,6 @@ def _first_length(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -
     """Returns how long the vectors are of a modality that is not in the table; Parquet does not say so."""
     query = f"SELECT len(label) FROM {samples.parquet(files)} WHERE status = 0 LIMIT 1"
     return next((length for (length,) in connection.execute(query).fetchall()), 1)
-
-
-def _empty(columns: str) -> str:
-    nulls = ", ".join(
-        f'NULL::{kind} AS "{column}"' for column, _, kind in (c.partition(" ") for c in columns.split(", "))
-    )
-    return f"SELECT {nulls} WHERE false"
 
 
 def _content_columns(modality: Modality) -> str:

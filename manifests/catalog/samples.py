@@ -20,10 +20,7 @@ _MANY = 64
 _FEW_OF = 8
 NUMBERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "FLOAT", "DOUBLE"}
 _FIXED = "corpus, part, row, key, source, size_bytes, sha256"
-_EMPTY = (
-    "SELECT NULL::VARCHAR AS corpus, NULL::INTEGER AS part, NULL::INTEGER AS row, NULL::VARCHAR AS key, "
-    "NULL::VARCHAR AS source, NULL::BIGINT AS size_bytes, NULL::VARCHAR AS sha256 WHERE false"
-)
+_COLUMNS = "corpus VARCHAR, part INTEGER, row INTEGER, key VARCHAR, source VARCHAR, size_bytes BIGINT, sha256 VARCHAR"
 # What a plan says of a scan's filters, as DuckDB 1.4 to 2.0 write it, if it is simple enough to trust: literals without
 # quotes or escapes. Any other text bounds nothing: of a version that writes plans otherwise, all files are read.
 _LITERAL = r"'[^'\\\n\r]*'"
@@ -37,6 +34,24 @@ _NOT_FOR_PLANS = "statistics_propagation,late_materialization"
 def parquet(files: Iterable[str], options: str = "") -> str:
     """Returns the table function over these very files."""
     return f"read_parquet([{', '.join(map(literal, files))}]{options})"
+
+
+def labeled(connection: duckdb.DuckDBPyConnection, name: str, columns: str, files: Sequence[Sequence[Any]]) -> str:
+    """Returns a source of the rows of files, with `columns` as SQL declares them; `files` has file and values of each.
+
+    What is said of the files is put into the temporary table `file_of_<name>`.
+    """
+    declared = (column.partition(" ") for column in f"filename VARCHAR, {columns}".split(", "))
+    unnested = ", ".join(f"unnest(?::{kind}[]) AS {column}" for column, _, kind in declared)
+    said = [list(values) for values in zip(*files, strict=True)]
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE file_of_{name} AS SELECT {unnested}", said)
+    return f"{parquet(said[0], ', filename = true')} JOIN file_of_{name} USING (filename)"
+
+
+def empty(columns: str) -> str:
+    """Returns a query without rows, of columns as SQL declares them: `corpus VARCHAR, part INTEGER`."""
+    declared = (column.partition(" ") for column in columns.split(", "))
+    return f"SELECT {', '.join(f'NULL::{kind} AS {quoted(name)}' for name, _, kind in declared)} WHERE false"
 
 
 def literal(file: str) -> str:
@@ -68,7 +83,7 @@ class Samples:
         }
         self._texts = _mixed_columns(self._columns)
         selected = " UNION ALL BY NAME ".join(self._selected(corpus, source) for corpus, source in sources.items())
-        connection.execute(f"CREATE OR REPLACE TEMP MACRO all_sample_rows() AS TABLE {selected or _EMPTY}")
+        connection.execute(f"CREATE OR REPLACE TEMP MACRO all_sample_rows() AS TABLE {selected or empty(_COLUMNS)}")
         self._is_narrow = True
         self.widen()
         if self._is_large:

@@ -107,13 +107,7 @@ def make(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str) -> 
     recorded = connection.execute("SELECT snapshot, path FROM state.snapshot ORDER BY snapshot").fetchall()
     files = {storage.location(f"{path}/{table}.parquet"): snapshot for snapshot, path in recorded if snapshot in there}
     if files:
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE file_of_{name} AS "
-            "SELECT unnest(?::VARCHAR[]) AS filename, unnest(?::VARCHAR[]) AS snapshot",
-            [list(files), list(files.values())],
-        )
-        source = f"{samples.parquet(files, ', filename = true')} JOIN file_of_{name} USING (filename)"
+        source = samples.labeled(connection, name, "snapshot VARCHAR", list(files.items()))
     else:
-        nulls = ", ".join(f"NULL::{kind} AS {column}" for column, kind in (c.split(" ") for c in columns.split(", ")))
-        source = f"(SELECT NULL::VARCHAR AS snapshot, {nulls} WHERE false)"
+        source = f"({samples.empty(f'snapshot VARCHAR, {columns}')})"
     connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT snapshot, {made} FROM {source}")
