@@ -16,20 +16,12 @@ from manifests.catalog.index import Index, made_by
 from manifests.log import actions
 from manifests.log import entries as log
 from manifests.log.actions import CorpusAdded, TokenizerAdded
+from manifests.queries import retention
 from manifests.store import paths
 from manifests.store.storage import Storage
 
 _TABLES = ("applied", *actions.KINDS)
 _ENDING = {"part", "current", "tokenizer", "shard"}
-_NAMED = """
-SELECT path, end_version IS NULL AS is_live, end_version FROM log.shard WHERE starts_with(path, $1)
-UNION ALL SELECT failed_path, end_version IS NULL, end_version FROM log.shard WHERE starts_with(failed_path, $1)
-UNION ALL SELECT path, end_version IS NULL, end_version FROM log.part WHERE starts_with(path, $1)
-UNION ALL SELECT pack_path, end_version IS NULL, end_version FROM log.part WHERE starts_with(pack_path, $1)
-UNION ALL SELECT path, true, NULL FROM log.samples_dropped WHERE starts_with(path, $1)
-UNION ALL SELECT c.path, s.path IS NOT NULL, c.version FROM log.sources_changed c
-  LEFT JOIN state.sources_changed s USING (corpus, path, version) WHERE starts_with(c.path, $1)
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +60,8 @@ def tokenizers(catalog: Catalog) -> list[TokenizerAdded]:
 
 def named_files(catalog: Catalog, folder: str) -> dict[str, Named]:
     """Returns the files below a folder that a record of the log names or named."""
-    found: dict[str, Named] = {}
-    for path, is_live, ended in catalog.fetch(_NAMED, [f"{folder}/"])[1]:
-        if is_live or path not in found or not found[path].is_live:
-            found[path] = Named(is_live=is_live, ended=ended)
+    ends = retention.ends_of_files(catalog, f"{folder}/")
+    found = {path: Named(is_live=ended is None, ended=ended) for path, ended in ends.items()}
     query = "SELECT DISTINCT unnest(files) AS path FROM log.forgotten"
     for (path,) in catalog.fetch(f"SELECT path FROM ({query}) WHERE starts_with(path, $1)", [f"{folder}/"])[1]:
         found[path] = Named(is_live=False, ended=None, is_forgotten=True)
