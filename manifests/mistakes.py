@@ -117,11 +117,14 @@ def _expected(kind: str, message: str) -> str:
     return message.replace("Input should", "it should").replace("String should", "it should")
 
 
+def matches(path: Sequence[object], pattern: KeyPath) -> bool:
+    """Tells whether a key path is one of a pattern, in which `*` is any name or number."""
+    return len(path) == len(pattern) and all(want in ("*", name) for name, want in zip(path, pattern, strict=True))
+
+
 def _section(location: tuple[Any, ...], sections: Sections) -> Mapping[str, str | None] | None:
     for pattern, model in sections.items():
-        if len(pattern) == len(location) and all(
-            want in ("*", name) for want, name in zip(pattern, location, strict=True)
-        ):
+        if matches(location, pattern):
             # A dataclass has no descriptions.
             options = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
             return {name: getattr(option, "description", None) for name, option in options.items()}

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from manifests.errors import ConfigError
-from manifests.mistakes import KeyPath, dotted
+from manifests.mistakes import KeyPath, dotted, matches
 from manifests.store.uris import is_uri
 
 # Values that name a file or folder; `*` is any name.
@@ -186,10 +186,7 @@ def absolute(text: str, folder: Path) -> str:
 
 
 def _is_path(path: KeyPath, patterns: Sequence[KeyPath] = _PATHS) -> bool:
-    return any(
-        len(path) == len(pattern) and all(want in ("*", name) for name, want in zip(path, pattern, strict=True))
-        for pattern in patterns
-    )
+    return any(matches(path, pattern) for pattern in patterns)
 
 
 def _checkpoint(text: str, folder: Path) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,14 +80,12 @@ class Index:
 
     def ask(self, question: Callable[[], Answer]) -> Answer:
         """Returns the answer to a question put to `connection`, which is put again if the file proves torn."""
-        answers: list[Answer] = []
 
-        def put() -> None:
+        def put() -> Answer:
             self._apply_pending()
-            answers.append(question())
+            return question()
 
-        self._mending(put)
-        return answers[0] if answers else question()
+        return self._mending(put)
 
     def look_at(self, version: int | None) -> None:
         """Sets the version that `state` and the views answer for; None is the newest, whatever comes."""
@@ -104,11 +102,10 @@ class Index:
                 )
             )
 
-    def _mending(self, work: Callable[[], None]) -> None:
-        """Does the work; if a block of the file proves torn, brings a new index to the end of the log instead."""
+    def _mending(self, work: Callable[[], Answer]) -> Answer:
+        """Does the work; if a block of the file proves torn, does it again in a new index that is at the end of the log."""
         try:
-            work()
-            return
+            return work()
         except RuntimeError as error:
             # DuckDB answers Ctrl-C in the middle of a query with an error of its own.
             if "interrupted" in str(error).lower():
@@ -125,6 +122,7 @@ class Index:
             self._path = None
             self._start()
             self._replay()
+        return work()
 
     def _rebuilds(self) -> bool:
         """Begins a new index and brings it to the end of the log; False if its file fails again."""
@@ -184,17 +182,11 @@ class Index:
         entry = None if found is None else log.read_entry(self._storage, found.version)
         if found is None or entry is None or entry.sha256 != found.sha256:
             return
-        with held_back():
-            self.connection.execute("BEGIN")
-            try:
+        try:
+            with held_back(), transaction(self.connection):
                 index_checkpoint.load(self.connection, found)
-                self.connection.execute("COMMIT")
-            except BaseException as error:
-                with contextlib.suppress(duckdb.Error):
-                    self.connection.execute("ROLLBACK")
-                if not isinstance(error, duckdb.Error | ShardError):
-                    raise
-                return  # The log has all that it had.
+        except (duckdb.Error, ShardError):
+            return  # The log has all that it had.
         self.version, self.sha256 = found.version, found.sha256
 
     def _apply_pending(self) -> None:
@@ -224,16 +216,23 @@ class Index:
     def _apply(self, batch: Sequence[log.Entry]) -> None:
         """Puts entries into the index, in one transaction."""
         with held_back():
-            self.connection.execute("BEGIN")
-            try:
+            with transaction(self.connection):
                 replay.apply(self.connection, batch)
-                self.connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(duckdb.Error):
-                    self.connection.execute("ROLLBACK")
-                raise
             if batch[-1].version > self.version:
                 self.version, self.sha256 = batch[-1].version, batch[-1].sha256
+
+
+@contextlib.contextmanager
+def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Commits what the block does, or takes it back if the block fails."""
+    connection.execute("BEGIN")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(duckdb.Error):
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _free_file(folder: Path) -> tuple[int | None, Path | None]:

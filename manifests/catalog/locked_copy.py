@@ -5,6 +5,8 @@ from pathlib import Path
 
 import duckdb
 
+from manifests.catalog.index import transaction
+
 _VIEWS = "SELECT DISTINCT view_name FROM duckdb_views() WHERE NOT internal AND schema_name = 'main' ORDER BY 1"
 
 
@@ -13,13 +15,9 @@ def copy_views(connection: duckdb.DuckDBPyConnection, path: Path, tables: Sequen
     file = str(path).replace("'", "''")
     connection.execute(f"ATTACH '{file}' AS copied (STORAGE_VERSION 'v1.4.0')")
     try:
-        connection.execute("BEGIN")
-        views = [name for (name,) in connection.execute(_VIEWS).fetchall()]
-        for name in (*views, *tables):
-            connection.execute(f'CREATE TABLE copied.main."{name}" AS SELECT * FROM "{name}"')
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
+        with transaction(connection):
+            views = [name for (name,) in connection.execute(_VIEWS).fetchall()]
+            for name in (*views, *tables):
+                connection.execute(f'CREATE TABLE copied.main."{name}" AS SELECT * FROM "{name}"')
     finally:
         connection.execute("DETACH copied")
