@@ -75,6 +75,12 @@ ModalityName = Annotated[str, AfterValidator(_known_modality)]
 SnapshotName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 CorpusName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Text = Annotated[str, Field(min_length=1)]
+PlainJson = Annotated[dict[str, Any], AfterValidator(_plain_json)]
+Positive = Annotated[int, Field(ge=1)]
+# As many workers, or rows at once, as anyone has; as many threads as a machine has.
+Many = Annotated[int, Field(ge=1, le=65_536)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
 DEVICE = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"
 Range = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_increasing)]
 
@@ -88,14 +94,10 @@ class Section(BaseModel):
 class ModalityConfig(Section):
     """Says how one modality is made and kept."""
 
-    labeler: str | None = Field(
-        default=None,
-        min_length=1,
-        description="the labeler: a file of labelers/, or my_module:MyLabeler; default: the modality's",
+    labeler: Text | None = Field(
+        default=None, description="the labeler: a file of labelers/, or my_module:MyLabeler; default: the modality's"
     )
-    parameters: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(
-        default_factory=dict, description="the labeler's parameters"
-    )
+    parameters: PlainJson = Field(default_factory=dict, description="the labeler's parameters")
     keep: bool | None = Field(
         default=None, description="whether labels are stored; default: structured ones are, pixels are not"
     )
@@ -131,14 +133,13 @@ class CropConfig(Section):
 class FetchConfig(Section):
     """Says how images of a list of URLs are fetched. Their servers are other people's: the defaults ask little of each."""
 
-    parallel: int = Field(default=32, ge=1, le=1024, description="URLs fetched at once")
+    parallel: Threads = Field(default=32, description="URLs fetched at once")
     per_host: int = Field(default=4, ge=1, le=256, description="URLs fetched at once from one host")
     tries: int = Field(default=3, ge=1, le=10, description="tries of a URL whose server is busy or out of reach")
     timeout_s: float = Field(default=60, gt=0, le=3600, description="seconds a URL may take, a try")
     max_mb: float = Field(default=32, gt=0, le=4096, description="megabytes an image may have")
-    user_agent: str | None = Field(
+    user_agent: Text | None = Field(
         default=None,
-        min_length=1,
         pattern=r"^[\x20-\x7e]+$",
         description="what servers are told of who asks; name a page or an address there. Default: modmill/VERSION",
     )
@@ -153,9 +154,9 @@ class FetchConfig(Section):
 class FilterConfig(Section):
     """Says which new samples are left out before anything is made of them; each is recorded in the view `dropped`."""
 
-    min_width: int | None = Field(default=None, ge=1, description="px, of the upright photograph")
-    min_height: int | None = Field(default=None, ge=1, description="px, of the upright photograph")
-    min_side: int | None = Field(default=None, ge=1, description="px of the shorter side")
+    min_width: Positive | None = Field(default=None, description="px, of the upright photograph")
+    min_height: Positive | None = Field(default=None, description="px, of the upright photograph")
+    min_side: Positive | None = Field(default=None, description="px of the shorter side")
     aspect: Range | None = Field(default=None, description="width / height: [least, most]")
     duplicates: Literal["none", "within", "across"] = Field(
         default="none",
@@ -171,18 +172,16 @@ class FilterConfig(Section):
 class CorpusConfig(Section):
     """Names a set of samples and what is made of them."""
 
-    source: str = Field(
-        min_length=1,
+    source: Text = Field(
         description="where the samples are: a folder, a glob, a file, or an fsspec URI; of files, or of tars or Parquet files "
-        "with images in them; with `url`, a list of URLs",
+        "with images in them; with `url`, a list of URLs"
     )
     kind: Literal["image", "text"] = Field(default="image", description="what the samples are: image or text")
     crops: int = Field(
         default=1, ge=1, le=999, description="crops of each photograph, 1 to 999; more may be added later"
     )
-    decode_short: int | None = Field(
+    decode_short: Positive | None = Field(
         default=None,
-        ge=1,
         description="JPEGs are decoded at the smallest of 1/1, 1/2, 1/4, 1/8 whose shorter side has so many px; "
         "default: full size",
     )
@@ -191,23 +190,20 @@ class CorpusConfig(Section):
     )
     seed: Seed = Field(default=0, description="seed of the crops; fixed when the corpus is made")
     crop: CropConfig = Field(default_factory=CropConfig, description="how crops after the first are drawn")
-    table: str | None = Field(
-        default=None, min_length=1, description="CSV, TSV, Parquet or JSONL file with more columns of the images"
+    table: Text | None = Field(
+        default=None, description="CSV, TSV, Parquet or JSONL file with more columns of the images"
     )
-    key: str | None = Field(
+    key: Text | None = Field(
         default=None,
-        min_length=1,
         description="text: the field that is a document's key; image: the table's column that names the image; in Parquet "
         "and lists of URLs: the column of keys; in tars `source`, for names that repeat from tar to tar",
     )
-    image: str | None = Field(
+    image: Text | None = Field(
         default=None,
-        min_length=1,
         description="Parquet: the column that holds images; tars: the ending of their members, such as jpg or rgb.png",
     )
-    url: str | None = Field(
+    url: Text | None = Field(
         default=None,
-        min_length=1,
         description="the source is a list of URLs (txt, CSV, TSV, Parquet, JSONL): the column that has them",
     )
     pack: bool = Field(
@@ -216,7 +212,7 @@ class CorpusConfig(Section):
     )
     fetch: FetchConfig = Field(default_factory=FetchConfig, description="how URLs are fetched")
     filter: FilterConfig = Field(default_factory=FilterConfig, description="which new samples are left out")
-    text: str = Field(default="text", min_length=1, description="text corpora: the field that holds the document")
+    text: Text = Field(default="text", description="text corpora: the field that holds the document")
     modalities: Modalities = Field(
         default_factory=dict,
         description="what is made: names, or names with options; default for images: "
@@ -274,14 +270,14 @@ class GridFit(Section):
         description="pixels a token covers, across; divides the modality's size; default: 16, of a feature map 1 cell",
     )
     codebook: int = Field(default=1024, ge=2, le=1_048_576, description="vocabulary: how many codes")
-    steps: int = Field(default=400, ge=1, description="optimizer steps")
-    batch: int | None = Field(default=None, ge=1, le=65_536, description="windows of crops a step")
+    steps: Positive = Field(default=400, description="optimizer steps")
+    batch: Many | None = Field(default=None, description="windows of crops a step")
     window: int | None = Field(default=None, ge=2, description="side of a window, px")
     seed: Seed = Field(default=0, description="seed of weights and order")
-    checkpoint_every: int = Field(default=50, ge=1, description="steps between checkpoints of the fit")
-    latent: int | None = Field(default=None, ge=1, description="channels of a code")
-    width: int | None = Field(default=None, ge=1, description="channels of the networks")
-    depth: int | None = Field(default=None, ge=1, description="blocks of the networks")
+    checkpoint_every: Positive = Field(default=50, description="steps between checkpoints of the fit")
+    latent: Positive | None = Field(default=None, description="channels of a code")
+    width: Positive | None = Field(default=None, description="channels of the networks")
+    depth: Positive | None = Field(default=None, description="blocks of the networks")
     rate: float | None = Field(default=None, gt=0, description="learning rate of vectors, kernels and linear maps")
 
 
@@ -289,19 +285,15 @@ class TextFit(Section):
     """Says how the one tokenizer of all sequences is fitted, or names the file that holds one."""
 
     vocabulary: int = Field(default=30_000, ge=4397, le=1_048_576, description="tokens at most")
-    min_frequency: int = Field(default=2, ge=1, description="how often a pair of tokens must occur to become one")
-    file: str | None = Field(
-        default=None, min_length=1, description="a tokenizers JSON file to use, such as 4M's published one"
-    )
+    min_frequency: Positive = Field(default=2, description="how often a pair of tokens must occur to become one")
+    file: Text | None = Field(default=None, description="a tokenizers JSON file to use, such as 4M's published one")
 
 
 class SnapshotConfig(Section):
     """Selects rows and modalities that are frozen for training."""
 
-    where: str | None = Field(
-        default=None,
-        min_length=1,
-        description="SQL condition over `samples`, such as corpus = 'photos'; default: all rows",
+    where: Text | None = Field(
+        default=None, description="SQL condition over `samples`, such as corpus = 'photos'; default: all rows"
     )
     modalities: list[str] | None = Field(
         default=None,
@@ -317,13 +309,13 @@ class PoolConfig(Section):
     """Gives some labelers workers of their own, if dependencies conflict or nodes differ."""
 
     labelers: list[str] = Field(min_length=1, description="the labelers that these workers serve, and no others")
-    workers: int | None = Field(default=None, ge=1, le=65_536, description="workers; default: as many as fit")
-    threads: int | None = Field(default=None, ge=1, le=1024, description="default: engine.threads")
-    batch: int | None = Field(default=None, ge=1, le=65_536, description="default: engine.batch")
+    workers: Many | None = Field(default=None, description="workers; default: as many as fit")
+    threads: Threads | None = Field(default=None, description="default: engine.threads")
+    batch: Many | None = Field(default=None, description="default: engine.batch")
     gpus: float | None = Field(default=None, ge=0, le=64, description="default: engine.gpus; 0: no GPU is seen")
-    memory_mb: int | None = Field(default=None, ge=1, description="default: engine.memory_mb")
+    memory_mb: Positive | None = Field(default=None, description="default: engine.memory_mb")
     node_labels: dict[str, str] = Field(default_factory=dict, description="Ray labels that a node must have")
-    runtime_env: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(
+    runtime_env: PlainJson = Field(
         default_factory=dict, description="Ray's runtime_env of these workers, over engine.runtime_env"
     )
 
@@ -334,25 +326,19 @@ class EngineConfig(Section):
     runner: Literal["ray", "local"] = Field(
         default="ray", description="ray: processes on all machines; local: in this process"
     )
-    workers: int | None = Field(
-        default=None, ge=1, le=65_536, description="worker processes; default: as many as cores or GPUs allow"
-    )
-    threads: int = Field(default=1, ge=1, le=1024, description="torch threads of a worker, and of a fit")
-    batch: int = Field(default=32, ge=1, le=65_536, description="rows a call of a labeler or tokenizer")
-    decode_threads: int | None = Field(
+    workers: Many | None = Field(default=None, description="worker processes; default: as many as cores or GPUs allow")
+    threads: Threads = Field(default=1, description="torch threads of a worker, and of a fit")
+    batch: Many = Field(default=32, description="rows a call of a labeler or tokenizer")
+    decode_threads: Threads | None = Field(
         default=None,
-        ge=1,
-        le=1024,
         description="threads that decode images, in each worker; default: 4 with a GPU, else as many as `threads`",
     )
-    queue_mb: int = Field(default=512, ge=1, description="megabytes of decoded images that may wait in a worker")
-    models_mb: int = Field(
-        default=16_384,
-        ge=1,
-        description="megabytes of models that a worker keeps loaded, and a group of labelers needs",
+    queue_mb: Positive = Field(default=512, description="megabytes of decoded images that may wait in a worker")
+    models_mb: Positive = Field(
+        default=16_384, description="megabytes of models that a worker keeps loaded, and a group of labelers needs"
     )
-    memory_mb: int | None = Field(
-        default=None, ge=1, description="megabytes of memory that Ray sets aside for a worker; default: none"
+    memory_mb: Positive | None = Field(
+        default=None, description="megabytes of memory that Ray sets aside for a worker; default: none"
     )
     device: str = Field(default="auto", pattern=DEVICE, description="auto, cpu, cuda, cuda:N or mps")
     gpus: float = Field(
@@ -362,11 +348,9 @@ class EngineConfig(Section):
         default="auto", description="what models compute in; auto: bfloat16 on CUDA, else float32"
     )
     compile: bool = Field(default=False, description="whether models go through torch.compile")
-    ray_address: str | None = Field(
-        default=None, min_length=1, description="a running Ray cluster; default: one of this machine"
-    )
+    ray_address: Text | None = Field(default=None, description="a running Ray cluster; default: one of this machine")
     node_labels: dict[str, str] = Field(default_factory=dict, description="Ray labels that a worker's node must have")
-    runtime_env: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(
+    runtime_env: PlainJson = Field(
         default_factory=dict, description="Ray's runtime_env of the workers: pip, py_modules, env_vars, ..."
     )
     pools: dict[CorpusName, PoolConfig] = Field(
