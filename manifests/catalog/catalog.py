@@ -308,31 +308,36 @@ class Catalog:
         columns, rows = self._index.ask(lambda: _plain_rows(self._index.connection.sql(query, params=list(parameters))))
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
+    def records(
+        self, kind: type[actions.AnyAction], query: str, parameters: Sequence[Any] = ()
+    ) -> list[actions.AnyAction]:
+        """Returns the records of a kind of action that a query selects from its table."""
+        return [as_action(kind, row) for row in self._rows(query, parameters)]
+
     def corpora(self) -> list[dict[str, Any]]:
         """Returns the rows of the view `corpora`."""
         return self._rows("SELECT * FROM corpora")
 
     def parts(self, corpus: str) -> list[actions.PartAdded]:
         """Returns the parts of a corpus, in order."""
-        rows = self._rows("SELECT * FROM state.part WHERE corpus = ? ORDER BY part", [corpus])
-        return [as_action(actions.PartAdded, row) for row in rows]
+        return self.records(actions.PartAdded, "SELECT * FROM state.part WHERE corpus = ? ORDER BY part", [corpus])
 
     def live_shards(
         self, corpus: str | None = None, first_part: int = 0, last_part: int = 2**31 - 1
     ) -> list[actions.ShardAdded]:
         """Returns the live shards in a fixed order: of one corpus or of all, of parts from `first_part` to `last_part`."""
         # JSON text is read twice as fast as a map.
-        rows = self._rows(
+        return self.records(
+            actions.ShardAdded,
             "SELECT * REPLACE (to_json(metrics)::VARCHAR AS metrics) FROM state.shard WHERE ($1 IS NULL OR corpus = $1) "
             "AND part BETWEEN $2 AND $3 ORDER BY corpus, part, modality, form, fingerprint, crop",
             [corpus, first_part, last_part],
         )
-        return [as_action(actions.ShardAdded, row) for row in rows]
 
     def current_recipes(self, corpus: str) -> dict[tuple[str, Form], actions.RecipeCurrent]:
         """Returns the current recipe of each modality and form of a corpus."""
-        rows = self._rows("SELECT * FROM state.current WHERE corpus = ?", [corpus])
-        return {(row["modality"], row["form"]): as_action(actions.RecipeCurrent, row) for row in rows}
+        found = self.records(actions.RecipeCurrent, "SELECT * FROM state.current WHERE corpus = ?", [corpus])
+        return {(current.modality, current.form): current for current in found}
 
     def recipes(self) -> dict[str, Mapping[str, Any]]:
         """Returns what each fingerprint in the log is the hash of."""
@@ -341,13 +346,12 @@ class Catalog:
 
     def tokenizer(self, name: str) -> actions.TokenizerAdded | None:
         """Returns the tokenizer of that name that is in use, None if none was fitted yet."""
-        rows = self._rows("SELECT * FROM state.tokenizer WHERE name = ?", [name])
-        return as_action(actions.TokenizerAdded, rows[0]) if rows else None
+        found = self.records(actions.TokenizerAdded, "SELECT * FROM state.tokenizer WHERE name = ?", [name])
+        return found[0] if found else None
 
     def tokenizers(self) -> list[actions.TokenizerAdded]:
         """Returns every tokenizer in use."""
-        rows = self._rows("SELECT * FROM state.tokenizer ORDER BY name")
-        return [as_action(actions.TokenizerAdded, row) for row in rows]
+        return self.records(actions.TokenizerAdded, "SELECT * FROM state.tokenizer ORDER BY name")
 
     # -- what snapshots are made of -----------------------------------------------------------------------------------
 

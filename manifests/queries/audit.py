@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 
 from manifests.catalog import index_checkpoint
-from manifests.catalog.catalog import Catalog, as_action
+from manifests.catalog.catalog import Catalog
 from manifests.catalog.index import Index, made_by
 from manifests.log import actions
 from manifests.log import entries as log
@@ -48,14 +48,13 @@ def corpora_with_parts(catalog: Catalog) -> list[str]:
 
 def corpora(catalog: Catalog) -> dict[str, CorpusAdded]:
     """Returns the record of each corpus."""
-    rows = catalog.sql("SELECT * FROM state.corpus").to_pylist()
-    return {row["corpus"]: as_action(CorpusAdded, row) for row in rows}
+    return {found.corpus: found for found in catalog.records(CorpusAdded, "SELECT * FROM state.corpus")}
 
 
 def tokenizers(catalog: Catalog) -> list[TokenizerAdded]:
     """Returns every tokenizer that the log knows, in use or not, each once."""
-    rows = catalog.sql("SELECT * FROM log.tokenizer WHERE version <= getvariable('as_of') ORDER BY version").to_pylist()
-    return list({row["path"]: as_action(TokenizerAdded, row) for row in rows}.values())
+    query = "SELECT * FROM log.tokenizer WHERE version <= getvariable('as_of') ORDER BY version"
+    return list({found.path: found for found in catalog.records(TokenizerAdded, query)}.values())
 
 
 def named_files(catalog: Catalog, folder: str) -> dict[str, Named]:

@@ -64,14 +64,13 @@ def last_part(catalog: Catalog, corpus: str) -> int:
 
 def spread_parts(catalog: Catalog, corpus: str, most: int, *, among: Collection[int] | None = None) -> list[PartAdded]:
     """Returns up to `most` parts of a corpus, evenly spread; `among` are those that count, None: all."""
-    rows = _ask(
-        catalog,
+    return catalog.records(
+        PartAdded,
         "SELECT * EXCLUDE (place, parts) FROM (SELECT *, row_number() OVER (ORDER BY part) - 1 AS place, count(*) OVER () AS "
         "parts FROM state.part WHERE corpus = $1 AND ($3::INTEGER[] IS NULL OR part IN (SELECT unnest($3::INTEGER[])))) "
         "WHERE place % greatest(1, parts // $2) = 0 ORDER BY part LIMIT $2",
         [corpus, most, None if among is None else list(among)],
     )
-    return [as_action(PartAdded, row) for row in rows]
 
 
 def unfinished(

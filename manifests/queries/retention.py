@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from manifests.catalog.catalog import Catalog, as_action
+from manifests.catalog.catalog import Catalog
 from manifests.log.actions import CorpusAdded, Forgotten, PartAdded, ShardAdded
 from manifests.modality import Form
 from manifests.recipe import sha256_hex
@@ -90,8 +90,7 @@ def rows_of_bytes(catalog: Catalog, sources_sha256: Collection[str]) -> list[For
 
 def forgotten(catalog: Catalog) -> list[Forgotten]:
     """Returns everything that was ever forgotten, in the order of the log."""
-    query = "SELECT corpus, part, rows, keys, sources_sha256, files FROM log.forgotten ORDER BY version, corpus, part"
-    return [Forgotten(**row) for row in catalog.sql(query).to_pylist()]
+    return catalog.records(Forgotten, "SELECT * FROM log.forgotten ORDER BY version, corpus, part")
 
 
 def forgotten_rows(catalog: Catalog) -> dict[tuple[str, int], set[int]]:
@@ -104,15 +103,11 @@ def forgotten_rows(catalog: Catalog) -> dict[tuple[str, int], set[int]]:
 
 def part_records(catalog: Catalog, corpus: str, part: int) -> tuple[CorpusAdded, PartAdded, list[ShardAdded]]:
     """Returns the records of a part as it is now: of its corpus, of itself, and of its live shards."""
-    place = [corpus, part]
-    of_corpus = catalog.sql("SELECT * FROM state.corpus WHERE corpus = ?", [corpus]).to_pylist()
-    of_part = catalog.sql("SELECT * FROM state.part WHERE corpus = ? AND part = ?", place).to_pylist()
-    query = "SELECT * FROM state.shard WHERE corpus = ? AND part = ? ORDER BY modality, form, fingerprint, crop"
-    of_shards = catalog.sql(query, place).to_pylist()
+    of_part = "SELECT * FROM state.part WHERE corpus = ? AND part = ?"
     return (
-        as_action(CorpusAdded, of_corpus[0]),
-        as_action(PartAdded, of_part[0]),
-        [as_action(ShardAdded, row) for row in of_shards],
+        catalog.records(CorpusAdded, "SELECT * FROM state.corpus WHERE corpus = ?", [corpus])[0],
+        catalog.records(PartAdded, of_part, [corpus, part])[0],
+        catalog.live_shards(corpus, part, part),
     )
 
 
