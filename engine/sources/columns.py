@@ -25,9 +25,7 @@ def image_columns(
     `photo.txt` is the column `caption`, the keys of `photo.json` are columns, and the table's replace both. What cannot be
     read becomes a note. Raises ConfigError for a table that does not fit.
     """
-    beside = {
-        kind: {stem(file.path): file.path for file in files if suffix(file.path) == kind} for kind in (".txt", ".json")
-    }
+    beside = [{stem(file.path): file.path for file in files if suffix(file.path) == kind} for kind in (".txt", ".json")]
     joined: dict[str, int] = {}
     loaded, joined_by = None, ""
     if table is not None:
@@ -37,10 +35,9 @@ def image_columns(
 
     def read(path: str) -> dict[str, Any]:
         columns: dict[str, Any] = {}
-        if name := beside[".txt"].get(stem(path)):
-            columns.update(caption_of(partial(read_file, root, name), name, notes))
-        if name := beside[".json"].get(stem(path)):
-            columns.update(object_of(partial(read_file, root, name), name, notes))
+        for of_kind in beside:
+            if name := of_kind.get(stem(path)):
+                columns.update(columns_beside(partial(read_file, root, name), name, notes))
         if loaded is not None and path in joined:
             columns.update(loaded.row(joined[path], joined_by))
         return columns
@@ -48,30 +45,26 @@ def image_columns(
     return read
 
 
-def caption_of(read: Callable[[], bytes], path: str, notes: Notes) -> dict[str, Any]:
-    """Reads the text file `path` beside an image as the column `caption`; adds a note if it cannot be read."""
+def columns_beside(read: Callable[[], bytes], path: str, notes: Notes) -> dict[str, Any]:
+    """Reads the file `path` beside an image: `.txt` is the column `caption`, the keys of a JSON object are columns.
+
+    Adds a note if it cannot be read.
+    """
+    is_caption = suffix(path) == ".txt"
+    noun = "caption" if is_caption else "sidecar"
     try:
         text, exact = decoded(read())
+        if is_caption and not exact:
+            notes.add(noun, "not in UTF-8, read with replacement characters", path)
+        value = {"caption": text.strip()} if is_caption else parsed(text)
     except SourceError as error:
-        notes.add("caption", "that cannot be read", str(error))
-        return {}
-    if not exact:
-        notes.add("caption", "not in UTF-8, read with replacement characters", path)
-    return {"caption": text.strip()}
-
-
-def object_of(read: Callable[[], bytes], path: str, notes: Notes) -> dict[str, Any]:
-    """Reads the columns in the JSON file `path` beside an image; adds a note if it cannot be read."""
-    try:
-        value = parsed(decoded(read())[0])
-    except SourceError as error:
-        notes.add("sidecar", "that cannot be read", str(error))
+        notes.add(noun, "that cannot be read", str(error))
         return {}
     except ValueError as error:
-        notes.add("sidecar", "without valid JSON, left out", f"{path} ({error})")
+        notes.add(noun, "without valid JSON, left out", f"{path} ({error})")
         return {}
     if not isinstance(value, dict):
-        notes.add("sidecar", "without a JSON object, left out", path)
+        notes.add(noun, "without a JSON object, left out", path)
         return {}
     return value
 

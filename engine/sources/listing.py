@@ -163,12 +163,7 @@ def open_file(root: str, path: str) -> IO[bytes]:
         raise _unreadable(path, error) from error
 
 
-def read_file(root: str, path: str) -> bytes:
-    """Reads all bytes of a file of a source. Raises SourceError if it cannot be read."""
-    return read_range(root, path)
-
-
-def read_range(root: str, path: str, begin: int = 0, size: int | None = None) -> bytes:
+def read_file(root: str, path: str, begin: int = 0, size: int | None = None) -> bytes:
     """Reads `size` bytes of a file of a source from `begin` on (all if it is None), fewer if the file ends before.
 
     Raises SourceError if it cannot be read.

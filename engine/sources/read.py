@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from engine.pipeline.sections import CorpusConfig
@@ -167,7 +168,7 @@ class SourceBytes(SourceReader):
             paths.check(path, paths.PACK, where=f"the samples file that names {source!r}, `source_pack`")
             is_remote = self._storage is not None and not self._storage.is_local
         else:
-            path, read, is_remote = tar_of(source), self._read_source, is_uri(self._root)
+            path, read, is_remote = tar_of(source), partial(listing.read_file, self._root), is_uri(self._root)
         spans = [(offset, row.size_bytes or 0)]
         spans += [(offset, size) for _, offset, size in (self._beside[place] if self._beside else ())]
         begin = min(offset for offset, _ in spans)
@@ -200,9 +201,6 @@ class SourceBytes(SourceReader):
             while len(self._loaded) > _BLOCKS_HELD:
                 self._loaded.popleft().data = None
         return data
-
-    def _read_source(self, path: str, begin: int, size: int) -> bytes:
-        return listing.read_range(self._root, path, begin, size)
 
     def _read_pack(self, path: str, begin: int, size: int) -> bytes:
         if self._storage is None:

@@ -11,8 +11,8 @@ from itertools import groupby
 from typing import IO, Any
 
 from engine.pipeline.sections import CorpusConfig
-from engine.sources.columns import caption_of, object_of
-from engine.sources.listing import IMAGE_SUFFIXES, File, Listed, Notes, Scanned, key_of, open_file, read_range
+from engine.sources.columns import columns_beside
+from engine.sources.listing import IMAGE_SUFFIXES, File, Listed, Notes, Scanned, key_of, open_file, read_file
 from manifests.errors import ConfigError, SourceError
 
 SUFFIXES = (".tar",)
@@ -271,15 +271,14 @@ class TarColumns:
         kept = self._kept.pop(source, {})
         for kind, offset, size in self._beside.get(source, ()):
             read = _reader(kept.get(kind), self._root, source, offset, size)
-            of_kind = caption_of if kind == "txt" else object_of
-            columns.update(of_kind(read, f"{source.rpartition('.')[0]}.{kind}", self._notes))
+            columns.update(columns_beside(read, f"{source.rpartition('.')[0]}.{kind}", self._notes))
         return columns
 
 
 def _reader(kept: bytes | None, root: str, source: str, offset: int, size: int) -> Callable[[], bytes]:
     def read() -> bytes:
         path = tar_of(source)
-        data = read_range(root, path, offset, size) if kept is None else kept
+        data = read_file(root, path, offset, size) if kept is None else kept
         if len(data) < size:
             raise SourceError(f"{source}: the member beside it is cut short")
         return data
