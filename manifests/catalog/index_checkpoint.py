@@ -5,6 +5,7 @@ that it does not count. They are made again at will: the log alone is the truth.
 since that code may not have known all that this code does.
 """
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import duckdb
 
+from manifests.errors import ShardError
 from manifests.log import actions
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.store import paths
@@ -65,9 +67,9 @@ def write(storage: Storage, connection: duckdb.DuckDBPyConnection, *, version: i
 def newest(storage: Storage, made_by: str) -> IndexCheckpoint | None:
     """Returns the newest whole checkpoint that code of `made_by` wrote, None if there is no such."""
     for version in reversed(versions(storage)):
-        found = read(storage, version, made_by)
-        if found is not None:
-            return found
+        with contextlib.suppress(ShardError):
+            if found := read(storage, version, made_by):
+                return found
     return None
 
 
@@ -90,19 +92,25 @@ def load(connection: duckdb.DuckDBPyConnection, checkpoint: IndexCheckpoint) -> 
 
 
 def read(storage: Storage, version: int, made_by: str) -> IndexCheckpoint | None:
-    """Returns a checkpoint by code of `made_by`, whose files are what its SHA256SUMS says; None for any other."""
+    """Returns a checkpoint; None if it is not finished, or by other code than `made_by`.
+
+    Raises ShardError if its files are not what its SHA256SUMS says.
+    """
     folder = paths.checkpoint(version)
+    try:
+        lines = storage.read(f"{folder}/{_SUMS}").decode().splitlines()
+    except FileNotFoundError:
+        return None
     try:
         document = json.loads(storage.read(f"{folder}/{_DOCUMENT}"))
         if document["made_by"] != made_by:
             return None
-        lines = storage.read(f"{folder}/{_SUMS}").decode().splitlines()
         sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
         files = {name: storage.read(f"{folder}/{name}") for name in sums}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"its files cannot be read ({error})") from error
     if any(sha256_hex(data) != sums[name] for name, data in files.items()):
-        return None
+        raise ShardError("its files are not those that its SHA256SUMS says: altered or truncated")
     tables = {name.removesuffix(".parquet"): data for name, data in files.items() if name != _DOCUMENT}
     return IndexCheckpoint(version=version, sha256=document["sha256"], tables=tables)
 

@@ -2,7 +2,6 @@
 replay of the log alone gives.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import duckdb
 from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.catalog.index import Index, made_by
+from manifests.errors import ShardError
 from manifests.log import actions
 from manifests.log import entries as log
 from manifests.log.actions import CorpusAdded, TokenizerAdded
@@ -94,19 +94,13 @@ def check_index(catalog: Catalog) -> Iterator[tuple[str, str]]:
 
 
 def _checkpoint_problem(storage: Storage, replayed: Index, version: int, scratch: Path) -> str | None:
-    folder = paths.checkpoint(version)
-    entry = log.read_entry(storage, version)
-    if entry is None or not storage.exists(f"{folder}/SHA256SUMS"):
-        return None
     try:
-        document = json.loads(storage.read(f"{folder}/checkpoint.json"))
-        if document["made_by"] != made_by() or document["sha256"] != entry.sha256:
-            return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its checkpoint.json cannot be read ({error})"
-    found = index_checkpoint.read(storage, version, made_by())
-    if found is None:
-        return "its files are not those that its SHA256SUMS says: altered or truncated"
+        found = index_checkpoint.read(storage, version, made_by())
+    except ShardError as error:
+        return str(error)
+    entry = log.read_entry(storage, version)
+    if found is None or entry is None or entry.sha256 != found.sha256:
+        return None
     for table in _TABLES:
         file = scratch / f"{version}-{table}.parquet"
         file.write_bytes(found.tables.get(table, b""))
