@@ -1,22 +1,23 @@
 """Decodes photographs to sRGB pixels and label files to raw values, and encodes both: the one guarded decoder.
 
 A bad file is an error of its row (`DecodeError`), never a crash, a warning or a guess: the pixel cap is judged from the
-header before a pixel is decoded, and a truncated file fails. (A JPEG whose middle was overwritten can still decode;
-only the sha256 that ingest keeps tells.)
+header before a pixel is decoded, and a file that is truncated or fails a checksum of its format fails. (A JPEG whose
+middle was overwritten can still decode; only the sha256 that ingest keeps tells.)
 """
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
-from PIL import ExifTags, Image, ImageCms, ImageFile
+from PIL import AvifImagePlugin, ExifTags, Image, ImageCms, ImageFile, PngImagePlugin
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -25,9 +26,13 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from manifests.errors import ConfigError, DecodeError
+from manifests.pixels import containers
 
 # Part of every fingerprint: raised by hand when `decode` or a function of `manifests/pixels/crops.py` gives other pixels.
+# If only the pixels of some containers are others, raise those in CONTAINER_VERSIONS instead.
 DECODER_VERSION: int = 1
+# Part of the fingerprints of corpora that hold files of these suffixes: name, version and suffixes.
+CONTAINER_VERSIONS = (("tiff", 2, (".tif", ".tiff")),)
 PIXEL_CAP = 128_000_000
 # Pillow keeps an image in one block of memory up to its block size, 16 MiB.
 _ONE_BLOCK_BYTES = 8 << 20
@@ -37,10 +42,19 @@ NPY_START = b"\x93NUMPY"
 # a photograph within our cap never warns; above it `_open` has judged already.
 if Image.MAX_IMAGE_PIXELS is not None:
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, PIXEL_CAP)
+# Callers decode in threads of their own.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+# A color profile of more than 1 MB fails a PNG otherwise.
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, containers.INFLATED_BYTES)
 
-_EXPECTED = "expected one whole JPEG, PNG, WebP, TIFF, GIF or BMP"
+_EXPECTED = "expected one whole JPEG, PNG, WebP, TIFF, GIF, BMP, AVIF or HEIC"
 _EXPECTED_MAP = "expected a .npy, PNG or TIFF of numbers, shape (h, w) or (h, w, c)"
-_PNG_END = b"IEND\xaeB`\x82"
+# What white may be in numbers without a scale of their own.
+_WHITES = (1.0, 255.0, 65535.0, 4294967295.0)
+# A range must not hang on a few pixels: this share of the numbers decides.
+_SHARE = 0.99
+# Numbers under this share of white come out black.
+_BLACK = 1 / 16
 # First bytes and opener by kind. Opened by class, not by `Image.open`, which judges the size by a limit of its own.
 _KINDS: dict[str, tuple[tuple[bytes, ...], type[ImageFile.ImageFile]]] = {
     "JPEG": ((b"\xff\xd8\xff",), JpegImageFile),
@@ -49,6 +63,7 @@ _KINDS: dict[str, tuple[tuple[bytes, ...], type[ImageFile.ImageFile]]] = {
     "TIFF": ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
     "GIF": ((b"GIF87a", b"GIF89a"), GifImageFile),
     "BMP": ((b"BM",), BmpImageFile),
+    "AVIF": ((), AvifImagePlugin.AvifImageFile),
 }
 # What else people put into image folders, so that the message can name it.
 _OTHER_KINDS = {
@@ -80,16 +95,20 @@ class Header:
 def decode(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> np.ndarray:
     """Decodes the photograph in `data` to sRGB: uint8 (h, w, 3), upright.
 
-    JPEG, PNG, WebP, TIFF, GIF and BMP; of several frames or pages the first. In this order:
+    JPEG, PNG, WebP, TIFF, GIF, BMP, AVIF and, with the extra `heif`, HEIC; of several frames or pages the first. In this
+    order:
 
-    - numbers of 16 bits keep their high byte (40000 becomes 156), in gray and in color alike; 32-bit integers and
-      floats are scaled by the smallest of 1, 255, 65535 and 4294967295 that holds the largest; what is negative or
-      not finite is 0;
+    - numbers of 16 bits keep their high byte (40000 becomes 156), in gray and in color alike, those of a 12-bit TIFF
+      their high 8 bits; 32-bit integers and floats are scaled by the smallest of 1, 255, 65535 and 4294967295 that
+      holds 99 % of them, and the rest is white; what is negative or not finite is 0;
+    - if white is 65535 or more and 99 % of the numbers are under a sixteenth of it (12 bits in a file of 16), the file
+      fails: it would come out black;
     - an ICC profile is applied (perceptual intent) unless it is broken or is for other channels; CMYK without one
       becomes red = (1 - C)(1 - K), and so on;
     - transparent pixels are composited on white; the EXIF orientation is applied.
 
-    Raises DecodeError if `data` is no such file, is damaged or truncated, or has more than `pixel_cap` pixels.
+    Text and other metadata that decides no pixel is not read. Raises DecodeError if `data` is no such file, is damaged or
+    truncated (a JPEG without an end, a PNG with a wrong checksum), or has more than `pixel_cap` pixels.
     """
     return decode_photo(data, pixel_cap=pixel_cap).pixels
 
@@ -104,6 +123,7 @@ def decode_photo(data: bytes, *, short: int | None = None, pixel_cap: int = PIXE
     with _blaming(f"{kind} of {len(data)} bytes", _EXPECTED):
         image = _open(data, kind, pixel_cap)
         width, height = image.size
+        _check_whole(data, kind)
         _scale(image, short)
         image.load()
         # Pillow itself turns a TIFF while loading.
@@ -112,6 +132,8 @@ def decode_photo(data: bytes, *, short: int | None = None, pixel_cap: int = PIXE
             width, height = image.size
         elif orientation >= 5:
             width, height = height, width
+        if kind in ("PNG", "TIFF") and _is_deep_color(image, data):
+            _check_deep_color(image, data)
         pixels = _pixels(_to_rgb(image))
         # Freed before the turned copy is made.
         del image
@@ -147,7 +169,9 @@ def decode_map(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> np.ndarray:
         if kind not in ("PNG", "TIFF"):
             raise DecodeError(f"a label file of {len(data)} bytes is {kind}; {_EXPECTED_MAP}")
         with _blaming(f"{kind} of {len(data)} bytes", _EXPECTED_MAP):
-            array = _raw_values(_open(data, kind, pixel_cap), data)
+            image = _open(data, kind, pixel_cap)
+            _check_whole(data, kind)
+            array = _raw_values(image, data)
     if array.ndim not in (2, 3) or array.size == 0:
         raise DecodeError(f"a label file holds an array of shape {array.shape}; {_EXPECTED_MAP}")
     return array
@@ -201,16 +225,21 @@ def encode_npy(array: np.ndarray) -> bytes:
 
 
 def _kind(data: bytes) -> str:
-    """Tells JPEG, PNG, WebP, TIFF, GIF or BMP by the first bytes. Raises DecodeError with what it is instead."""
+    """Tells the kind of a picture by its first bytes. Raises DecodeError with what it is instead."""
     for kind, (starts, _) in _KINDS.items():
         if data.startswith(starts) and (kind != "WebP" or data[8:12] == b"WEBP"):
             return kind
+    brands = containers.iso_brands(data)
+    if not containers.AVIF_BRANDS.isdisjoint(brands):
+        return "AVIF"
+    if not containers.HEIC_BRANDS.isdisjoint(brands):
+        return "HEIC"
     if not data:
         raise DecodeError(f"the file is empty; {_EXPECTED}")
     head = data[:512].lstrip().lower()
     found = next((kind for kind, starts in _OTHER_KINDS.items() if head.startswith(starts)), None)
     if found is None and data[4:8] == b"ftyp":
-        found = f"an ISO media file ({data[8:12].decode('ascii', 'replace')}), such as HEIC, AVIF or MP4"
+        found = f"an ISO media file ({data[8:12].decode('ascii', 'replace')}), such as MP4 or MOV"
     elif found is None and head.isascii() and b"\0" not in head:
         found = f"text ({data[:24]!r})"
     elif found is None:
@@ -225,17 +254,37 @@ def _open(data: bytes, kind: str, pixel_cap: int) -> ImageFile.ImageFile:
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on in this process, so truncated photographs would pass as whole; "
             "a package you import set it: set it back to False after that import"
         )
-    image = _KINDS[kind][1](io.BytesIO(data))
+    if kind == "HEIC":
+        image = _heic_opener()(io.BytesIO(data))
+    else:
+        image = _KINDS[kind][1](io.BytesIO(containers.png_without_text(data) if kind == "PNG" else data))
     width, height = image.size
     if width * height > pixel_cap:
         raise DecodeError(
             f"{kind} of {width} x {height} = {width * height} pixels is over the cap of {pixel_cap}; "
             "make it smaller or leave it out"
         )
-    # Pillow is content once all pixels are there, but the orientation may stand behind them.
-    if kind == "PNG" and data.rfind(_PNG_END) < 0:
-        raise DecodeError(f"PNG of {len(data)} bytes is truncated: it has no IEND; {_EXPECTED}")
     return image
+
+
+def _heic_opener() -> Callable[[io.BytesIO], ImageFile.ImageFile]:
+    try:
+        return import_module("pillow_heif").HeifImageFile
+    except ImportError as error:
+        raise DecodeError(
+            "HEIC needs pillow-heif, which is missing here; pip install 'modmill[heif]', on each machine that decodes"
+        ) from error
+
+
+def _check_whole(data: bytes, kind: str) -> None:
+    """Raises DecodeError if a check that the format offers fails which Pillow does not make."""
+    wrong = None
+    if kind == "PNG":
+        wrong = containers.png_fault(data)
+    elif kind == "JPEG" and not containers.has_jpeg_end(data):
+        wrong = "it has no end mark (EOI), as if the rest was lost or overwritten"
+    if wrong:
+        raise DecodeError(f"{kind} of {len(data)} bytes is damaged or truncated: {wrong}; {_EXPECTED}")
 
 
 def _scale(image: ImageFile.ImageFile, short: int | None) -> int:
@@ -281,7 +330,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Returns `image` in mode RGB: scaled to 8 bits, color managed, composited on white."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_8_bits(np.asarray(image)))
+        bits = image.tag_v2.get(BITSPERSAMPLE) if isinstance(image, TiffImageFile) else None
+        image = Image.fromarray(_to_8_bits(np.asarray(image), 4095.0 if bits == (12,) else None))
     alpha, color = None, image
     if image.has_transparency_data:
         transparent = image.convert("RGBA")
@@ -300,14 +350,42 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return page
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scales (h, w) uint16, int32 or float32 to uint8, as `decode` states."""
+def _to_8_bits(values: np.ndarray, white: float | None) -> np.ndarray:
+    """Scales (h, w) uint16, int32 or float32 to uint8, as `decode` states; `white` is None if the file does not say it."""
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        return (values >> 8).astype(np.uint8)
-    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    largest = finite.max()
-    full = next(full for full in (1.0, 255.0, 65535.0, 4294967295.0, largest) if full >= largest)
-    return np.rint(finite.clip(0, full) * (255 / full)).astype(np.uint8)
+        _check_not_black(values, white or 65535.0)
+        return (values >> (4 if white == 4095.0 else 8)).astype(np.uint8)
+    numbers = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    if numbers.max() <= 0 and values.any():
+        raise DecodeError("none of its numbers is above 0 and finite; scale them to 0..1 or 0..255")
+    above = (1 - _SHARE) * numbers.size
+    white = white or next((white for white in _WHITES if np.count_nonzero(numbers > white) <= above), None)
+    if white is None:
+        raise DecodeError(
+            f"more than 1 % of its numbers are above {_WHITES[-1]:.0f}, and nothing says which of them is white; "
+            "scale them to 0..1 or 0..255"
+        )
+    _check_not_black(numbers, white)
+    return np.rint(numbers.clip(0, white) * (255 / white)).astype(np.uint8)
+
+
+def _check_not_black(values: np.ndarray, white: float) -> None:
+    """Raises DecodeError if numbers that may well be a picture would come out black on the scale from 0 to `white`."""
+    if white < 65535.0 or np.count_nonzero(values >= white * _BLACK) > (1 - _SHARE) * values.size or values.max() <= 0:
+        return
+    raise DecodeError(
+        f"99 % of its numbers are under {math.ceil(white * _BLACK)} (the largest is {values.max():g}), so it would come out "
+        f"black on a scale of 0 to {white:.0f}; scale them to all of it, or to 0..1 or 0..255 as floats"
+    )
+
+
+def _check_deep_color(image: ImageFile.ImageFile, data: bytes) -> None:
+    """Raises DecodeError if color of 16 bits would come out black. Pillow has only the high bytes."""
+    if image.mode not in ("RGB", "RGBA"):
+        return
+    high = np.asarray(image)[..., :3]
+    if np.count_nonzero(high >= 256 * _BLACK) <= (1 - _SHARE) * high.size:
+        _check_not_black(_deep_color(data)[..., :3], 65535.0)
 
 
 def _to_srgb(color: Image.Image, profile: bytes) -> Image.Image:
@@ -370,9 +448,7 @@ def _raw_values(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
     """Returns the numbers of a PNG or TIFF as stored."""
     image.load()
     if _is_deep_color(image, data):
-        # Pillow has checked that the file is whole, but keeps only the high byte of 16-bit color; OpenCV keeps both.
-        found: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        return cv2.cvtColor(found, cv2.COLOR_BGR2RGB if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+        return _deep_color(data)
     array = np.asarray(image)
     if image.mode == "1":
         return array.astype(np.uint8)
@@ -380,6 +456,12 @@ def _raw_values(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
         # Pillow scales gray of 2 and 4 bits to 0..255.
         return array // (255 // (2 ** data[24] - 1))
     return array.astype(array.dtype.newbyteorder("="))
+
+
+def _deep_color(data: bytes) -> np.ndarray:
+    """Returns color of 16 bits, of which Pillow (which has checked that the file is whole) keeps only the high byte."""
+    found: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return cv2.cvtColor(found, cv2.COLOR_BGR2RGB if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
 
 
 def _is_deep_color(image: ImageFile.ImageFile, data: bytes) -> bool:

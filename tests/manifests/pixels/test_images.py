@@ -182,7 +182,6 @@ def test_color_of_16_bits_keeps_the_high_byte_as_gray_does(suffix):
         ([[0.0, 25700.0, 65535.0]], [0, 100, 255]),
         ([[-5.0, np.nan, 1.0]], [0, 0, 255]),
         ([[-5.0, np.inf, 1.0]], [0, 0, 255]),
-        ([[-3.0, -2.0, -1.0]], [0, 0, 0]),
     ],
 )
 def test_floats_are_scaled_by_the_full_scale_that_holds_them(values, expected):
@@ -193,6 +192,61 @@ def test_floats_are_scaled_by_the_full_scale_that_holds_them(values, expected):
 def test_integers_of_32_bits_are_scaled():
     data = saved(Image.fromarray(np.array([[0, 25700, 65535]], np.int32)), "TIFF")
     assert images.decode(data)[0, :, 1].tolist() == [0, 100, 255]
+
+
+def ramp(top: float, dtype: type) -> np.ndarray:
+    return np.linspace(0, top, 4096).reshape(64, 64).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("top", "over", "dtype"), [(1, 1.0001, np.float32), (255, 256, np.int32), (65535, 1e9, np.float32)]
+)
+def test_a_range_does_not_hang_on_one_pixel(top, over, dtype):
+    values = ramp(top, dtype)
+    expected = images.decode(saved(Image.fromarray(values), "TIFF"))
+    values[10, 10] = over
+    decoded = images.decode(saved(Image.fromarray(values), "TIFF"))
+    assert 126 < decoded.mean() < 129
+    assert (decoded[10, 10] == 255).all()
+    decoded[10, 10] = expected[10, 10]
+    np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [ramp(4095, np.uint16), ramp(255, np.uint16), ramp(4095, np.int32), ramp(4095, np.float32), ramp(70_000, np.int32)],
+)
+def test_what_would_come_out_black_fails(values):
+    kinds = ["TIFF", "PNG"] if values.dtype == np.uint16 else ["TIFF"]
+    for kind in kinds:
+        with pytest.raises(
+            DecodeError, match=r"99 % of its numbers are under \d+ \(the largest is .*black on a scale of 0 to"
+        ):
+            images.decode(saved(Image.fromarray(values), kind))
+
+
+@pytest.mark.parametrize("values", [[[-3.0, -2.0, -1.0]], [[np.nan] * 3], [[1e12, 2e12, 3e12]]])
+def test_numbers_without_a_scale_fail(values):
+    with pytest.raises(DecodeError, match=r"scale them to 0\.\.1"):
+        images.decode(saved(Image.fromarray(np.array(values, np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_color_of_12_bits_in_16_fails_and_black_stays_black(suffix):
+    with pytest.raises(DecodeError, match=r"the largest is 4095\).*black"):
+        images.decode(cv2.imencode(suffix, np.stack([ramp(4095, np.uint16)] * 3, axis=2))[1].tobytes())
+    for shape in ((8, 8, 3), (8, 8)):
+        black = cv2.imencode(suffix, np.zeros(shape, np.uint16))[1].tobytes()
+        assert not images.decode(black).any()
+
+
+def test_a_tiff_of_12_bits_has_a_scale_of_its_own():
+    # Two numbers of 12 bits in three bytes: 0x000 0xfff, 0x800 0x7ff.
+    pixels = bytes([0x00, 0x0F, 0xFF, 0x80, 0x07, 0xFF])
+    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 6}
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = struct.pack("<2sHI", b"II", 42, 14) + pixels + struct.pack("<H", len(tags)) + fields + bytes(4)
+    assert images.decode(data)[0, :, 0].tolist() == [0, 255, 128, 127]
 
 
 def test_two_colors_and_gray():
@@ -293,8 +347,99 @@ def test_a_truncated_file_fails(kind, options, end):
     for length in (len(data) - end, len(data) * 3 // 4, len(data) // 2, 60, 12):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with pytest.raises(DecodeError, match=r"expected one whole JPEG, PNG, WebP, TIFF, GIF or BMP"):
+            with pytest.raises(DecodeError, match=r"expected one whole JPEG, PNG, WebP, TIFF, GIF, BMP"):
                 images.decode(data[:length])
+
+
+def test_a_png_fails_by_its_checksums():
+    data = bytearray(saved(Image.fromarray(PIXELS), "PNG", icc_profile=SRGB))
+    data[data.index(b"IDAT") + 4 + 60] ^= 255
+    with pytest.raises(DecodeError, match="checksum of IDAT is wrong"):
+        images.decode(bytes(data))
+    with pytest.raises(DecodeError, match="checksum of IDAT is wrong"):
+        images.decode_map(bytes(data))
+    # Not one bit of what pixels depend on may turn unseen.
+    rotten = bytearray(saved(Image.fromarray(PIXELS[:6, :6]), "PNG"))
+    for place in range(8, len(rotten)):
+        rotten[place] ^= 4
+        with pytest.raises(DecodeError):
+            images.decode(bytes(rotten))
+        rotten[place] ^= 4
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}])
+def test_a_jpeg_with_a_tail_of_zeros_fails_and_one_with_something_behind_its_end_does_not(options):
+    data = saved(Image.fromarray(RNG.integers(0, 256, (90, 90, 3), np.uint8)), "JPEG", **options)
+    for behind in (b"", b"\0" * 5000, b"a phone's trailer"):
+        assert images.decode(data + behind).shape == (90, 90, 3)
+    for part in (0.3, 0.5, 0.9, 0.999):
+        cut = int(len(data) * part)
+        with pytest.raises(DecodeError, match="no end mark"):
+            images.decode(data[:cut] + b"\0" * (len(data) - cut))
+
+
+def png_with(*chunks: bytes, behind: bool = False) -> bytes:
+    """A PNG of PIXELS with more chunks before its pixels, or behind them."""
+    data = saved(Image.fromarray(PIXELS), "PNG")
+    place = data.index(b"IEND" if behind else b"IDAT") - 4
+    return data[:place] + b"".join(chunks) + data[place:]
+
+
+XMP = b"XML:com.adobe.xmp\0"
+TEXT = b"A" * 40_000_000
+NOT_NEEDED = {
+    "text": chunk(b"tEXt", b"prompt\0" + b"a cat " * 300_000),
+    "bomb": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(TEXT)),
+    "international": chunk(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(TEXT)),
+    "xmp": chunk(b"iTXt", XMP + b"\1\0\0\0" + zlib.compress(TEXT)),
+    "exif of a bomb": chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(TEXT)),
+    "profile": chunk(b"iCCP", b"a\0\0" + zlib.compress(TEXT)),
+    "method": chunk(b"zTXt", b"a\0\7nonsense"),
+    "rotten": chunk(b"tEXt", b"a\0b")[:-4] + b"\0\0\0\0",
+    "gamma": chunk(b"gAMA", b"\1"),
+    "animation": chunk(b"acTL", b"\0"),
+    "name of a pixel's fact": chunk(b"tEXt", b"transparency\0red"),
+    "unknown": chunk(b"abCd", b"nonsense"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_NEEDED)
+@pytest.mark.parametrize("behind", [False, True])
+def test_metadata_that_decides_no_pixel_is_neither_read_nor_a_fault(name, behind):
+    data = png_with(NOT_NEEDED[name], behind=behind)
+    start = time.perf_counter()
+    np.testing.assert_array_equal(images.decode(data), PIXELS)
+    np.testing.assert_array_equal(images.decode_map(data), PIXELS)
+    assert images.size_of(data) == (31, 24)
+    assert time.perf_counter() - start < 2
+
+
+def test_hundreds_of_bombs_take_no_longer_than_a_few():
+    bomb = chunk(b"zTXt", b"exif\0\0" + zlib.compress(b"A" * 15_000_000))
+    start = time.perf_counter()
+    np.testing.assert_array_equal(images.decode(png_with(bomb * 300)), PIXELS)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_text_that_says_what_is_up_is_read(behind):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    raw = b"\nexif\n      50\n" + exif.tobytes().hex().encode()
+    xmp = b'<x tiff:Orientation="6"/>'
+    for name, body in [
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw)),
+        (b"tEXt", b"Raw profile type exif\0" + raw),
+        (b"iTXt", XMP + b"\0\0\0\0" + xmp),
+        (b"iTXt", XMP + b"\1\0en\0\0" + zlib.compress(xmp)),
+        (b"eXIf", exif.tobytes()[6:]),
+    ]:
+        np.testing.assert_array_equal(images.decode(png_with(chunk(name, body), behind=behind)), np.rot90(PIXELS, -1))
+
+
+def test_a_large_profile_is_applied():
+    body = zlib.compress(EXCHANGED + bytes(2_000_000))
+    assert (images.decode(png_with(chunk(b"iCCP", b"large\0\0" + body))) != PIXELS).any()
 
 
 def test_truncated_files_are_refused_where_another_package_lets_them_pass(monkeypatch):
@@ -311,7 +456,7 @@ def test_truncated_files_are_refused_where_another_package_lets_them_pass(monkey
         (b"<!DOCTYPE html><html><body>404</body></html>", "HTML"),
         (b"  \n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"%PDF-1.7 ...", "PDF"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "ISO media file \\(heic\\)"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0", "ISO media file \\(isom\\)"),
         (b"\x01\x02\x03\x04\xff", "unknown kind"),
         (b"RIFF\0\0\0\0WAVEfmt ", "unknown kind"),
         (b"BM, a text that begins like a bitmap", "BMP"),
@@ -321,6 +466,44 @@ def test_truncated_files_are_refused_where_another_package_lets_them_pass(monkey
 def test_what_is_no_image_is_named(data, found):
     with pytest.raises(DecodeError, match=found):
         images.decode(data)
+
+
+def test_avif_is_read_whole_upright_and_by_its_profile():
+    photo = skimage.data.astronaut()[:90, :120]
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    data = saved(Image.fromarray(photo), "AVIF", quality=95, exif=exif)
+    decoded = images.decode(data)
+    assert decoded.shape == (120, 90, 3)
+    assert np.abs(decoded.astype(int) - np.rot90(photo, -1)).mean() < 6
+    assert images.size_of(data) == (90, 120)
+    assert images.header_of(data).pixel_bytes == photo.size
+    with pytest.raises(DecodeError, match="over the cap"):
+        images.size_of(data, pixel_cap=100)
+    for length in (len(data) - 200, len(data) // 2, 40):
+        with pytest.raises(DecodeError):
+            images.decode(data[:length])
+
+
+def test_heic_without_its_package_says_how_to_read_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for brands in (b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic"):
+        with pytest.raises(DecodeError, match=r"pip install 'modmill\[heif\]'"):
+            images.decode(b"\0\0\0\x18ftyp" + brands + bytes(99))
+
+
+def test_heic_is_read_upright():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    photo = skimage.data.astronaut()[:90, :120]
+    image = Image.fromarray(photo)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, quality=90, exif=exif.tobytes())
+    decoded = images.decode(buffer.getvalue())
+    assert decoded.shape == (120, 90, 3)
+    assert np.abs(decoded.astype(int) - np.rot90(photo, -1)).mean() < 8
+    assert images.size_of(buffer.getvalue()) == (90, 120)
 
 
 @pytest.fixture(scope="module")
