@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.pipeline.sections import FilterConfig
+from engine.sources.listing import Notes, key_of
 from manifests.errors import DecodeError
 from manifests.queries.retention import NO_BYTES
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from manifests.catalog.catalog import Catalog
 
 _PREFIX_BYTES = 8
+# The reason of files that no filter judged.
+OTHER_KIND = "kind"
 _NO_BYTES = bytes.fromhex(NO_BYTES)
 
 
@@ -83,6 +86,21 @@ class Filter:
 
         place = int(np.searchsorted(self._known, np.uint64(start)))
         return place < len(self._known) and int(self._known[place]) == start
+
+
+def other_kinds(notes: Notes) -> list[dict[str, Any]]:
+    """Returns what was passed over for its kind when a source was listed, as rows of the view `dropped`."""
+    return [
+        {
+            "key": key_of(file.path),
+            "source": file.path,
+            "size_bytes": file.size_bytes,
+            "sha256": None,
+            "reason": OTHER_KIND,
+            "message": what,
+        }
+        for file, what in notes.passed_over
+    ]
 
 
 def dropped_table(corpus: str, rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from engine.ingest.filters import Filter
+from engine.ingest.filters import OTHER_KIND, Filter, other_kinds
 from engine.ingest.intake import Chunk, Intake, reader
 from engine.ingest.part import known_types, write_changes, write_dropped, write_part
 from engine.ingest.stats import SourceStats
@@ -19,13 +19,16 @@ from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.formats import sidecars
 from manifests.log.actions import Action, CorpusAdded
-from manifests.queries import retention
+from manifests.queries import planning, retention
 from manifests.recipe import sha256_hex
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
-    """Holds what an ingest found: where the corpus is, what is new, gone or altered, and what to tell the user."""
+    """Holds what an ingest found: where the corpus is, what is new, gone or altered, and what to tell the user.
+
+    `suffixes` are those of the names of all samples of the corpus.
+    """
 
     corpus: str
     root: str
@@ -36,6 +39,7 @@ class Ingested:
     changed: int = 0
     dropped: int = 0
     notes: list[str] = field(default_factory=list)
+    suffixes: frozenset[str] = frozenset()
 
 
 def ingest(
@@ -63,17 +67,28 @@ def ingest(
         if parts and _is_packed(section):
             note = f"its source is not there any more, its {len(parts)} parts are packed: {error}"
             return Ingested(
-                corpus=corpus, root="", samples=sum(part.rows for part in parts), new=0, new_parts=0, notes=[note]
+                corpus=corpus,
+                root="",
+                samples=sum(part.rows for part in parts),
+                new=0,
+                new_parts=0,
+                notes=[note],
+                suffixes=planning.suffixes(catalog, corpus),
             )
         raise
     # Not `if known`: a log that was rebuilt from files without sidecars has parts alone.
     before = _rows_before(catalog, corpus, with_offsets=not section.pack) if parts else {}
-    dropped = set(catalog.sql("SELECT key FROM dropped WHERE corpus = ?", [corpus])["key"].to_pylist())
-    fresh = [listed for listed in scan.samples if listed.key not in before and listed.key not in dropped]
+    dropped = catalog.sql("SELECT key, reason FROM dropped WHERE corpus = ?", [corpus]).to_pylist()
+    # What was of no kind that could be read then may be by now.
+    left_out = {row["key"] for row in dropped if row["reason"] != OTHER_KIND}
+    fresh = [listed for listed in scan.samples if listed.key not in before and listed.key not in left_out]
     stats = SourceStats(catalog.workspace_id, corpus)
     added = corpus_added(corpus, section)
     if known is None or known["source"] != added.source:
         catalog.commit([added], run=run)
+    told = {row["key"] for row in dropped}
+    if others := [row for row in other_kinds(scan.findings) if row["key"] not in told]:
+        catalog.commit([write_dropped(catalog, corpus, others)], run=run)
     if fresh:
         on_new(len(fresh))
     new = _New(first_part=parts[-1].part + 1 if parts else 0)
@@ -104,6 +119,7 @@ def ingest(
         changed=len(changed),
         dropped=new.left_out.total(),
         notes=[*scan.notes, *_left_out_notes(new.left_out, refused)],
+        suffixes=new.suffixes | listing.suffixes_of(row["source"] for row in before.values() if row["source"]),
     )
 
 
@@ -116,6 +132,7 @@ class _New:
     rows: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     types: dict[str, pa.DataType] | None = None
+    suffixes: frozenset[str] = frozenset()
 
 
 def _commit(
@@ -132,6 +149,7 @@ def _commit(
         records.append(part)
         new.parts += 1
         new.rows += len(chunk.rows)
+        new.suffixes |= listing.suffixes_of(taken.listed.source for taken in chunk.rows)
     catalog.commit(records, run=run)
     new.left_out.update(row["reason"] for row in chunk.dropped)
 

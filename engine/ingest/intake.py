@@ -153,6 +153,6 @@ def _image(data: bytes) -> bytes:
     if image_suffix(data) is None:
         begin = repr(data[:40])[2:-1]
         raise FetchError(
-            f"the server sent {len(data):,} bytes that are no JPEG, PNG, WebP, GIF, TIFF or BMP: {begin}..."
+            f"the server sent {len(data):,} bytes that are no JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF or HEIC: {begin}..."
         )
     return data

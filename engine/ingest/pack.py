@@ -7,17 +7,24 @@ import threading
 from collections.abc import Mapping
 from typing import IO
 
+from manifests.pixels.containers import AVIF_BRANDS, HEIC_BRANDS, iso_brands
 from manifests.recipe import sha256_of_stream
 from manifests.store import paths
 from manifests.store.storage import Storage, put_same
 
 _STARTS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
 
+_BRANDS = {**dict.fromkeys(AVIF_BRANDS, "avif"), **dict.fromkeys(HEIC_BRANDS, "heic")}
+
 
 def image_suffix(data: bytes) -> str | None:
     """Returns the suffix of an image by how its bytes begin, whatever its name or server says; None if it is not one."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
+    brands = iso_brands(data)
+    if brands:
+        # A film is an ISO media file as well.
+        return next((suffix for brand, suffix in _BRANDS.items() if brand in brands), None)
     return next((suffix for start, suffix in _STARTS.items() if data.startswith(start)), None)
 
 

@@ -1,6 +1,6 @@
 """Decides what becomes of a corpus: its labelers in the order they must run, a recipe for each modality and form, its crops."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from manifests.errors import ConfigError
 from manifests.log.actions import TokenizerAdded
 from manifests.modality import Form, Modality
 from manifests.pixels.crops import CropRule
-from manifests.pixels.images import DECODER_VERSION
+from manifests.pixels.images import CONTAINER_VERSIONS, DECODER_VERSION
 from manifests.recipe import Recipe, canonical_json
 
 
@@ -78,17 +78,21 @@ def corpus_modalities(config: PipelineConfig, corpus: str) -> list[str]:
 
 
 def corpus_plan(
-    config: PipelineConfig, corpus: str, root: str, tokenizers: Mapping[str, TokenizerAdded | None]
+    config: PipelineConfig,
+    corpus: str,
+    root: str,
+    tokenizers: Mapping[str, TokenizerAdded | None],
+    suffixes: Collection[str] = (),
 ) -> CorpusPlan:
     """Returns the plan of one corpus. Raises ConfigError if labelers do not fit together.
 
-    Modalities whose tokenizer is not there yet have no token recipe.
+    `suffixes` are those of the names of its samples. Modalities whose tokenizer is not there yet have no token recipe.
     """
     section = config.corpora[corpus]
     rule = CropRule(seed=section.seed, scale=section.crop.scale, ratio=section.crop.ratio, flip=section.crop.flip)
     # Shards and the manifest know a modality by its own name; the pipeline file may name it `my_module:MODALITY`.
     asked = {modalities.get(name).name: (name, options) for name, options in config.modality_options(corpus).items()}
-    resolver = _LabelerResolver(corpus, rule, asked, _decoder(section))
+    resolver = _LabelerResolver(corpus, rule, asked, _decoder(section, suffixes))
     for name in asked:
         resolver.add(name)
     return CorpusPlan(
@@ -178,10 +182,17 @@ class _LabelerResolver:
         return self.recipes[needed].fingerprint
 
 
-def _decoder(section: CorpusConfig) -> str:
-    """Returns the fingerprint of photographs as an input: what decides their pixels."""
+def _decoder(section: CorpusConfig, suffixes: Collection[str]) -> str:
+    """Returns the fingerprint of photographs as an input: what decides their pixels.
+
+    A container whose decoding changed since version 1 raises the fingerprints of the corpora that hold such files by their
+    names, so that a corpus of JPEGs stays current.
+    """
     scaled = "" if section.decode_short is None else f"-short{section.decode_short}"
-    return f"decoder-{DECODER_VERSION}{scaled}"
+    raised = "".join(
+        f"-{name}{version}" for name, version, held in CONTAINER_VERSIONS if not set(held).isdisjoint(suffixes)
+    )
+    return f"decoder-{DECODER_VERSION}{scaled}{raised}"
 
 
 def _modality_plan(

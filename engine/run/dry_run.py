@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.ingest import ingest
+from engine.ingest.filters import OTHER_KIND
 from engine.pipeline import config as pipeline
 from engine.plan import costs, reasons
 from engine.plan.corpus import corpus_plan
@@ -31,10 +32,12 @@ from engine.run.runners.pools import workers_of
 from engine.show import contact_sheet
 from engine.show.tables import plain_lines
 from engine.sources import scan as sources
+from engine.sources.listing import suffixes_of
 from manifests import units
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.log.actions import TokenizerAdded
+from manifests.queries import planning
 from manifests.store import paths
 from manifests.store.storage import open_storage
 
@@ -45,11 +48,12 @@ _COLUMNS = ("corpus", "group", "labeler", "samples", "images/s", "ms each", "hou
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Holds a corpus as a dry run sees it: where its source is, what is listed there, and what of it is new."""
+    """Holds a corpus as a dry run sees it: where its source is, what is listed there, what is new, all names' suffixes."""
 
     root: str
     scan: sources.Scan | None
     new: NewSamples
+    suffixes: frozenset[str]
 
 
 def dry_run(
@@ -108,7 +112,9 @@ class _Dry:
         missing = {name for name, known in fitted.items() if known is None or refit} if "fit" in self.steps else set()
         known = {name: known for name, known in fitted.items() if known is not None and name not in missing}
         tokenizers = {**known, **{name: _unfitted(name) for name in missing}}
-        plans = {name: corpus_plan(config, name, source.root, tokenizers) for name, source in found.items()}
+        plans = {
+            name: corpus_plan(config, name, source.root, tokenizers, source.suffixes) for name, source in found.items()
+        }
         made = [modality for planned in plans.values() for modality in planned.modalities.values()]
         unfitted = frozenset(each.modality.name for each in made if each.wants_tokens and each.tokenizer in missing)
         wanted = wanted_of(catalog, plans, self.steps, retry=retry, where=where)
@@ -140,14 +146,24 @@ class _Dry:
     def _look_at(self, corpus: str, section: pipeline.CorpusConfig) -> _Source:
         if "ingest" not in self.steps:
             root = ingest.root_of(self.catalog, corpus, section)
-            return _Source(root=root, scan=None, new=NewSamples(parts=0, rows=0))
+            return _Source(
+                root=root, scan=None, new=NewSamples(parts=0, rows=0), suffixes=planning.suffixes(self.catalog, corpus)
+            )
         scan = sources.scan(section)
-        keys = self.catalog.sql(
-            "SELECT key FROM samples WHERE corpus = $1 UNION ALL SELECT key FROM dropped WHERE corpus = $1", [corpus]
+        found = self.catalog.sql(
+            "SELECT key, source FROM samples WHERE corpus = $1 "
+            f"UNION ALL SELECT key, NULL FROM dropped WHERE corpus = $1 AND reason <> '{OTHER_KIND}'",
+            [corpus],
         )
-        known = set(keys["key"].to_pylist())
+        known = set(found["key"].to_pylist())
+        names = [*filter(None, found["source"].to_pylist()), *(listed.source for listed in scan.samples)]
         rows = sum(listed.key not in known for listed in scan.samples)
-        return _Source(root=scan.root, scan=scan, new=NewSamples(parts=-(-rows // section.part_rows), rows=rows))
+        return _Source(
+            root=scan.root,
+            scan=scan,
+            new=NewSamples(parts=-(-rows // section.part_rows), rows=rows),
+            suffixes=suffixes_of(names),
+        )
 
     def _listed(self, found: Mapping[str, _Source]) -> Iterator[str]:
         for name, source in found.items():
@@ -158,6 +174,7 @@ class _Dry:
             before = f", before the filter ({', '.join(rules)}), which is not in these figures" if rules else ""
             listed = f"{len(source.scan.samples):,} samples in the source"
             yield f"{name}: {listed}, {source.new.rows:,} to be ingested{before}"
+            yield from (f"{name}: note: {note}" for note in source.scan.notes)
 
 
 def _probed(probe: Probe, jobs: Sequence[Job], path: Path) -> Iterator[str]:

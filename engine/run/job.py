@@ -103,6 +103,7 @@ class _MainJob:
         self.catalog = execution.catalog
         self.progress = execution.progress
         self.done = execution.done
+        self._suffixes: dict[str, frozenset[str]] = {}
 
     def all(self, steps: Sequence[Step], *, refit: bool, retry: Collection[str] | None, where: str | None) -> None:
         roots = self._ingest(steps)
@@ -142,6 +143,7 @@ class _MainJob:
         for corpus, section in self.config.corpora.items():
             if "ingest" not in steps:
                 roots[corpus] = ingest.root_of(self.catalog, corpus, section)
+                self._suffixes[corpus] = planning.suffixes(self.catalog, corpus) if section.has_pixels else frozenset()
                 continue
             stage = f"ingest {corpus}"
             found = ingest.ingest(
@@ -153,6 +155,7 @@ class _MainJob:
                 on_rows=partial(self.progress.update, stage),
             )
             roots[corpus] = found.root
+            self._suffixes[corpus] = found.suffixes
             self.done.add("new_samples", found.new)
             self.done.add("new_parts", found.new_parts)
             self.done.add("dropped_samples", found.dropped)
@@ -171,7 +174,10 @@ class _MainJob:
 
     def _plans(self, roots: Mapping[str, str]) -> dict[str, CorpusPlan]:
         fitted = self._fitted()
-        return {corpus: corpus_plan(self.config, corpus, root, fitted) for corpus, root in roots.items()}
+        return {
+            corpus: corpus_plan(self.config, corpus, root, fitted, self._suffixes[corpus])
+            for corpus, root in roots.items()
+        }
 
     def _missing_fits(self, roots: Mapping[str, str], *, refit: bool) -> list[FitItem]:
         return missing.fit_items(

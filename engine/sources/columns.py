@@ -16,6 +16,8 @@ from engine.sources.values import decoded, parsed, plain
 from manifests.errors import ConfigError, SourceError, nearest
 from manifests.store.uris import without_credentials
 
+SIDECARS = (".txt", ".json")
+
 
 def image_columns(
     root: str, files: Sequence[File], images: Sequence[File], table: str | None, key: str | None, notes: Notes
@@ -25,7 +27,7 @@ def image_columns(
     `photo.txt` is the column `caption`, the keys of `photo.json` are columns, and the table's replace both. What cannot be
     read becomes a note. Raises ConfigError for a table that does not fit.
     """
-    beside = [{stem(file.path): file.path for file in files if suffix(file.path) == kind} for kind in (".txt", ".json")]
+    beside = [{stem(file.path): file.path for file in files if suffix(file.path) == kind} for kind in SIDECARS]
     joined: dict[str, int] = {}
     loaded, joined_by = None, ""
     if table is not None:

@@ -5,13 +5,17 @@ A format that holds images within its files is a row of `FORMATS`, which listing
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from engine.pipeline.file import absolute
 from engine.pipeline.sections import CorpusConfig
 from engine.sources import listing, parquet, tars, urls
-from engine.sources.columns import image_columns
+from engine.sources.columns import SIDECARS, image_columns
 from engine.sources.listing import IMAGE_SUFFIXES, File, Listed, Listing, Notes, Scanned, key_of
 from manifests.errors import ConfigError
+
+_BESIDE = ("tar", "beside loose images, passed over (a corpus of its own takes what is in them)")
 
 
 class RowImages(Protocol):
@@ -51,19 +55,20 @@ def scan_images(config: CorpusConfig, listed: Listing, notes: Notes) -> Scanned:
         return urls.scan_urls(listed.root, lists, config, notes)
     if any(listing.suffix(file.path) in IMAGE_SUFFIXES for file in listed.chosen):
         return _scan_files(config, listed, notes)
-    compressed = [file.path for file in listed.chosen if file.path.lower().endswith(tars.COMPRESSED)]
     for found in FORMATS:
         files = [file for file in listed.chosen if listing.suffix(file.path) in found.suffixes]
         if not files:
             continue
         if config.table is not None:
             raise ConfigError("table is for folders of images; what lies in tars or Parquet has its columns there")
-        for path in compressed:
-            notes.add("tar", "compressed, passed over (unpack it: members are read in place)", path)
+        taken = {file.path for file in files}
+        for file in listed.chosen:
+            if file.path not in taken:
+                notes.pass_over(file, tars.UNPACK if _is_compressed(file) else None)
         return found.scan(listed.root, files, config, notes)
-    if compressed:
+    if compressed := next((file.path for file in listed.chosen if _is_compressed(file)), None):
         raise ConfigError(
-            f"{compressed[0]} is a compressed tar, whose members cannot be read in place; unpack it "
+            f"{compressed} is a compressed tar, whose members cannot be read in place; unpack it "
             "(images gain nothing from compression): gunzip, unxz or zstd -d give a .tar"
         )
     return _scan_files(config, listed, notes)
@@ -80,4 +85,21 @@ def _scan_files(config: CorpusConfig, listed: Listing, notes: Notes) -> Scanned:
         for image in images
     ]
     columns = image_columns(listed.root, listed.files, images, config.table, config.key, notes)
+    _pass_over_others(config, listed, images, notes)
     return sorted(samples, key=lambda sample: sample.key), columns
+
+
+def _pass_over_others(config: CorpusConfig, listed: Listing, images: Sequence[File], notes: Notes) -> None:
+    """Adds notes of the files beside loose images that are neither sidecars of them nor the table."""
+    stems = {listing.stem(image.path) for image in images}
+    table = absolute(config.table, Path.cwd()) if config.table else None
+    for file in listed.chosen:
+        kind = listing.suffix(file.path)
+        is_sidecar = kind in SIDECARS and listing.stem(file.path) in stems
+        if kind in IMAGE_SUFFIXES or is_sidecar or listing.uri(listed.root, file.path) == table:
+            continue
+        notes.pass_over(file, _BESIDE if kind in tars.SUFFIXES or _is_compressed(file) else None)
+
+
+def _is_compressed(file: File) -> bool:
+    return file.path.lower().endswith(tars.COMPRESSED)

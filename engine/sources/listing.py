@@ -4,8 +4,9 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import IO, Any
 
 from manifests.errors import ConfigError, SourceError
@@ -14,7 +15,12 @@ from manifests.store.uris import is_uri, without_credentials
 _MAGIC = re.compile(r"[*?\[]")
 _NAMES_SHOWN = 3
 _KEY_DIGITS = 16
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
+_LONG_SUFFIX = 8
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".avif"),
+    *(HEIC_SUFFIXES if find_spec("pillow_heif") else ()),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +52,25 @@ class Listed:
 
 @dataclass(frozen=True)
 class Notes:
-    """Holds what the user should know of a source: names by kind, of which the first are shown."""
+    """Holds what the user should know of a source: names by kind, of which the first are shown.
+
+    `passed_over` is what a source of images has of other kinds, with words for it, which an ingest records.
+    """
 
     counts: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    passed_over: list[tuple[File, str]] = field(default_factory=list)
 
     def add(self, noun: str, what: str, name: str) -> None:
         """Adds one of a kind: `add("row", "of captions.csv without an image", "a.jpg")`."""
         self.counts.setdefault((noun, what), []).append(name)
+
+    def pass_over(self, file: File, told: tuple[str, str] | None = None) -> None:
+        """Adds a file that is neither a sample nor beside one; `told` are a noun and words, by default of its kind."""
+        kind = suffix(file.path)
+        what = f"of kind {kind}" if kind else "without a suffix"
+        hint = " (pip install 'modmill[heif]' reads it)" if kind in HEIC_SUFFIXES else ""
+        self.passed_over.append((file, what))
+        self.add(*(told or ("file", f"{what}, passed over{hint}")), file.path)
 
     def lines(self) -> list[str]:
         """Returns a line a kind: "2 rows of captions.csv without an image: a.jpg, b.jpg"."""
@@ -125,6 +143,13 @@ def list_source(source: str, notes: Notes) -> Listing:
 def suffix(path: str) -> str:
     """Returns the suffix of a path, in lower case, with its dot."""
     return os.path.splitext(path)[1].lower()
+
+
+def suffixes_of(sources: Iterable[str]) -> frozenset[str]:
+    """Returns the suffixes, with their dots and in lower case, that names, URLs and members of tars end with."""
+    ends = {source.partition("?")[0].rpartition(".")[1:] for source in sources}
+    # A host's name or a row of a file has a dot as well.
+    return frozenset(f".{end.lower()}" for dot, end in ends if dot and end.isalnum() and len(end) < _LONG_SUFFIX)
 
 
 def stem(path: str) -> str:

@@ -62,6 +62,7 @@ def _look(source: str) -> tuple[CorpusConfig, list[str], list[str]]:
         if beside:
             found.append(f"{len(beside)} {what}")
     section = CorpusConfig(source=source)
+    notes = sources.scan(section).findings
     for table in listed.files:
         if "/" in table.path or listing.suffix(table.path) not in TABLE_SUFFIXES:
             continue

@@ -4,7 +4,9 @@ Members that follow each other and share a name up to the first dot (`sub/0001.j
 one sample, and that name its `__key__`. What a header says is trusted no further than its checksum.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -12,12 +14,28 @@ from typing import IO, Any
 
 from engine.pipeline.sections import CorpusConfig
 from engine.sources.columns import columns_beside
-from engine.sources.listing import IMAGE_SUFFIXES, File, Listed, Notes, Scanned, key_of, open_file, read_file
+from engine.sources.listing import (
+    IMAGE_SUFFIXES,
+    File,
+    Listed,
+    Notes,
+    Scanned,
+    key_of,
+    open_file,
+    read_file,
+    stem,
+    suffix,
+)
 from manifests.errors import ConfigError, SourceError
 
 SUFFIXES = (".tar",)
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+UNPACK = ("tar", "compressed, passed over (unpack it: members are read in place)")
 COLUMN_FIELDS = ("txt", "json")
+# Read since a later version: the image of a sample that has others stays the one it was.
+_LATER = ("avif", "jfif", "heic", "heif", "hif")
+# A field of several words, but for its suffix.
+_FIELD = re.compile(r"[a-z_]\w*(\.[a-z_]\w*)*")
 _BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
 # What is passed over; none of them has bytes behind its header.
@@ -191,7 +209,7 @@ def scan_tars(root: str, files: Sequence[File], config: CorpusConfig, notes: Not
     with ThreadPoolExecutor(_THREADS) as pool:
         for file, found in zip(files, pool.map(directory, files), strict=True):
             if found.is_compressed:
-                notes.add("tar", "compressed, passed over (unpack it: members are read in place)", file.path)
+                notes.pass_over(file, UNPACK)
                 continue
             for kind, name in found.passed_over:
                 notes.add("member", f"{kind}, passed over", f"{file.path}#{name}")
@@ -209,24 +227,28 @@ def scan_tars(root: str, files: Sequence[File], config: CorpusConfig, notes: Not
 
 def _samples(file: File, found: Directory, config: CorpusConfig, notes: Notes) -> Iterator[Listed]:
     image = config.image
-    groups = [(name, list(members)) for name, members in groupby(found.members, lambda member: _split(member.name)[0])]
+    split = _dotted(found.members) if image is None else _split
+    groups = [(name, list(members)) for name, members in groupby(found.members, lambda member: split(member.name)[0])]
     if found.broken and groups:
         # Its other members may be among those that are lost. When the tar is mended it is a new sample, and whole.
         notes.add("sample", "before the damage, left out until its tar is mended", f"{file.path}#{groups.pop()[0]}")
+    others: list[tuple[str, Member]] = []
     for name, members in groups:
         fields: dict[str, Member] = {}
         for member in members:
-            if fields.setdefault(_split(member.name)[1], member) is not member:
+            if fields.setdefault(split(member.name)[1], member) is not member:
                 notes.add("member", "of a name that stands twice, the later left out", f"{file.path}#{member.name}")
-        chosen = fields.get(image or "") or next(
-            (member for kind, member in fields.items() if image is None and f".{kind}" in IMAGE_SUFFIXES), None
-        )
+        chosen = fields.get(image) if image else _image(fields)
         if chosen is None:
-            notes.add("sample", "without an image, passed over", f"{file.path}#{name}")
+            named = sorted(kind for kind in fields if image is None and suffix(kind) in IMAGE_SUFFIXES)
+            hint = f" (its images are of more than one word; `image: {named[0]}` takes those)" if named else ""
+            notes.add("sample", f"without an image, passed over{hint}", f"{file.path}#{name}")
+            others += fields.items()
             continue
         for kind in fields:
             if fields[kind] is not chosen and kind not in COLUMN_FIELDS:
                 notes.add("member", f"of kind .{kind} beside an image, passed over", f"{file.path}#{fields[kind].name}")
+                others.append((kind, fields[kind]))
         source = f"{file.path}#{chosen.name}"
         yield Listed(
             key=name if config.key is None else key_of(source),
@@ -236,6 +258,17 @@ def _samples(file: File, found: Directory, config: CorpusConfig, notes: Notes) -
             offset=chosen.offset,
             beside=tuple((kind, fields[kind].offset, fields[kind].size) for kind in COLUMN_FIELDS if kind in fields),
         )
+    notes.passed_over.extend(_of_kinds(file.path, others))
+
+
+def _of_kinds(path: str, members: Sequence[tuple[str, Member]]) -> Iterator[tuple[File, str]]:
+    """Yields what a tar has of each kind that was passed over, as one file, and words for it."""
+    sizes: dict[str, list[int]] = {}
+    for kind, member in members:
+        sizes.setdefault(kind, []).append(member.size)
+    for kind, found in sizes.items():
+        what = f"{len(found)} member{'s' * (len(found) != 1)} of kind .{kind}"
+        yield File(path=f"{path}#*.{kind}", size_bytes=sum(found), mtime_ns=None), what
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -243,6 +276,33 @@ def _split(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, kind = base.partition(".")
     return f"{folder}{slash}{stem}", kind.lower()
+
+
+def _image(fields: Mapping[str, Member]) -> Member | None:
+    """Returns the first image of a sample, one of `_LATER` only if there is no other."""
+    images = [kind for kind in fields if f".{kind}" in IMAGE_SUFFIXES]
+    return fields[min(images, key=lambda kind: kind in _LATER)] if images else None
+
+
+def _dotted(members: Sequence[Member]) -> Callable[[str], tuple[str, str]]:
+    """Returns what splits the names of a tar as `_split` does, but those of photographs with a dot at their last one.
+
+    In `0001.rgb.png` and `0002.rgb.png` the field is `rgb.png`. In `2020.01.02 sea.jpg` the photograph itself has dots: its
+    field would be no word, or stands once in all of the tar and is the only image of its name.
+    """
+    fields = [_split(member.name) for member in members]
+    plain = {name for name, kind in fields if f".{kind}" in IMAGE_SUFFIXES}
+    images = [(name, kind) for name, kind in fields if name not in plain and suffix(kind) in IMAGE_SUFFIXES]
+    of_kind, of_name = Counter(kind for _, kind in images), Counter(name for name, _ in images)
+    dotted = {name for name, kind in images if not _FIELD.fullmatch(stem(kind)) or of_kind[kind] == of_name[name] == 1}
+
+    def split(name: str) -> tuple[str, str]:
+        key, kind = _split(name)
+        if key in dotted and "." in kind:
+            key, _, kind = name.rpartition(".")
+        return key, kind.lower()
+
+    return split
 
 
 def tar_of(source: str) -> str:

@@ -64,9 +64,9 @@ class SourcesChanged:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplesDropped:
-    """Says which new samples an ingest left out by the corpus's filter; `path` is the Parquet file that names them.
+    """Says what an ingest left out, by the corpus's filter or its kind; `path` is the Parquet file that names it.
 
-    `counts` are by reason. They are not considered again.
+    `counts` are by reason. What the filter left out is not considered again.
     """
 
     action: ClassVar[str] = "samples_dropped"

@@ -180,6 +180,13 @@ def failing(catalog: Catalog, corpus: str, classes: Collection[str]) -> set[tupl
     return {(row["part"], row["modality"], row["form"], row["crop"]) for row in rows.to_pylist()}
 
 
+def suffixes(catalog: Catalog, corpus: str) -> frozenset[str]:
+    """Returns the suffixes, in lower case and with their dots, that names of a corpus's samples end with."""
+    query = r"SELECT DISTINCT regexp_extract(lower(split_part(source, '?', 1)), '\.[a-z0-9]{1,7}$') FROM samples"
+    found = catalog.sql(f"{query} WHERE corpus = ? AND source IS NOT NULL", [corpus])
+    return frozenset(suffix for suffix in found.column(0).to_pylist() if suffix)
+
+
 def failure_classes(catalog: Catalog) -> list[str]:
     """Returns the classes of all failed rows."""
     return [row["class"] for row in catalog.sql("SELECT DISTINCT class FROM failures ORDER BY 1").to_pylist()]

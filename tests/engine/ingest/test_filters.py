@@ -1,5 +1,7 @@
 """Filters before labeling: what they leave out, that SQL tells why, and that it stays left out."""
 
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from PIL import Image
 
 from engine.ingest import ingest
 from engine.pipeline.config import CorpusConfig
+from engine.sources import images
 from manifests.catalog.catalog import Catalog
 from manifests.formats.shards import read_samples
 from manifests.log import entries as log
+from manifests.queries import planning
 from manifests.store.storage import Storage, open_storage
 
 ASKED = "SELECT source, reason, message FROM dropped ORDER BY source"
@@ -121,4 +125,46 @@ def test_an_empty_view(tmp_path: Path) -> None:
     with Catalog(created(tmp_path / "work")) as catalog:
         assert catalog.sql("SELECT * FROM dropped").column_names == [
             *("corpus", "key", "source", "size_bytes", "sha256", "reason", "message")
+        ]
+
+
+def test_what_is_of_another_kind_can_be_asked_and_becomes_a_sample_once_it_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photos"
+    write(folder / "a.jpg", 60, 50)
+    write(folder / "b.tif", 60, 50)
+    for name in ("c.heic", "d.mov", "e.mov"):
+        (folder / name).write_bytes(b"x")
+    asked = config(folder, filter={"min_side": 30})
+    with Catalog(created(tmp_path / "work")) as catalog:
+        found = ingest.ingest(catalog, "photos", asked, run="r")
+        assert (found.new, found.dropped, found.suffixes) == (2, 0, {".jpg", ".tif"})
+        assert planning.suffixes(catalog, "photos") == found.suffixes
+        assert catalog.sql(ASKED).to_pylist() == [
+            {"source": "c.heic", "reason": "kind", "message": "of kind .heic"},
+            {"source": "d.mov", "reason": "kind", "message": "of kind .mov"},
+            {"source": "e.mov", "reason": "kind", "message": "of kind .mov"},
+        ]
+        assert "2 files of kind .mov, passed over: d.mov, e.mov" in found.notes
+        (folder / "f.mov").write_bytes(b"x")
+        for _ in range(2):
+            assert ingest.ingest(catalog, "photos", asked, run="r").new == 0
+            assert catalog.sql("SELECT count(*) AS n FROM dropped")["n"].to_pylist() == [4]
+        monkeypatch.setattr(images, "IMAGE_SUFFIXES", (*images.IMAGE_SUFFIXES, ".heic"))
+        found = ingest.ingest(catalog, "photos", asked, run="r")
+        assert (found.new, found.suffixes) == (1, {".jpg", ".tif", ".heic"})
+
+
+def test_a_tar_has_a_row_for_all_members_of_a_kind(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("1.jpg", "1.cls", "2.jpg", "2.cls", "only.mp4"):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"abc"))
+    with Catalog(created(tmp_path / "work")) as catalog:
+        ingest.ingest(catalog, "photos", config(tmp_path / "a.tar"), run="r")
+        assert catalog.sql("SELECT source, message, size_bytes FROM dropped ORDER BY source").to_pylist() == [
+            {"source": "a.tar#*.cls", "message": "2 members of kind .cls", "size_bytes": 6},
+            {"source": "a.tar#*.mp4", "message": "1 member of kind .mp4", "size_bytes": 3},
         ]

@@ -79,6 +79,18 @@ def test_all_is_missing_group_by_group_and_pools_by_turns(tmp_path: Path, catalo
         assert [target.modality for target in of_pool[-1].targets] == modalities
 
 
+def test_the_decoders_version_rises_for_the_containers_concerned_alone(tmp_path: Path) -> None:
+    config, before = load(tmp_path)
+    inputs = {}
+    for suffixes in ((".jpg", ".png", ".jpeg"), (".jpg", ".tif"), (".tiff",)):
+        planned = corpus_plan(config, "photos", "photos", {}, suffixes)
+        inputs[suffixes] = planned.modalities["rgb"].label.inputs["image"]
+        # A caption is made of no pixels.
+        assert planned.modalities["caption"] == before.modalities["caption"]
+    assert list(inputs.values()) == ["decoder-1", "decoder-1-tiff2", "decoder-1-tiff2"]
+    assert before.modalities["rgb"].label.inputs["image"] == "decoder-1"
+
+
 def test_only_what_is_missing_is_planned_and_only_as_it_is_taken(tmp_path: Path, catalog: Catalog) -> None:
     config, planned = load(tmp_path)
     done: list[Action] = []

@@ -156,6 +156,7 @@ def test_rows_that_do_not_fit_become_notes(tmp_path: Path) -> None:
     assert notes == [
         "2 rows of t.csv without the header's 2 fields, left out: row 5, row 6",
         "1 row of t.csv for an image that has one already, left out: a.jpg",
+        "1 file of kind .jsonl, passed over: t.jsonl",
     ]
     (tmp_path / "t.jsonl").write_bytes(b'{"file": "a.jpg", "n": {"x": [1]}}\n{broken\n3\n{"file": null}\n')
     columns, notes = columns_of(tmp_path, "t.jsonl")
@@ -163,6 +164,7 @@ def test_rows_that_do_not_fit_become_notes(tmp_path: Path) -> None:
     assert notes == [
         "2 lines of t.jsonl without a JSON object, left out: line 2, line 3",
         "1 row of t.jsonl without an image: None",
+        "1 file of kind .csv, passed over: t.csv",
     ]
 
 

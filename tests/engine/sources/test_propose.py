@@ -45,6 +45,7 @@ def test_a_folder_of_photographs(tmp_path: Path) -> None:
         f"wrote {out}: 3 images (2 .jpg, 1 .png), 1 captions (.txt beside the image), a table, likes.csv"
     )
     assert said[1] == "1 image without a row in likes.csv: c.jpg"
+    assert said[2:4] == ["1 file of kind .csv, passed over: 0.csv", "1 file of kind .txt, passed over: z.txt"]
     assert said[-1] == f"modmill run {out}"
     loaded = config.load(out)
     assert loaded.workspace == str(tmp_path / "my_photos-workspace")

@@ -40,6 +40,29 @@ def memory() -> Iterator[fsspec.AbstractFileSystem]:
     fs.pseudo_dirs[:] = [""]
 
 
+def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
+    images(tmp_path, "a.jpg", "b.JFIF", "c.avif")
+    others = ("a.txt", "a.json", "d.txt", "e.mov", "sub/f.MOV", "README", "h.heic", "x.tar", "y.tar.gz")
+    put(tmp_path, **dict.fromkeys(others, b""))
+    (tmp_path / "t.csv").write_text("file_name,caption\na.jpg,x\nb.JFIF,y\nc.avif,z\n")
+    scan = sources.scan(CorpusConfig(source=str(tmp_path), table=str(tmp_path / "t.csv")))
+    assert {listed.source for listed in scan.samples} == {"a.jpg", "b.JFIF", "c.avif"}
+    assert sorted(scan.notes) == [
+        "1 file of kind .heic, passed over (pip install 'modmill[heif]' reads it): h.heic",
+        "1 file of kind .txt, passed over: d.txt",
+        "1 file without a suffix, passed over: README",
+        "2 files of kind .mov, passed over: e.mov, sub/f.MOV",
+        "2 tars beside loose images, passed over (a corpus of its own takes what is in them): x.tar, y.tar.gz",
+    ]
+    # What a glob does not name is not passed over.
+    assert sources.scan(CorpusConfig(source=str(tmp_path / "*.jpg"))).notes == []
+
+
+def test_suffixes_are_told_of_files_members_and_urls() -> None:
+    names = ["a.TIF", "b.tar#x/c.jpeg", "http://h.org/d.png?w=3", "http://h.org", "t.parquet#17", "README"]
+    assert listing.suffixes_of(names) == {".tif", ".jpeg", ".png", ".org"}
+
+
 def test_a_folder_with_all_below_it(tmp_path: Path) -> None:
     images(tmp_path, "a.jpg", "sub/a.jpg", "sub/deep/b.PNG", "c.JPEG", "d.webp", "e.TIF", "f.gif", "g.bmp", "h.jpe")
     put(tmp_path, **{"text.jpg": b"this is text", "notes.md": b"", ".hidden.jpg": b"", ".git/x.jpg": b""})
@@ -49,7 +72,7 @@ def test_a_folder_with_all_below_it(tmp_path: Path) -> None:
         *("a.jpg", "sub/a.jpg", "sub/deep/b.PNG", "c.JPEG", "d.webp", "e.TIF", "f.gif", "g.bmp", "h.jpe", "text.jpg")
     }
     assert [listed.key for listed in scan.samples] == sorted(listed.key for listed in scan.samples)
-    assert scan.notes == []
+    assert scan.notes == ["1 file of kind .md, passed over: notes.md"]
     a = next(listed for listed in scan.samples if listed.source == "sub/a.jpg")
     assert a.key == hashlib.sha256(b"sub/a.jpg").hexdigest()[:16]
     status = (tmp_path / "sub/a.jpg").stat()

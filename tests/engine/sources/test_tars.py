@@ -84,6 +84,48 @@ def test_members_are_samples_by_key(tmp_path: Path) -> None:
     assert [len(each.key) for each in scan(tmp_path, key="source").samples] == [16, 16]
 
 
+def test_names_with_a_dot_of_their_own_are_photographs(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "a.tar",
+        {
+            "2020.01.02 sea.jpg": b"sea",
+            "2020.01.02 sea.txt": b"the sea",
+            "2020.01.03 hill.JPG": b"hill",
+            "v1.5/IMG_1.5x.png": b"zoomed",
+            "v1.5/IMG_1.5x.json": b'{"zoom": 1.5}',
+            "photo.final.jpg": b"final",
+            "plain.jpg": b"plain",
+            "plain.seg.png": b"seg",
+        },
+    )
+    found = scan(tmp_path)
+    assert [each.key for each in found.samples] == [
+        "2020.01.02 sea",
+        "2020.01.03 hill",
+        "v1.5/IMG_1.5x",
+        "photo.final",
+        "plain",
+    ]
+    assert read_all(found, CorpusConfig(source="x")) == [b"sea", b"hill", b"zoomed", b"final", b"plain"]
+    assert [found.columns(each) for each in found.samples] == [{"caption": "the sea"}, {}, {"zoom": 1.5}, {}, {}]
+    assert found.notes == ["1 member of kind .seg.png beside an image, passed over: a.tar#plain.seg.png"]
+
+
+def test_fields_of_several_words_are_no_photographs_unless_they_are_asked_for(tmp_path: Path) -> None:
+    members = {f"{number}.{kind}.png": kind.encode() for number in range(2) for kind in ("rgb", "depth")}
+    write_tar(tmp_path / "a.tar", {**members, "2.jpg": b"photo"})
+    found = scan(tmp_path)
+    assert [each.key for each in found.samples] == ["2"]
+    hint = "its images are of more than one word; `image: depth.png` takes those"
+    assert found.notes == [f"2 samples without an image, passed over ({hint}): a.tar#0, a.tar#1"]
+    assert [each.key for each in scan(tmp_path, image="rgb.png").samples] == ["0", "1"]
+
+
+def test_the_image_of_a_sample_stays_the_one_it_was_before_more_kinds_were_read(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"1.avif": b"avif", "1.jpg": b"jpg", "2.avif": b"avif", "3.jfif": b"jfif"})
+    assert [each.source for each in scan(tmp_path).samples] == ["a.tar#1.jpg", "a.tar#2.avif", "a.tar#3.jfif"]
+
+
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_long_and_unicode_names(tmp_path: Path, format: int) -> None:
     names = {f"{'d' * 90}/{'e' * 120}{number}.jpg": str(number).encode() * 700 for number in range(3)} | {
