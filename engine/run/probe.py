@@ -111,12 +111,12 @@ class Probe:
         self.failed.extend(self._failed(job, item, result))
         return [*self._measured(job, worker, item, result)]
 
-    def shown(self, jobs: Sequence[Job], notes: list[str]) -> list[contact.Sample]:
+    def shown(self, jobs: Sequence[Job], notes: list[str]) -> list[contact.SheetSample]:
         """Returns some samples of each measured corpus with all that was made of them, tokens decoded too.
 
         What cannot be shown is told in `notes`.
         """
-        found: list[contact.Sample] = []
+        found: list[contact.SheetSample] = []
         for corpus, planned in {job.plan.corpus: job.plan for job in jobs}.items():
             commit_recipes(self.scratch, {corpus: _all_kept(self._without_unfitted(planned))}, run=_RUN)
             self.scratch.commit(self._made[corpus], run=_RUN)

@@ -42,7 +42,7 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class SheetSample:
     """Holds one sample with its cards, in the order of the table of modalities. `columns` are its source columns."""
 
     corpus: str
@@ -62,7 +62,7 @@ class _Values:
     decoded: dict[str, Any] = field(default_factory=dict)
 
 
-def samples(catalog: Catalog, corpus: str, most: int, notes: list[str]) -> list[Sample]:
+def samples(catalog: Catalog, corpus: str, most: int, notes: list[str]) -> list[SheetSample]:
     """Returns up to `most` samples of the corpus's fullest part: judged ones first, without those that failed.
 
     What cannot be read or decoded is left out and told in `notes`.
@@ -82,7 +82,7 @@ def samples(catalog: Catalog, corpus: str, most: int, notes: list[str]) -> list[
     values = {row["key"]: _Values() for row in rows}
     _read(catalog, corpus, part, values, notes)
     return [
-        Sample(
+        SheetSample(
             corpus=corpus,
             key=row["key"],
             source=row["source"],

@@ -12,7 +12,7 @@ from engine.show.page import Page, cell, many
 
 
 def contact_sheet(
-    page: Page, corpus: Mapping[str, Any], shown: Sequence[contact.Sample], class_names: Sequence[str]
+    page: Page, corpus: Mapping[str, Any], shown: Sequence[contact.SheetSample], class_names: Sequence[str]
 ) -> dict[str, Any]:
     """Returns what the template shows of a corpus's samples, all modalities side by side, and writes their pictures."""
     name = corpus["corpus"]
@@ -41,7 +41,7 @@ def _color(number: int) -> str:
     return f"rgb({red} {green} {blue})"
 
 
-def _sample(page: Page, sample: contact.Sample, stem: str) -> dict[str, Any]:
+def _sample(page: Page, sample: contact.SheetSample, stem: str) -> dict[str, Any]:
     """Returns the cards of a sample by how they are shown: texts, records, pictures."""
     texts, records, drawn = [], [], []
     for card in sample.cards:
@@ -94,13 +94,13 @@ def _made(card: contact.Card) -> str:
     return "no tokens" if card.tokens is None else f"from {many(card.tokens, 'token')}"
 
 
-def write_picture(shown: Sequence[contact.Sample], path: Path) -> None:
+def write_picture(shown: Sequence[contact.SheetSample], path: Path) -> None:
     """Writes the samples as one picture, a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(_sheet(shown)).save(path, format="PNG")
 
 
-def _sheet(shown: Sequence[contact.Sample]) -> np.ndarray:
+def _sheet(shown: Sequence[contact.SheetSample]) -> np.ndarray:
     names = {card.modality for sample in shown for card in sample.cards}
     rows = [
         pictures.SheetRow(

@@ -38,7 +38,7 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class PageBlock:
     """Holds a piece of a section, shown in this order: a heading, a paragraph, a command, a picture, a table, charts."""
 
     heading: str = ""
@@ -50,13 +50,13 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class PageSection:
     """Holds a section that can be linked to: its heading, the paragraph below it, and its blocks."""
 
     anchor: str
     heading: str
     words: str
-    blocks: Sequence[Block] = ()
+    blocks: Sequence[PageBlock] = ()
 
 
 class Page:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from engine.show import contact
 from engine.show.codebooks import CodebookUse, codebook_use
 from engine.show.contact_sheet import contact_sheet
-from engine.show.page import Block, Page, Section, many, use_chart
+from engine.show.page import Page, PageBlock, PageSection, many, use_chart
 from manifests import units
 from manifests.catalog.catalog import Catalog
 
@@ -56,7 +56,7 @@ def write_report(
     questions: Sequence[Question] = QUESTIONS,
     class_names: Sequence[str] = (),
     most_samples: int = 6,
-    more: Sequence[Callable[[Page], Section]] = (),
+    more: Sequence[Callable[[Page], PageSection]] = (),
 ) -> Path:
     """Writes `out/report.html` and `out/pictures/*.png`, and returns the path of the page.
 
@@ -78,11 +78,11 @@ def write_report(
             sections=[
                 *(make(page) for make in more),
                 _tokenizers(codebook_use(catalog)),
-                Section(
+                PageSection(
                     anchor="coverage",
                     heading="Coverage",
                     words="Corpus by modality: what is done, and what is missing.",
-                    blocks=[Block(table=catalog.status())],
+                    blocks=[PageBlock(table=catalog.status())],
                 ),
                 *_failures(catalog),
                 _questions(catalog, workspace, questions),
@@ -121,17 +121,17 @@ def _lead(figures: Mapping[str, Any], corpora: Sequence[Mapping[str, Any]]) -> s
     )
 
 
-def _tokenizers(uses: Sequence[CodebookUse]) -> Section:
+def _tokenizers(uses: Sequence[CodebookUse]) -> PageSection:
     """Returns what was measured on judged labels, and how the vocabularies are used."""
-    return Section(
+    return PageSection(
         anchor="tokenizers",
         heading="Tokenizers and their codebooks",
         words="Judged by: how many labels of judged samples; if there is none, a figure is of what was fitted on. Beside it "
         "stands what the best picture of one color (value, class) for each label would reach. The charts show how often "
         "each code occurs, commonest first, on a logarithmic scale; the dashed line is even use.",
         blocks=[
-            Block(table=pa.Table.from_pylist([row for use in uses for row in _measures(use)])),
-            Block(charts=[use_chart(use.tokenizer.name, [_use_words(use)], use.counts) for use in uses]),
+            PageBlock(table=pa.Table.from_pylist([row for use in uses for row in _measures(use)])),
+            PageBlock(charts=[use_chart(use.tokenizer.name, [_use_words(use)], use.counts) for use in uses]),
         ],
     )
 
@@ -165,7 +165,7 @@ def _use_words(use: CodebookUse) -> str:
     )
 
 
-def _failures(catalog: Catalog) -> list[Section]:
+def _failures(catalog: Catalog) -> list[PageSection]:
     """Returns a section of what failed, or none."""
     failed = catalog.sql(
         "SELECT corpus, modality, stage, class, count(DISTINCT key) AS samples, any_value(message) AS example "
@@ -174,16 +174,16 @@ def _failures(catalog: Catalog) -> list[Section]:
     if not failed.num_rows:
         return []
     words = "Rows that could not be made; each is null in its shard."
-    return [Section(anchor="failures", heading="Failures", words=words, blocks=[Block(table=failed)])]
+    return [PageSection(anchor="failures", heading="Failures", words=words, blocks=[PageBlock(table=failed)])]
 
 
-def _questions(catalog: Catalog, workspace: str | Path, questions: Sequence[Question]) -> Section:
-    return Section(
+def _questions(catalog: Catalog, workspace: str | Path, questions: Sequence[Question]) -> PageSection:
+    return PageSection(
         anchor="questions",
         heading="Questions in SQL",
         words="Any view of the manifest can be asked from the command line.",
         blocks=[
-            Block(
+            PageBlock(
                 heading=question.words,
                 command=f'modmill sql {shlex.quote(str(workspace))} "{question.query}"',
                 table=catalog.sql(question.query),

@@ -18,7 +18,7 @@ from engine.pipeline import config as pipeline
 from engine.progress.progress import Progress
 from engine.progress.record import Done
 from engine.run import job
-from engine.show.page import Page, Section
+from engine.show.page import Page, PageSection
 from engine.show.report import Question, write_report
 from manifests.errors import ConfigError
 from manifests.snapshots.snapshot import open_snapshot
@@ -89,13 +89,13 @@ def run_demo(out: Path, *, workers: int | None = None, scenes: int = SCENES, set
 
 def _model_section(
     config: pipeline.PipelineConfig, done: Done, colors: Mapping[str, tuple[int, int, int]]
-) -> list[Callable[[Page], Section]]:
+) -> list[Callable[[Page], PageSection]]:
     """Returns what makes the section of the report on the model that was trained, if one was."""
     folder = done.training_folder
     if folder is None:
         return []
 
-    def section(page: Page) -> Section:
+    def section(page: Page) -> PageSection:
         from examples.demo.model import model_section
 
         return model_section(page, Path(folder), open_snapshot(f"{config.workspace}#{SNAPSHOT}"), colors)

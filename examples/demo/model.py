@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.inference.sheets import SheetLine, sheet
-from engine.show.page import Block, Chart, Page, Section, curve_chart, many
+from engine.show.page import Chart, Page, PageBlock, PageSection, curve_chart, many
 from examples.demo import scores as demo_scores
 from manifests.snapshots.snapshot import Snapshot
 from train.data.loader import Loader
@@ -118,14 +118,14 @@ def scores(generated: Generated, colors: Colors) -> list[dict[str, Any]]:
     ]
 
 
-def model_section(page: Page, run: Path, snapshot: Snapshot, colors: Colors) -> Section:
+def model_section(page: Page, run: Path, snapshot: Snapshot, colors: Colors) -> PageSection:
     """Returns the section "A tiny model" of the demo's report, on the run in a folder."""
     checkpoint = open_checkpoint(run)
     tokenizers = Tokenizers(checkpoint.vocabulary, checkpoint.workspaces)
     generated = make(checkpoint, tokenizers, held_out(snapshot, checkpoint, tokenizers))
     parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     drawn = {**sheets(generated), **_steering(checkpoint, tokenizers, generated.scenes)}
-    return Section(
+    return PageSection(
         anchor="model",
         heading="A tiny model",
         words=f"Trained here from nothing for {checkpoint.step:,} steps: {parameters / 1e6:.1f} million parameters, a "
@@ -135,20 +135,20 @@ def model_section(page: Page, run: Path, snapshot: Snapshot, colors: Colors) -> 
         f"pictures are of the first {SHOWN} held-out scenes, all figures of {many(len(generated.scenes), 'held-out scene')}; "
         "none was chosen.",
         blocks=[
-            Block(
+            PageBlock(
                 heading="Loss of each modality",
                 words="Nats a target over the steps: the line is training, the dots are held-out rows; the dashed line is what "
                 "guessing each token by its frequency costs on held-out rows.",
                 charts=_curves(read_lines(run / FILE), checkpoint),
             ),
-            Block(
+            PageBlock(
                 heading="How right it is",
                 words="Beside the model stand what needs no look at the input (pictures judged by another scene's caption, the "
                 "mean depth, another scene's boxes) and what the tokens of the true picture reach.",
                 table=pa.Table.from_pylist(scores(generated, colors)),
             ),
             *(
-                Block(heading=heading, picture=page.picture(heading.lower().replace(" ", "-"), picture))
+                PageBlock(heading=heading, picture=page.picture(heading.lower().replace(" ", "-"), picture))
                 for heading, picture in drawn.items()
             ),
         ],
