@@ -1,12 +1,10 @@
 """Reads the rows of an export: the columns of a corpus, the rows of each part that are asked for, and their values."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from manifests import modality as modality_table
 from manifests.catalog.catalog import Catalog
@@ -147,9 +145,7 @@ class PartRows:
     def _statuses(self, file: ShardFile) -> np.ndarray:
         try:
             with self.storage.open(file.path) as opened:
-                found = (
-                    shards.read_parquet(opened, values=False) if file.format == "parquet" else shards.read_tar(opened)
-                )
+                found = shards.read_rows(file.format, opened, values=False)
         except (OSError, ShardError) as error:
             location = self.storage.location(file.path)
             raise ShardError(f"{location} cannot be read ({error}); see `modmill verify`") from error
@@ -158,14 +154,11 @@ class PartRows:
 
     def _read(self, file: ShardFile, form: Form) -> list[Any]:
         data = read_same(self.storage, file.path, file.sha256)
-        if form == "token" and file.format == "parquet":
-            keys, values = _token_arrays(data)
+        if form == "token":
+            keys, values = codecs.read_tokens(file.format, data)
         else:
-            read = shards.read_parquet if file.format == "parquet" else shards.read_tar
-            found = read(io.BytesIO(data))
+            found = shards.read_rows(file.format, data)
             keys, values = found.keys, found.values or []
-            if form == "token":
-                values = [None if value is None else codecs.decode(value) for value in values]
         self._check_keys(file, keys)
         return values
 
@@ -213,13 +206,3 @@ def _rule(document: Mapping[str, Any] | None) -> CropRule | None:
         return None
     (least, most), (narrowest, widest) = document["scale"], document["ratio"]
     return CropRule(seed=document["seed"], scale=(least, most), ratio=(narrowest, widest), flip=document["flip"])
-
-
-def _token_arrays(data: bytes) -> tuple[list[str], list[np.ndarray | None]]:
-    """Returns the keys and the tokens of a Parquet shard; tokens are views of one array, None if the row is not ok."""
-    try:
-        table = parquet.read(data, ["key", "tokens"])
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise ShardError(f"no Parquet shard of tokens: {error}") from error
-    lists = [row.values for row in table["tokens"]]
-    return table["key"].to_pylist(), [None if tokens is None else tokens.to_numpy() for tokens in lists]

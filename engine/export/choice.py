@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.export.picked_rows import taken_out
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, nearest
 from manifests.log.actions import (
@@ -24,6 +23,7 @@ from manifests.log.actions import (
     TokenizerAdded,
 )
 from manifests.modality import Form
+from manifests.queries import retention
 from manifests.snapshots import snapshot as snapshots
 from manifests.snapshots.snapshot import Snapshot
 
@@ -94,7 +94,7 @@ def choose(source: Catalog, asked: ExportChoice) -> Chosen:
         raise ConfigError(
             "--snapshot says by itself which corpora and modalities: leave --corpora, --modalities and --form out"
         )
-    forgotten = taken_out(source).files
+    forgotten = {path for action in retention.forgotten(source) for path in action.files}
     frozen = _frozen(source, asked, forgotten)
     frozen_shards = [shard for snapshot in frozen for shard in snapshot.shards]
     parts = source.sql(
@@ -156,7 +156,7 @@ def _live_shards(source: Catalog, asked: ExportChoice, corpora: Sequence[str]) -
     return rows
 
 
-def _frozen(source: Catalog, asked: ExportChoice, forgotten: frozenset[str]) -> list[Snapshot]:
+def _frozen(source: Catalog, asked: ExportChoice, forgotten: set[str]) -> list[Snapshot]:
     """Returns the snapshots to copy: the one that is named, or all of them for a copy of everything.
 
     One that holds what was forgotten is not copied; ConfigError is raised if that is the one named.

@@ -33,9 +33,9 @@ from manifests.log.actions import (
     SourcesChanged,
     TokenizerAdded,
 )
-from manifests.recipe import canonical_json, sha256_hex, sha256_of_stream
+from manifests.recipe import canonical_json, sha256_hex
 from manifests.store import paths
-from manifests.store.storage import Storage
+from manifests.store.storage import Storage, put_same
 
 _THREADS = 4
 _AHEAD = 32  # entries whose files are being copied while earlier ones are committed
@@ -180,18 +180,14 @@ class _Copy:
 
     def _has_sidecar(self, described: sidecars.Described) -> bool:
         """Tells whether a file has a sidecar. Raises ShardError if that describes another file."""
-        storage, path = self._source.storage, sidecars.path_of(described)
+        storage = self._source.storage
         try:
-            differences = sidecars.differences(sidecars.read(storage, path).of, described)
-        except FileNotFoundError:
-            if isinstance(described, ShardAdded):
-                self.copied.without_sidecar.append(described.path)
-            return False
+            has_sidecar = sidecars.check(storage, described)
         except ShardError as error:
-            raise ShardError(f"{storage.location(path)}: {error}; {_RESTORE}") from error
-        if differences:
-            raise ShardError(f"{storage.location(path)} is the sidecar of another file; {_RESTORE}")
-        return True
+            raise ShardError(f"{storage.location(sidecars.path_of(described))}: {error}; {_RESTORE}") from error
+        if not has_sidecar and isinstance(described, ShardAdded):
+            self.copied.without_sidecar.append(described.path)
+        return has_sidecar
 
     def _tokenizer_files(self, tokenizer: TokenizerAdded) -> dict[str, str]:
         """Returns the sha256 of each file of a tokenizer, by path. Raises ShardError if they are not those committed."""
@@ -217,22 +213,12 @@ class _Copy:
         source, target = self._source.storage, self._target.storage
         sha256 = sha256 or sha256_hex(self._read(path))
         try:
-            size_bytes = source.size(path)
-            if not target.exists(path):
-                with source.open(path) as file:
-                    checked = _Checked(file, sha256, source.location(path))
-                    if target.put(path, cast(IO[bytes], checked)):
-                        return size_bytes
+            with source.open(path) as file:
+                checked = cast(IO[bytes], _Checked(file, sha256, source.location(path)))
+                is_new = put_same(target, path, checked, sha256, remedy="delete it and copy again")
+            return source.size(path) if is_new else None
         except FileNotFoundError:
             raise ShardError(f"{source.location(path)} is missing; {_RESTORE}") from None
-        with target.open(path) as standing:
-            found = sha256_of_stream(standing)
-        if found != sha256:
-            raise ShardError(
-                f"{target.location(path)} stands with sha256 {found[:12]}, expected {sha256[:12]}: it was altered or "
-                "truncated; delete it and copy again"
-            )
-        return None
 
 
 class _Checked:

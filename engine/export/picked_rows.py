@@ -1,39 +1,16 @@
-"""Finds the rows of a workspace that an export is asked for, and those that were forgotten."""
+"""Finds the rows of a workspace that an export is asked for."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
-from manifests.log import entries as log
-from manifests.log.actions import Forgotten, from_json
+from manifests.queries import retention
 from manifests.snapshots.snapshot import Snapshot
 
 # What becomes of rows that are null in a column that is exported.
 Nulls = Literal["drop", "keep"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TakenOut:
-    """Holds what was forgotten: rows by (corpus, part), and the files that hold them until they are collected."""
-
-    rows: Mapping[tuple[str, int], Sequence[int]]
-    files: frozenset[str]
-
-
-def taken_out(catalog: Catalog) -> TakenOut:
-    """Returns what the log says was forgotten, whatever version the catalog looks at."""
-    rows: dict[tuple[str, int], list[int]] = {}
-    files: set[str] = set()
-    for entry in log.entries(catalog.storage):
-        for document in entry.actions:
-            if document.get("action") == Forgotten.action and isinstance(found := from_json(document), Forgotten):
-                rows.setdefault((found.corpus, found.part), []).extend(found.rows)
-                files.update(found.files)
-    return TakenOut(rows=rows, files=frozenset(files))
 
 
 def picked_rows(
@@ -54,10 +31,10 @@ def picked_rows(
     frozen: dict[tuple[str, int], np.ndarray] = {}
     if snapshot is not None:
         # Its shards were made before what was forgotten since.
-        out = taken_out(catalog)
+        forgotten = retention.forgotten_rows(catalog)
         for part in snapshot.parts:
             kept = part.held_out.copy() if held_out else part.selected & ~part.held_out
-            kept[list(out.rows.get((part.corpus, part.part), ()))] = False
+            kept[list(forgotten.get((part.corpus, part.part), ()))] = False
             frozen[part.corpus, part.part] = kept
     found: dict[str, dict[int, np.ndarray]] = {}
     for part in parts:

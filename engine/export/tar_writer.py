@@ -22,10 +22,10 @@ from engine.export.aligned_rows import CorpusRows, ExportColumn, PartRows
 from engine.export.picked_rows import Nulls
 from engine.progress.progress import Progress
 from manifests import units
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, ShardError
 from manifests.formats.shards import Status, member_name
 from manifests.recipe import canonical_json, sha256_of_stream
-from manifests.store.storage import Storage
+from manifests.store.storage import Storage, put_same
 
 DOCUMENT = "export.json"
 SUMS = "SHA256SUMS"
@@ -212,19 +212,12 @@ class _TarSeries:
             file.seek(0)
             sha256 = sha256_of_stream(file)
             path = f"{self._folder}/shard-{len(self.sums):05d}.tar"
-            _put(self._target, path, file, sha256)
+            try:
+                put_same(self._target, path, file, sha256)
+            except ShardError as error:
+                raise ConfigError(
+                    f"{self._target.location(path)} stands with other content: it was altered, or the workspace has changed "
+                    "since this export began; delete the folder, or export to another"
+                ) from error
         self.sums[path] = sha256
         self._tar, self._file, self._rows = None, None, 0
-
-
-def _put(target: Storage, path: str, file: IO[bytes], sha256: str) -> None:
-    file.seek(0)
-    if target.put(path, file):
-        return
-    with target.open(path) as standing:
-        found = sha256_of_stream(standing)
-    if found != sha256:
-        raise ConfigError(
-            f"{target.location(path)} stands with other content: it was altered, or the workspace has changed since this "
-            "export began; delete the folder, or export to another"
-        )

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from manifests.catalog.catalog import Catalog
-from manifests.formats import codecs, shards
+from manifests.formats import codecs
 from manifests.log.actions import TokenizerAdded
-from manifests.store import parquet
 
 # A histogram needs no more than this; a report of a large workspace must not read all of it.
 _MOST_SHARDS = 200
@@ -75,10 +74,5 @@ def _use(catalog: Catalog, tokenizer: TokenizerAdded, mine: Sequence[dict[str, A
 def _tokens(catalog: Catalog, path: str, form: str) -> np.ndarray:
     """Returns all tokens of a shard, int64 (n,)."""
     with catalog.storage.open(path) as file:
-        if form == "parquet":
-            column = parquet.read(file, ["tokens"])["tokens"]
-            flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-        else:
-            values = shards.read_tar(file).values or []
-            flat = [codecs.decode(value) for value in values if value is not None]
-    return np.concatenate([np.zeros(0, np.int64), *flat]).astype(np.int64)
+        _, rows = codecs.read_tokens(form, file)
+    return np.concatenate([np.zeros(0, np.int64), *(row for row in rows if row is not None)])

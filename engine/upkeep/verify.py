@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from engine.upkeep.leftovers import Finding, leftovers
-from engine.upkeep.verify_shard import CheckedPart, check_part, check_shard, check_sidecar, check_tokenizer, read_logged
+from engine.upkeep.verify_shard import CheckedPart, check_part, check_shard, check_tokenizer, read_logged
 from manifests.catalog.catalog import Catalog
 from manifests.errors import LogError, ModmillError, ShardError
 from manifests.formats import sidecars
@@ -118,7 +118,7 @@ class _Verifier:
 
     def _note_sidecar(self, described: sidecars.Described) -> None:
         """Lists a part or tokenizer without a sidecar as left over: early releases wrote none for these."""
-        if not check_sidecar(self._storage, described):
+        if not sidecars.check(self._storage, described):
             problem = f"has no sidecar; {_WRITE_IT}"
             self._done.left_over.append(Finding(path=described.path, problem=problem, kind="no sidecar"))
 
@@ -164,7 +164,7 @@ class _Verifier:
             found = check_shard(self._storage, shard, part)
             if self._deep is not None:
                 self._deep.check(found)
-            if not check_sidecar(self._storage, shard):
+            if not sidecars.check(self._storage, shard):
                 return f"its sidecar is gone; {_WRITE_IT}"
         except ShardError as error:
             return str(error)

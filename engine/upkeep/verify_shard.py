@@ -1,6 +1,5 @@
 """Checks whether one file of a workspace is what the log says of it: its bytes, its sidecar and its rows."""
 
-import io
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -8,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import ShardError
-from manifests.formats import shards, sidecars
+from manifests.formats import shards
 from manifests.formats.shards import ShardRows, Status
 from manifests.log.actions import PartAdded, ShardAdded, TokenizerAdded
 from manifests.recipe import canonical_json, sha256_hex, sha256_of_stream
@@ -70,23 +69,11 @@ def check_tokenizer(storage: Storage, known: TokenizerAdded) -> None:
         raise ShardError("its files are not those that were committed, or are gone")
 
 
-def check_sidecar(storage: Storage, described: sidecars.Described) -> bool:
-    """Tells whether a file has a sidecar. Raises ShardError if that differs from the log."""
-    path = sidecars.path_of(described)
-    try:
-        wrong = sidecars.differences(sidecars.read(storage, path).of, described)
-    except FileNotFoundError:
-        return False
-    if wrong:
-        raise ShardError(f"the sidecar says another {wrong[0]} than the log")
-    return True
-
-
 def check_shard(storage: Storage, shard: ShardAdded, part: CheckedPart | None) -> ReadShard:
     """Returns the shard, read. Raises ShardError with the first thing that is wrong; `part` is None if it could not be read."""
     data = read_logged(storage, shard.path, shard.sha256, shard.size_bytes)
     _check_failed_file(storage, shard)
-    found = _read_table(data, shard) if shard.format == "parquet" else _read_tar(data, shard)
+    found = _read(data, shard)
     rows, statuses = found.rows, found.rows.statuses
     if part is not None and rows.keys != list(part.keys):
         raise ShardError("its rows are not the rows of its part, in the part's order")
@@ -116,24 +103,14 @@ def _check_failed_file(storage: Storage, shard: ShardAdded) -> None:
         raise ShardError(f"{shard.failed} rows failed, but there is no failed file")
 
 
-def _read_tar(data: bytes, shard: ShardAdded) -> ReadShard:
-    found = shards.read_tar(io.BytesIO(data))
-    if [value is not None for value in found.values or []] != [status == Status.OK for status in found.statuses]:
+def _read(data: bytes, shard: ShardAdded) -> ReadShard:
+    """Returns a shard; the tokens of Parquet are checked column-wise."""
+    found = shards.read_rows(shard.format, data, values=shard.format != "parquet")
+    values = _column(data, shard) if shard.format == "parquet" else None
+    has_value = [row is not None for row in found.values or []] if values is None else values.is_valid().to_pylist()
+    if has_value != [status == Status.OK for status in found.statuses]:
         raise ShardError("a row that is ok has no value, or one that is not has one")
-    return ReadShard(shard=shard, rows=found, values=None)
-
-
-def _read_table(data: bytes, shard: ShardAdded) -> ReadShard:
-    """Returns a Parquet shard, its tokens checked column-wise."""
-    found = shards.read_parquet(data, values=False)
-    column = "tokens" if shard.form == "token" else "label"
-    try:
-        values = parquet.read(data, [column])[column].combine_chunks()
-    except (pa.ArrowException, KeyError) as error:
-        raise ShardError(f"its column {column} cannot be read: {error}") from error
-    if values.is_valid().to_pylist() != [status == Status.OK for status in found.statuses]:
-        raise ShardError("a row that is ok has no value, or one that is not has one")
-    if shard.form == "token":
+    if values is not None and shard.form == "token":
         flat = values.flatten()
         if shard.tokens is not None and len(flat) != shard.tokens:
             raise ShardError(f"it holds {len(flat)} tokens, the log says {shard.tokens}")
@@ -141,6 +118,14 @@ def _read_table(data: bytes, shard: ShardAdded) -> ReadShard:
         if largest is not None and shard.vocabulary is not None and largest >= shard.vocabulary:
             raise ShardError(f"it holds the token {largest}, its vocabulary has {shard.vocabulary}")
     return ReadShard(shard=shard, rows=found, values=values)
+
+
+def _column(data: bytes, shard: ShardAdded) -> pa.Array:
+    column = "tokens" if shard.form == "token" else "label"
+    try:
+        return parquet.read(data, [column])[column].combine_chunks()
+    except (pa.ArrowException, KeyError) as error:
+        raise ShardError(f"its column {column} cannot be read: {error}") from error
 
 
 def read_logged(storage: Storage, path: str, sha256: str, size_bytes: int | None = None) -> bytes:

@@ -5,12 +5,16 @@ The one place that knows how pixels, maps and tokens are kept. Records, text and
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
+import pyarrow as pa
 
-from manifests.errors import DecodeError
+from manifests.errors import DecodeError, ShardError
+from manifests.formats import shards
 from manifests.modality import Modality
 from manifests.pixels import images
+from manifests.store import parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,22 @@ def of_bytes(data: bytes) -> Codec:
 def decode(data: bytes) -> np.ndarray:
     """Returns the array in a member: tokens, or a label as its labeler made it. Raises DecodeError if it is damaged."""
     return of_bytes(data).decode(data)
+
+
+def read_tokens(format: str, file: bytes | IO[bytes]) -> tuple[list[str], list[np.ndarray | None]]:
+    """Returns the keys and the tokens of a shard of either format; tokens are unsigned, None if the row is not ok.
+
+    Those of Parquet are views of one array. Raises ShardError if it is no such shard.
+    """
+    if format != "parquet":
+        found = shards.read_rows(format, file)
+        return found.keys, [None if value is None else decode(value) for value in found.values or []]
+    try:
+        table = parquet.read(file, ["key", "tokens"])
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ShardError(f"no Parquet shard of tokens: {error}") from error
+    rows = [row.values for row in table["tokens"]]
+    return table["key"].to_pylist(), [None if row is None else row.to_numpy() for row in rows]
 
 
 def decode_file(modality: Modality, data: bytes) -> np.ndarray:

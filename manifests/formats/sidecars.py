@@ -81,6 +81,17 @@ def read(storage: Storage, path: str) -> Sidecar:
         ) from error
 
 
+def check(storage: Storage, described: Described) -> bool:
+    """Tells whether a file has a sidecar. Raises ShardError if that is damaged, or differs from the log."""
+    try:
+        wrong = differences(read(storage, path_of(described)).of, described)
+    except FileNotFoundError:
+        return False
+    if wrong:
+        raise ShardError(f"the sidecar says another {wrong[0]} than the log")
+    return True
+
+
 def differences(said: Described, logged: Described) -> list[str]:
     """Returns the fields in which a sidecar differs from the log, except those that may differ between equal bytes."""
     one, other = _plain(said), _plain(logged)

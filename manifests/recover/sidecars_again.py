@@ -4,7 +4,7 @@ import contextlib
 
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ShardError
-from manifests.formats.sidecars import Described, differences, of_part, of_shard, of_tokenizer, path_of, read
+from manifests.formats.sidecars import Described, check, of_part, of_shard, of_tokenizer, path_of
 from manifests.log.actions import Forgotten
 from manifests.queries import audit, retention
 from manifests.store.storage import Storage
@@ -35,9 +35,8 @@ def write_missing(catalog: Catalog) -> int:
 
 
 def _write(storage: Storage, described: Described, data: bytes) -> bool:
-    path = path_of(described)
-    with contextlib.suppress(FileNotFoundError, ShardError):
-        if not differences(read(storage, path).of, described):
+    with contextlib.suppress(ShardError):
+        if check(storage, described):
             return False
-    storage.remove(path)
-    return storage.put(path, data)
+    storage.remove(path_of(described))
+    return storage.put(path_of(described), data)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from manifests.errors import ShardError, WorkspaceError
-from manifests.recipe import sha256_hex
+from manifests.recipe import sha256_hex, sha256_of_stream
 from manifests.store import object_store
 
 _COPY_BYTES = 1 << 20
@@ -178,19 +178,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modmill"
 
 
-def put_same(storage: Storage, path: str, data: bytes | IO[bytes], sha256: str) -> None:
-    """Puts a file whose name holds the hash of its content; a file of that name must be equal.
+def put_same(
+    storage: Storage, path: str, data: bytes | IO[bytes], sha256: str, *, remedy: str = "delete it and run again"
+) -> bool:
+    """Puts a file of known content. Returns False if it stands already.
 
-    Raises ShardError if it is not (it was truncated or altered); a person must delete it by hand.
+    Raises ShardError if what stands is not equal (it was truncated or altered); a person must delete it by hand.
     """
     if storage.put(path, data):
-        return
-    found = sha256_hex(storage.read(path))
+        return True
+    with storage.open(path) as standing:
+        found = sha256_of_stream(standing)
     if found != sha256:
         raise ShardError(
             f"{storage.location(path)} holds sha256 {found[:12]}, expected {sha256[:12]}: the file was altered or "
-            "truncated; delete it and run again"
+            f"truncated; {remedy}"
         )
+    return False
 
 
 def read_same(

@@ -511,7 +511,7 @@ def test_a_file_that_stands_cut_in_the_copy_is_not_taken_for_whole(made: Path, t
     do(made, tmp_path / "copy", modalities=["edges"])
     (tmp_path / "copy" / path).parent.mkdir(parents=True)
     (tmp_path / "copy" / path).write_bytes((made / path).read_bytes()[:-1])
-    with pytest.raises(ShardError, match=rf"{path} stands with sha256"):
+    with pytest.raises(ShardError, match=rf"{path} holds sha256"):
         do(made, tmp_path / "copy")
     (tmp_path / "copy" / path).unlink()
     do(made, tmp_path / "copy")

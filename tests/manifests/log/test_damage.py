@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from engine.upkeep.verify import verify
-from engine.upkeep.verify_shard import check_shard, check_sidecar
+from engine.upkeep.verify_shard import check_shard
 from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.errors import LogError, ShardError, WorkspaceError
@@ -222,7 +222,7 @@ def test_a_parquet_shard_cut_anywhere_is_none_for_who_does_not_hash_it(
 
 def test_a_sidecar_cut_anywhere_is_found(workspace: Storage, make: Any) -> None:
     shard = put_shard(workspace, make, "label")
-    assert check_sidecar(workspace, shard)
+    assert sidecars.check(workspace, shard)
     path = Path(workspace.full(sidecars.path_of(shard)))
     for size in reversed(range(path.stat().st_size)):
         os.truncate(path, size)
