@@ -15,7 +15,7 @@ from engine.cli.options import names_of, workspace_argument
 )
 @click.option("--corpora", metavar="A,B", help="Only these corpora.  [default: all]")
 @click.option("--modalities", metavar="A,B", help="Only these modalities.  [default: all]")
-@click.option("--form", "kind", type=click.Choice(["label", "token"]), help="Only labels, or only tokens.")
+@click.option("--form", type=click.Choice(["label", "token"]), help="Only labels, or only tokens.")
 @click.option("--snapshot", metavar="NAME", help="Only what a snapshot holds; in tars, the rows that it trains on.")
 @click.option("--held-out", is_flag=True, help="In tars, the rows that the snapshot holds out.")
 @click.option("--where", metavar="CONDITION", help="In tars: only rows that match this SQL condition over `samples`.")
@@ -25,34 +25,13 @@ from engine.cli.options import names_of, workspace_argument
     help="In tars: rows that are null in any of the modalities are dropped, or keep their place.  [default: drop]",
 )
 @click.option("--rows-per-shard", type=click.IntRange(min=1), help="In tars.  [default: 1000]")
-def export(
-    workspace: str,
-    target: str,
-    layout: Any,
-    corpora: str | None,
-    modalities: str | None,
-    kind: Any,
-    snapshot: str | None,
-    held_out: bool,
-    where: str | None,
-    nulls: Any,
-    rows_per_shard: int | None,
-) -> None:
+def export(workspace: str, target: str, corpora: str | None, modalities: str | None, **others: Any) -> None:
     """Copies a workspace, whole or in part, to another store, or writes its rows as tars for 4M's or any WebDataset loader.
 
     The same command continues an export that was interrupted.
     """
     from engine.export import request as exporting
 
-    request = exporting.ExportRequest(
-        layout=layout,
-        corpora=names_of(corpora),
-        modalities=names_of(modalities),
-        form=kind,
-        snapshot=snapshot,
-        held_out=held_out,
-        where=where,
-        nulls=nulls,
-        rows_per_shard=rows_per_shard,
-    )
+    # The other options are named as the fields are.
+    request = exporting.ExportRequest(corpora=names_of(corpora), modalities=names_of(modalities), **others)
     click.echo(exporting.export(workspace, target, request))

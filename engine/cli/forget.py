@@ -63,7 +63,7 @@ def _forget_keys(workspace: str, keys: Path, ignore_unknown: bool, form: str) ->
 
     lines = forgetting.read_lines(keys)
     receipt = forgetting.forget(workspace, lines, ignore_unknown=ignore_unknown, quiet=form != "table")
-    tables.write(tables.rows_table([] if receipt is None else receipt.lines, ("what", "item", "detail")), form)
+    tables.write_rows(("what", "item", "detail"), [] if receipt is None else receipt.lines, form)
     said = "nothing to forget: no line names a sample" if receipt is None else f"receipt: {workspace}/{receipt.path}"
     click.echo(said, err=form != "table")
 
@@ -74,7 +74,7 @@ def _retire(workspace: str, recipe: str | None, modality: str | None, corpus: st
 
     retired = forgetting.retire(workspace, recipe=recipe, modality=modality, corpus=corpus, quiet=form != "table")
     columns = ("corpus", "modality", "form", "fingerprint", "shards", "size_bytes")
-    tables.write(tables.rows_table([vars(each) for each in retired], columns), form)
+    tables.write_records(columns, [vars(each) for each in retired], form)
     click.echo(
         f"retired: their files stay until `modmill forget {workspace} --collect --yes`, and those that snapshots name stay",
         err=form != "table",
@@ -92,7 +92,7 @@ def _collect(workspace: str, retention_days: float | None, yes: bool, form: str)
     else:
         with Catalog.open(workspace) as catalog:
             deletions = collecting.plan(catalog, retention_days=days)
-    tables.write(tables.rows_table([vars(each) for each in deletions], ("path", "size_bytes", "why")), form)
+    tables.write_records(("path", "size_bytes", "why"), [vars(each) for each in deletions], form)
     size = f"{len(deletions):,} files, {units.size(sum(each.size_bytes for each in deletions))}"
     told = f"deleted {size}" if yes else f"nothing is deleted yet; --yes deletes these {size}"
     click.echo(told, err=form != "table")

@@ -1,6 +1,7 @@
 """Defines `modmill generate`, which makes modalities from others with a trained model."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,26 +28,11 @@ import click
     help="How tokens are drawn: steps, schedule, order, temperature, temperature_schedule, top_k, top_p, guidance, tokens; "
     "of one modality (rgb.steps=8) or of all (temperature=0).",
 )
-def generate(
-    checkpoint: str,
-    wanted: str,
-    given: tuple[str, ...],
-    out: Path | None,
-    samples: int,
-    seed: int,
-    settings: tuple[str, ...],
-) -> None:
+def generate(wanted: str, **others: Any) -> None:
     """Makes modalities from others with a trained model, and draws a contact sheet of them."""
     from engine.inference import generate as generating
 
-    request = generating.GenerateRequest(
-        checkpoint=checkpoint,
-        given=given,
-        wanted=[name.strip() for name in wanted.split(",")],
-        out=out,
-        samples=samples,
-        seed=seed,
-        settings=settings,
-    )
+    # The other options are named as the fields are.
+    request = generating.GenerateRequest(wanted=[name.strip() for name in wanted.split(",")], **others)
     folder = generating.run(request, say=lambda text: click.echo(text, err=True))
     click.echo(f"look at it:  {folder / 'contact-sheet.png'}")

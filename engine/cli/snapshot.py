@@ -5,7 +5,7 @@ from decimal import Decimal, InvalidOperation
 
 import click
 
-from engine.cli.options import attach_option, form_option, workspace_argument
+from engine.cli.options import attach_option, form_option, names_of, workspace_argument
 from manifests.errors import ConfigError
 
 
@@ -63,17 +63,16 @@ def snapshot(
             )
         output.write_rows(*snapshot_tables.listing(workspace), form)
         return
-    asked = None if modalities is None else modalities.split(",")
     made = freeze.make(
         workspace,
         name,
         where=where,
-        modalities=asked,
+        modalities=names_of(modalities),
         hold_out=hold_out,
         shares=parse_shares(splits) if splits else None,
         attach=tables,
         quiet=form != "table",
     )
-    output.write(snapshot_tables.contents(made), form)
+    output.write_rows(*snapshot_tables.contents(made), form)
     for one in made:
         click.echo(freeze.summary(one), err=form != "table")

@@ -2,16 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from engine.cli.options import as_of_option, attach_option, workspace_argument
 from manifests.errors import ConfigError
-
-if TYPE_CHECKING:
-    from manifests.catalog.catalog import Catalog
-
 
 _FORMS = ("table", "csv", "json", "parquet")
 
@@ -51,6 +46,7 @@ def sql(
     - as QUERY reads it from standard input.
     """
     from engine.show import tables as output
+    from manifests.catalog import attached
     from manifests.catalog.catalog import Catalog
 
     asked = _query(query)
@@ -58,7 +54,8 @@ def sql(
     output.check_target(form, out)
     with Catalog.open(workspace, as_of=as_of) as catalog:
         for text in tables:
-            attach_table(catalog, text)
+            file, on = attached.parse(text)
+            click.echo(catalog.attach(file, on=on), err=True)
         if locked:
             from manifests.locked import locked as locking
 
@@ -68,14 +65,6 @@ def sql(
             output.write(catalog.sql(asked), form, out)
         else:
             output.write_rows(*catalog.fetch(asked), form, out)
-
-
-def attach_table(catalog: "Catalog", text: str) -> None:
-    """Attaches what an option `--attach FILE[:COLUMN,...]` names, and says how much of it matches."""
-    from manifests.catalog import attached
-
-    file, on = attached.parse(text)
-    click.echo(catalog.attach(file, on=on), err=True)
 
 
 def _query(query: str | None) -> str:

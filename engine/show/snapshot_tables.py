@@ -1,15 +1,12 @@
 """Lists the snapshots of a workspace, and what one snapshot holds."""
 
-from collections import Counter
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
-
-from engine.show import tables
 from manifests.catalog.catalog import Catalog
 from manifests.snapshots import snapshot as snapshots
-from manifests.snapshots.snapshot import Snapshot
+from manifests.snapshots.snapshot import Snapshot, SnapshotShard
 
 _COLUMNS = ("snapshot", "corpus", "rows", "held_out", "modality", "recipe", "crops", "shards", "mb")
 
@@ -28,36 +25,20 @@ def listing(uri: str) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
         return catalog.fetch(_LISTING, [snapshots.names(catalog.storage)])
 
 
-def contents(made: Sequence[Snapshot]) -> pa.Table:
-    """Returns what is in snapshots: a row for each modality of each corpus."""
-    return tables.rows_table([line for snapshot in made for line in _lines(snapshot)], _COLUMNS)
+def contents(made: Sequence[Snapshot]) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
+    """Returns what is in snapshots as columns and rows: a row for each modality of each corpus."""
+    return _COLUMNS, [row for snapshot in made for row in _rows(snapshot)]
 
 
-def _lines(snapshot: Snapshot) -> list[dict[str, Any]]:
-    rows: Counter[str] = Counter()
-    held_out: Counter[str] = Counter()
-    for part in snapshot.parts:
-        rows[part.corpus] += int(part.selected.sum())
-        held_out[part.corpus] += int(part.held_out.sum())
-    shards: Counter[tuple[str, str, str]] = Counter()
-    size_bytes: Counter[tuple[str, str, str]] = Counter()
-    crops: dict[tuple[str, str, str], set[int]] = {}
-    for shard in snapshot.shards:
-        group = (shard.corpus, shard.modality, shard.fingerprint[:12])
-        shards[group] += 1
-        size_bytes[group] += shard.size_bytes
-        crops.setdefault(group, set()).update([] if shard.crop is None else [shard.crop])
-    return [
-        {
-            "snapshot": snapshot.name,
-            "corpus": group[0],
-            "rows": rows[group[0]],
-            "held_out": held_out[group[0]],
-            "modality": group[1],
-            "recipe": group[2],
-            "crops": len(crops[group]) or None,
-            "shards": shards[group],
-            "mb": round(size_bytes[group] / 1e6, 2),
-        }
-        for group in sorted(shards)
-    ]
+def _rows(snapshot: Snapshot) -> Iterator[tuple[Any, ...]]:
+    def kind(shard: SnapshotShard) -> tuple[str, str, str]:
+        return shard.corpus, shard.modality, shard.fingerprint[:12]
+
+    for (corpus, modality, recipe), found in itertools.groupby(sorted(snapshot.shards, key=kind), kind):
+        shards = list(found)
+        parts = [part for part in snapshot.parts if part.corpus == corpus]
+        rows = sum(int(part.selected.sum()) for part in parts)
+        held_out = sum(int(part.held_out.sum()) for part in parts)
+        crops = {shard.crop for shard in shards if shard.crop is not None}
+        mb = round(sum(shard.size_bytes for shard in shards) / 1e6, 2)
+        yield snapshot.name, corpus, rows, held_out, modality, recipe, len(crops) or None, len(shards), mb

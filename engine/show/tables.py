@@ -7,7 +7,7 @@ import decimal
 import json
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -55,11 +55,9 @@ def write_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str,
             _write_table(columns, rows, stream)
 
 
-def rows_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> "pa.Table":
-    """Returns rows as an Arrow table with these columns, even if there are no rows."""
-    import pyarrow as pa
-
-    return pa.table({name: [row[name] for row in rows] for name in columns})
+def write_records(columns: Sequence[str], records: Sequence[Mapping[str, Any]], form: str) -> None:
+    """Writes these columns of records to standard output, as `write_rows` does."""
+    write_rows(columns, [[record[name] for name in columns] for record in records], form)
 
 
 def plain_lines(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> Iterator[str]:

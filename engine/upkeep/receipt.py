@@ -27,7 +27,7 @@ class Receipt:
 
     path: str
     document: Mapping[str, Any]
-    lines: list[dict[str, str]]
+    lines: list[tuple[str, str, str]]
 
 
 def make_receipt(catalog: Catalog, run: str, rows: Sequence[ForgottenRow], asked: Mapping[str, Any]) -> Receipt:
@@ -109,7 +109,7 @@ def _runs(catalog: Catalog, snapshots: Mapping[str, str]) -> list[dict[str, str]
     return found
 
 
-def _lines(uri: str, document: Mapping[str, Any]) -> list[dict[str, str]]:
+def _lines(uri: str, document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     lines = [
         ("row", f"{row['corpus']}/{row['key']}", f"part {row['part']}, row {row['row']}") for row in document["rows"]
     ]
@@ -131,4 +131,4 @@ def _lines(uri: str, document: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
     if left := document["files_left"]:
         lines.append(("to do", f"modmill forget {uri} --collect --yes", f"deletes the {left:,} files that hold them"))
-    return [dict(zip(("what", "item", "detail"), line, strict=True)) for line in lines]
+    return lines
