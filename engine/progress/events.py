@@ -9,7 +9,7 @@ Each event has `time` (UTC), `t` (seconds since the run began, monotonic), and `
     run          run, kind, host, pid                            the run began
     message      text                                            one line for people
     stage        stage, total, unit                              a stage that counts units begins
-    progress     stage, done, total, failed, note                how far it is, every 10 s and at its end
+    progress     stage, done, total, note                        how far it is, every 10 s and at its end
     plan         modalities {name: parts}, workers, price        labeling begins: the parts of each modality to be made
     workers      pool, ready, wanted                             workers of a pool came or went
     started      worker, pool, item, rows, modalities [name]     a worker took an item up
@@ -27,19 +27,20 @@ Each event has `time` (UTC), `t` (seconds since the run began, monotonic), and `
 Kinds and fields stay; others may join them.
 """
 
+import io
 import json
 import logging
+import mmap
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from manifests.errors import ModmillError
 from manifests.store import paths
 from manifests.store.storage import Storage
 
 _STORE_EVERY_S = 15.0
-_TAIL_BYTES = 1 << 20
 _STATE = b'"event": "state"'
 
 _log = logging.getLogger(__name__)
@@ -182,26 +183,14 @@ def _redacted(line: str, named: re.Pattern[str]) -> str:
     return line if changed == event else json.dumps(changed) + "\n"
 
 
-def _newest_state(file: Any) -> int:
+def _newest_state(file: IO[bytes]) -> int:
     """Returns the position of the newest `state` line in a file of events; 0 if there is no such line."""
-    size = end = file.seek(0, 2)
-    while end > 0:
-        begin = max(0, end - _TAIL_BYTES)
-        file.seek(begin)
-        # A little more than the block: the mark may stand across its end.
-        data = file.read(min(end - begin + len(_STATE), size - begin))
+    if not file.seek(0, io.SEEK_END):
+        return 0
+    # Mapped, a long file is read from its end only as far as is needed.
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at = data.rfind(_STATE)
-        if at >= 0:
-            return _line_start(file, begin + at)
-        end = begin
-    return 0
-
-
-def _line_start(file: Any, at: int) -> int:
-    """Tells a `state` line by its head: `time` and `t` come before the kind, and are short."""
-    begin = max(0, at - 1000)
-    file.seek(begin)
-    return begin + file.read(at - begin).rfind(b"\n") + 1
+        return data.rfind(b"\n", 0, at) + 1 if at >= 0 else 0
 
 
 def _parsed(line: bytes | str) -> dict[str, Any] | None:

@@ -75,8 +75,8 @@ class Progress:
             self.event("stage", stage=name, total=total, unit=unit)
         self._show()
 
-    def update(self, name: str, done: int, *, item: str = "", failed: int = 0, note: str = "") -> None:
-        """Reports how much of a stage is done, or of one of its few items if `item` names one. `failed` more units failed."""
+    def update(self, name: str, done: int, *, item: str = "", note: str = "") -> None:
+        """Reports how much of a stage is done, or of one of its few items if `item` names one."""
         with self._lock:
             stage = self._state.stages.get(name)
             if stage is None:
@@ -84,16 +84,8 @@ class Progress:
             items = self._items[name]
             items[item] = done
             before, stage_done = stage.done, min(sum(items.values()), stage.total)
-            event = self._apply(
-                "progress",
-                {
-                    "stage": name,
-                    "done": stage_done,
-                    "total": stage.total,
-                    "failed": stage.failed + failed,
-                    "note": note or stage.note,
-                },
-            )
+            told = {"stage": name, "done": stage_done, "total": stage.total, "note": note or stage.note}
+            event = self._apply("progress", told)
             ended = stage_done >= stage.total > before
             if not ended and time.monotonic() - self._told[name] < _LINE_EVERY_S:
                 return

@@ -60,7 +60,6 @@ class StageState:
     total: int
     unit: str
     done: int = 0
-    failed: int = 0
     note: str = ""
     rate: Rate = field(default_factory=Rate)
 
@@ -116,10 +115,6 @@ class AtWork:
 class RunState:
     """Folds events. `apply` takes them in the order of their times."""
 
-    run: str = ""
-    kind: str = ""
-    host: str = ""
-    pid: int = 0
     t: float = 0.0
     stages: dict[str, StageState] = field(default_factory=dict)
     modalities: dict[str, ModalityState] = field(default_factory=dict)
@@ -216,7 +211,7 @@ class RunState:
 
     @property
     def failed_rows(self) -> int:
-        return sum(one.failed for one in self.modalities.values()) + sum(one.failed for one in self.stages.values())
+        return sum(one.failed for one in self.modalities.values())
 
     @property
     def cost(self) -> float | None:
@@ -224,10 +219,6 @@ class RunState:
         return None if self.price is None else self.price * self.worker_s / 3600
 
     # -- events -------------------------------------------------------------------------------------------------------
-
-    def _on_run(self, t: float, event: Event) -> None:
-        self.run, self.kind = event["run"], event["kind"]
-        self.host, self.pid = event["host"], event["pid"]
 
     def _on_plan(self, t: float, event: Event) -> None:
         for name, parts in event["modalities"].items():
@@ -243,8 +234,7 @@ class RunState:
         if stage is None:
             return
         stage.rate.begin(t)
-        stage.done, stage.total = event["done"], event["total"]
-        stage.failed, stage.note = event["failed"], event["note"]
+        stage.done, stage.total, stage.note = event["done"], event["total"], event["note"]
         stage.rate.point(t, stage.done)
 
     def _on_workers(self, t: float, event: Event) -> None:

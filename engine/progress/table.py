@@ -170,8 +170,6 @@ def _stage_facts(stage: StageState, t: float) -> str:
     rate = stage.rate.last_minute(t, stage.done)
     if rate and stage.done < stage.total:
         facts += [f"{rate:,.1f}/s", f"ETA {units.clock((stage.total - stage.done) / rate)}"]
-    if stage.failed:
-        facts.append(f"{stage.failed:,} failed")
     if stage.note:
         facts.append(stage.note)
     return "  ".join(facts)
