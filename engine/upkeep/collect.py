@@ -6,12 +6,13 @@ after a day.
 """
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from engine.progress.record import recorded
 from engine.upkeep.forget import clear_caches
+from engine.upkeep.leftovers import Leftover, leftovers
 from manifests.catalog import index_checkpoint
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
@@ -43,8 +44,12 @@ def plan(catalog: Catalog, *, retention_days: float, now: datetime.datetime | No
     if not retention_days >= 0:
         raise ConfigError(f"--retention {retention_days:g}: expected a number of days from 0 up")
     moment = now or datetime.datetime.now(datetime.UTC)
-    needs = _Kept(catalog, retention.version_before(catalog, moment - datetime.timedelta(days=retention_days)))
-    found = [*_of_files(catalog.storage, needs, moment), *_checkpoints(catalog.storage)]
+    since = retention.version_before(catalog, moment - datetime.timedelta(days=retention_days))
+    frozen = {paths.stem(shard.path) for snapshot in successor.standing(catalog) for shard in snapshot.shards}
+    found = [_deletion(file, "an old checkpoint of the log") for file in _checkpoints(catalog.storage)]
+    for left in leftovers(catalog):
+        if (why := _why(left, since, frozen, moment)) is not None:
+            found.append(_deletion(left.file, why))
     return sorted(found, key=lambda deletion: deletion.path)
 
 
@@ -68,46 +73,24 @@ def collect(uri: str, *, retention_days: float = RETENTION_DAYS, quiet: bool = F
     return deletions
 
 
-class _Kept:
-    """Tells which files are needed, by `paths.stem`: a shard, its failed file and its sidecar go together."""
-
-    def __init__(self, catalog: Catalog, since: int) -> None:
-        ends = retention.ends_of_files(catalog)
-        live = {paths.stem(path) for path, end in ends.items() if end is None}
-        self._ended = {paths.stem(path): end for path, end in ends.items() if end is not None}
-        self.forgotten = {paths.stem(path) for action in retention.forgotten(catalog) for path in action.files} - live
-        frozen = {paths.stem(shard.path) for snapshot in successor.standing(catalog) for shard in snapshot.shards}
-        recent = {stem for stem, end in self._ended.items() if end > since}
-        self._needed = (live | recent | frozen) - self.forgotten
-
-    def why_not(self, stem: str, *, is_old: bool) -> str | None:
-        """Returns why a file of this stem is not needed, None if it is or may be. `is_old` tells whether its day is over."""
-        if stem in self._needed:
-            return None
-        if stem in self.forgotten:
-            return "holds rows that are forgotten"
-        if stem in self._ended:
-            return f"replaced or retired at version {self._ended[stem]}"
+def _why(left: Leftover, since: int, frozen: Collection[str], moment: datetime.datetime) -> str | None:
+    """Returns why a file is not needed, None if it is or may be. `frozen` are the stems of files that snapshots name."""
+    is_old = moment - left.file.modified > _ORPHANS_AFTER
+    stem = paths.stem(left.file.path)
+    if left.is_temporary:
+        return "a writer that was killed left it" if is_old else None
+    if left.named is not None and left.named.is_forgotten:
+        return "holds rows that are forgotten"
+    if stem in frozen or stem == left.file.path:  # Files without a stem were put there by people: they stay.
+        return None
+    if left.named is None:
         return "no record names it" if is_old else None
+    return f"replaced or retired at version {left.named.ended}" if left.named.ended <= since else None
 
 
-def _of_files(storage: Storage, needs: _Kept, moment: datetime.datetime) -> Iterator[Deletion]:
-    for folder in (paths.DATA, paths.META):
-        for file in storage.walk(folder):
-            is_old = moment - file.modified > _ORPHANS_AFTER
-            if paths.is_temporary(file.path):
-                if is_old:
-                    yield _deletion(file, "a writer that was killed left it")
-            elif (stem := paths.stem(file.path)) != file.path:  # Other files were put there by people: they stay.
-                why = needs.why_not(stem, is_old=is_old)
-                if why is not None:
-                    yield _deletion(file, why)
-
-
-def _checkpoints(storage: Storage) -> Iterator[Deletion]:
+def _checkpoints(storage: Storage) -> Iterator[StoredFile]:
     for version in index_checkpoint.versions(storage)[:-_CHECKPOINTS_KEPT]:
-        for file in storage.walk(paths.checkpoint(version)):
-            yield _deletion(file, "an old checkpoint of the log")
+        yield from storage.walk(paths.checkpoint(version))
 
 
 def _deletion(file: StoredFile, why: str) -> Deletion:

@@ -83,7 +83,9 @@ class _Verifier:
             self._wrong(paths.LOG, f"{counts['strays']} live shards are of parts that the log does not know")
         self._check_tokenizers()
         if self._is_deep:
-            self._prepare_deep()
+            from engine.upkeep.verify_values import DeepCheck
+
+            self._deep = DeepCheck(self._catalog)
         with ThreadPoolExecutor(_THREADS) as pool:
             for corpus in audit.corpora_with_parts(self._catalog):
                 self._check_corpus(pool, corpus, counts["shards"])
@@ -92,18 +94,14 @@ class _Verifier:
             done.findings += (Finding(path=path, problem=why) for path, why in audit.check_index(self._catalog))
         if self._deep is not None:
             done.notes += sorted(self._deep.notes)
-        done.left_over += leftovers(self._catalog, self._frozen)
+        for left in leftovers(self._catalog):
+            if left.named is not None or left.file.path not in self._frozen:
+                done.left_over.append(left.finding())
         done.left_over.sort(key=lambda finding: (finding.kind, finding.path))
         return done
 
     def _wrong(self, path: str, problem: str) -> None:
         self._done.findings.append(Finding(path=path, problem=problem))
-
-    def _prepare_deep(self) -> None:
-        from engine.upkeep.verify_values import DeepCheck, tokenizers_by_recipe
-
-        known = {tokenizer.digest: tokenizer for tokenizer in audit.tokenizers(self._catalog)}
-        self._deep = DeepCheck(self._storage, tokenizers_by_recipe(self._catalog.recipes(), known))
 
     # -- tokenizers, parts and their shards ---------------------------------------------------------------------------
 
@@ -197,10 +195,11 @@ class _Verifier:
         self, pool: ThreadPoolExecutor, snapshot: snapshots.Snapshot, replaced_by: str | None
     ) -> None:
         self._frozen.update(shard.path for shard in snapshot.shards)
-        folders = {shard.path.rpartition("/")[0] for shard in snapshot.shards}
-        named = {folder: audit.named_files(self._catalog, folder) for folder in sorted(folders)}
-        live = {path for files in named.values() for path, name in files.items() if name.is_live}
-        others = [shard for shard in snapshot.shards if shard.path not in live]
+        named: dict[str, audit.Named] = {}
+        for folder in {shard.path.rpartition("/")[0] for shard in snapshot.shards}:
+            named |= audit.named_files(self._catalog, folder)
+        live = {stem for stem, name in named.items() if name.is_live}
+        others = [shard for shard in snapshot.shards if paths.stem(shard.path) not in live]
 
         def check(shard: snapshots.SnapshotShard) -> str | None:
             try:

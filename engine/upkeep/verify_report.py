@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 
 import click
 
@@ -24,18 +25,14 @@ _EVERY = 10_000
 
 def verify(workspace: str, form: str, *, deep: bool) -> bool:
     """Verifies a workspace, prints what was found, and tells whether nothing is wrong."""
-    with Catalog(open_storage(workspace)) as catalog:
-        progress = Progress(None, quiet=form != "table")
+    with Catalog(open_storage(workspace)) as catalog, closing(Progress(quiet=form != "table")) as progress:
 
         def report(done: int, total: int) -> None:
             if done == 1:
                 progress.stage("verify", total, "shards")
             progress.update("verify", done)
 
-        try:
-            verified = verifying.verify(catalog, report, deep=deep)
-        finally:
-            progress.close()
+        verified = verifying.verify(catalog, report, deep=deep)
     wrong = len(verified.findings)
     if form != "table":
         tables.write_rows(_COLUMNS, _cells([*verified.findings, *verified.left_over]), form)
@@ -77,12 +74,9 @@ def recover(workspace: str, form: str) -> None:
             written = sidecars_again.write_missing(catalog)
         click.echo(f"the log stands; {written:,} sidecars were written from it", err=form != "table")
         return
-    progress = Progress(None, quiet=form != "table")
-    progress.say(f"no log: it is rebuilt from the sidecars in {storage.uri}/data")
-    try:
+    with closing(Progress(quiet=form != "table")) as progress:
+        progress.say(f"no log: it is rebuilt from the sidecars in {storage.uri}/data")
         found = recovery.recover(storage, lambda done: _count(progress, done))
-    finally:
-        progress.close()
     if found.left_out or form != "table":
         tables.write_rows(("left out", "why"), sorted(found.left_out.items()), form)
     click.echo(

@@ -1,19 +1,19 @@
 """Compares the values of a shard with the shape, dtype and range of its modality (`modmill verify --deep`)."""
 
 import threading
-from collections.abc import Mapping
-from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.upkeep.verify_shard import ReadShard
+from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, ModmillError, ShardError
 from manifests.formats import codecs
+from manifests.formats.shards import Status
 from manifests.log.actions import TokenizerAdded
 from manifests.modality import Modality, get
-from manifests.store.storage import Storage
+from manifests.queries import audit
 from tokenize_jobs import protocol
 
 _SLACK = 1e-3  # how far rounded numbers may be over their range
@@ -23,11 +23,16 @@ _CORNERS = ("x0", "y0", "x1", "y1")
 class DeepCheck:
     """Checks values of shards, shard by shard from any thread; `notes` says what could not be checked."""
 
-    def __init__(self, storage: Storage, tokenizers: Mapping[str, TokenizerAdded]) -> None:
-        """Takes the tokenizers by the fingerprint of the recipes of their tokens."""
+    def __init__(self, catalog: Catalog) -> None:
         self.notes: set[str] = set()
-        self._storage = storage
-        self._tokenizers = tokenizers
+        self._storage = catalog.storage
+        by_digest = {tokenizer.digest: tokenizer for tokenizer in audit.tokenizers(catalog)}
+        # By the fingerprint of the recipe of the tokens.
+        self._tokenizers = {
+            fingerprint: by_digest[recipe["weights"]]
+            for fingerprint, recipe in catalog.recipes().items()
+            if recipe.get("weights") in by_digest
+        }
         self._loaded: dict[tuple[str, str], protocol.Tokenizer | None] = {}
         self._lock = threading.Lock()
 
@@ -51,23 +56,22 @@ class DeepCheck:
     def _check_tokens(self, read: ReadShard) -> None:
         """Decodes the first, the middle and the last row of tokens; those of a tar are all checked against the vocabulary."""
         vocabulary = read.shard.vocabulary
-        found = read.rows.values or [] if read.values is None else read.values
-        ok = [row for row, status in enumerate(read.rows.statuses) if status == 0]
-        if read.values is None:
-            for row in ok:
-                tokens = _decoded(row, found[row])
-                if (
-                    tokens.ndim != 1
-                    or tokens.dtype.kind not in "iu"
-                    or (vocabulary and tokens.max(initial=0) >= vocabulary)
-                ):
+        decoded: dict[int, np.ndarray] = {}
+        for row, data in enumerate(read.rows.values or []):
+            if data is not None:
+                tokens = decoded[row] = _decoded(row, data)
+                is_over = bool(vocabulary) and tokens.max(initial=0) >= vocabulary
+                if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or is_over:
                     raise ShardError(f"row {row} holds no tokens under its vocabulary of {vocabulary}")
+        ok = [row for row, status in enumerate(read.rows.statuses) if status == Status.OK]
         tokenizer = self._tokenizer(read) if ok else None
-        for row in sorted({ok[0], ok[len(ok) // 2], ok[-1]}) if tokenizer is not None else ():
-            value = _decoded(row, found[row]) if read.values is None else np.array(found[row].as_py(), np.int64)
+        if tokenizer is None:
+            return
+        for row in sorted({ok[0], ok[len(ok) // 2], ok[-1]}):
+            value = decoded[row] if read.values is None else np.array(read.values[row].as_py())
             try:
                 with self._lock:
-                    cast(protocol.Tokenizer, tokenizer).decode([value.astype(np.int64)])
+                    tokenizer.decode([value.astype(np.int64)])
             except (ModmillError, ValueError, IndexError) as error:
                 raise ShardError(f"the tokens of row {row} cannot be decoded: {error}") from error
 
@@ -163,9 +167,3 @@ def _check_masks(records: pa.Array) -> None:
     for record in records.to_pylist():
         if sum(record["rle_counts"]) != record["rle_height"] * record["rle_width"]:
             raise ShardError("the run lengths of a mask do not add up to its height x width")
-
-
-def tokenizers_by_recipe(recipes: Mapping[str, Any], known: Mapping[str, TokenizerAdded]) -> dict[str, TokenizerAdded]:
-    """Returns the tokenizer of each recipe of tokens, given the documents of the recipes and the tokenizers by digest."""
-    weights = {fingerprint: document.get("weights") for fingerprint, document in recipes.items()}
-    return {fingerprint: known[digest] for fingerprint, digest in weights.items() if digest in known}

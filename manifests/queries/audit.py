@@ -16,20 +16,30 @@ from manifests.errors import ShardError
 from manifests.log import actions
 from manifests.log import entries as log
 from manifests.log.actions import CorpusAdded, TokenizerAdded
-from manifests.queries import retention
 from manifests.store import paths
 from manifests.store.storage import Storage
 
 _TABLES = ("applied", *actions.KINDS)
 _ENDING = {"part", "current", "tokenizer", "shard"}
+_NAMED = """
+SELECT path, is_live, ended, is_forgotten FROM (
+  SELECT path, end_version IS NULL AS is_live, end_version AS ended, false AS is_forgotten FROM log.shard
+  UNION ALL SELECT path, end_version IS NULL, end_version, false FROM log.part
+  UNION ALL SELECT pack_path, end_version IS NULL, end_version, false FROM log.part
+  UNION ALL SELECT path, true, NULL, false FROM log.samples_dropped
+  UNION ALL SELECT path, ended IS NULL, ended, false FROM (
+    SELECT path, lead(version) OVER (PARTITION BY corpus ORDER BY version) AS ended FROM log.sources_changed)
+  UNION ALL SELECT unnest(files), false, NULL, true FROM log.forgotten
+) WHERE starts_with(path, $1)
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """Holds what the log says of a file: whether it is live, and if not, since which version (None: not known)."""
+    """Holds what the log says of a file. `ended` is the version that it is no longer live since, 0 if that is not known."""
 
-    is_live: bool
-    ended: int | None
+    is_live: bool = False
+    ended: int = 0
     is_forgotten: bool = False
 
 
@@ -58,12 +68,18 @@ def tokenizers(catalog: Catalog) -> list[TokenizerAdded]:
 
 
 def named_files(catalog: Catalog, folder: str) -> dict[str, Named]:
-    """Returns the files below a folder that a record of the log names or named."""
-    ends = retention.ends_of_files(catalog, f"{folder}/")
-    found = {path: Named(is_live=ended is None, ended=ended) for path, ended in ends.items()}
-    query = "SELECT DISTINCT unnest(files) AS path FROM log.forgotten"
-    for (path,) in catalog.fetch(f"SELECT path FROM ({query}) WHERE starts_with(path, $1)", [f"{folder}/"])[1]:
-        found[path] = Named(is_live=False, ended=None, is_forgotten=True)
+    """Returns the files below a folder that a record of the log names or named, by `paths.stem`.
+
+    A shard, its failed file and its sidecar are live, replaced or forgotten together.
+    """
+    found: dict[str, Named] = {}
+    for path, is_live, ended, is_forgotten in catalog.fetch(_NAMED, [f"{folder}/"])[1]:
+        before = found.get(paths.stem(path), Named())
+        found[paths.stem(path)] = Named(
+            is_live=before.is_live or is_live,
+            ended=max(before.ended, ended or 0),
+            is_forgotten=before.is_forgotten or is_forgotten,
+        )
     return found
 
 

@@ -129,22 +129,6 @@ def files_of_part(catalog: Catalog, corpus: str, part: int) -> list[str]:
     return catalog.sql(query, [corpus, part])["path"].to_pylist()
 
 
-def ends_of_files(catalog: Catalog, start: str = "") -> dict[str, int | None]:
-    """Returns the version since which each file of data/ in the log is not live anymore, None if it is live.
-
-    Only paths that begin with `start` are in it. Sidecars have no entry, they go with their file.
-    """
-    query = (
-        "SELECT path, CASE WHEN count(*) = count(end_version) THEN max(end_version) END AS ended FROM ("
-        "SELECT path, end_version FROM log.part UNION ALL SELECT pack_path, end_version FROM log.part "
-        "UNION ALL SELECT path, end_version FROM log.shard UNION ALL SELECT failed_path, end_version FROM log.shard "
-        "UNION ALL SELECT path, NULL FROM log.samples_dropped "
-        "UNION ALL SELECT path, lead(version) OVER (PARTITION BY corpus ORDER BY version) FROM log.sources_changed) "
-        "WHERE starts_with(path, $1) GROUP BY path"
-    )
-    return dict(catalog.fetch(query, [start])[1])
-
-
 def rewritten(catalog: Catalog) -> dict[str, Rewritten]:
     """Returns what forgets put in place of the shards and samples files that were live then, by their paths."""
     same = "n.version = f.version AND n.corpus = o.corpus AND n.part = o.part"

@@ -227,7 +227,7 @@ def test_a_sidecar_cut_anywhere_is_found(workspace: Storage, make: Any) -> None:
     for size in reversed(range(path.stat().st_size)):
         os.truncate(path, size)
         with pytest.raises(ShardError, match="cut or altered"):
-            check_sidecar(workspace, shard)
+            sidecars.check(workspace, shard)
 
 
 # -- an index of another time -----------------------------------------------------------------------------------------
