@@ -64,13 +64,12 @@ class CorpusRows:
         self.catalog = catalog
         self.corpus = corpus
         self._picked = picked
-        self._frozen: dict[int, dict[tuple[str, str, int | None], ShardFile]] | None = None
-        if snapshot is not None:
-            self._frozen = {}
-            for shard in snapshot.shards:
-                if shard.corpus == corpus:
-                    file = ShardFile(path=shard.path, format=shard.format, sha256=shard.sha256, is_whole=False)
-                    self._frozen.setdefault(shard.part, {})[shard.modality, "token", shard.crop] = file
+        self._has_snapshot = snapshot is not None
+        self._frozen: dict[int, dict[tuple[str, str, int | None], ShardFile]] = {}
+        for shard in () if snapshot is None else snapshot.shards:
+            if shard.corpus == corpus:
+                file = ShardFile(path=shard.path, format=shard.format, sha256=shard.sha256, is_whole=False)
+                self._frozen.setdefault(shard.part, {})[shard.modality, "token", shard.crop] = file
         self.columns = _columns(catalog, corpus, snapshot)
         self.rows = sum(int(np.count_nonzero(picked[part])) for part in picked)
 
@@ -87,14 +86,11 @@ class CorpusRows:
     def _files(self, part: int) -> dict[tuple[str, str, int | None], ShardFile]:
         found = self.catalog.sql(
             "SELECT modality, form, crop, path, format, sha256, ok = rows AS is_whole FROM shards "
-            "WHERE is_current AND corpus = ? AND part = ?",
-            [self.corpus, part],
+            "WHERE is_current AND corpus = ? AND part = ? AND (form = 'label' OR NOT ?)",
+            [self.corpus, part, self._has_snapshot],
         ).to_pylist()
         files = {(row.pop("modality"), row.pop("form"), row.pop("crop")): ShardFile(**row) for row in found}
-        if self._frozen is None:
-            return files
-        labels = {identity: file for identity, file in files.items() if identity[1] == "label"}
-        return {**labels, **self._frozen.get(part, {})}
+        return files | self._frozen.get(part, {})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,6 +1,7 @@
 """Exports for `modmill export`: writes rows as WebDataset tars (4M's layout or plain ones), or copies a workspace."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,9 +72,8 @@ def export(uri: str, to: str, request: ExportRequest, *, quiet: bool = False) ->
         # Layouts need packages that read pictures. A copy does without, so it works with the base install.
         from engine.export.tar_writer import write
 
-        progress = Progress(None, quiet=quiet)
-        try:
-            exports, document = _exports(catalog, request)
+        exports, document = _exports(catalog, request)
+        with closing(Progress(quiet=quiet)) as progress:
             written = write(
                 exports,
                 target,
@@ -82,8 +82,6 @@ def export(uri: str, to: str, request: ExportRequest, *, quiet: bool = False) ->
                 rows_per_shard=request.rows_per_shard or ROWS_PER_SHARD,
                 progress=progress,
             )
-        finally:
-            progress.close()
     return _written(written, exports, request.nulls or "drop", to)
 
 

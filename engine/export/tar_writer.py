@@ -23,7 +23,7 @@ from engine.export.picked_rows import Nulls
 from engine.progress.progress import Progress
 from manifests import units
 from manifests.errors import ConfigError, ShardError
-from manifests.formats.shards import Status, member_name
+from manifests.formats.shards import Status, add_member, member_name
 from manifests.recipe import canonical_json, sha256_of_stream
 from manifests.store.storage import Storage, put_same
 
@@ -195,9 +195,7 @@ class _TarSeries:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115
             self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         for extension, data in sorted(members.items()):
-            info = tarfile.TarInfo(f"{stem}.{extension}")
-            info.size, info.mode = len(data), 0o644
-            self._tar.addfile(info, io.BytesIO(data))
+            add_member(self._tar, f"{stem}.{extension}", data)
         self._rows += 1
         if self._rows == self._most:
             self.close()

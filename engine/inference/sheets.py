@@ -16,7 +16,7 @@ from engine.show.contact import modality_of
 
 _INK, _FAINT, _PAPER, _RULE, _WARNING = (24, 26, 30), (110, 114, 122), (255, 255, 255), (222, 225, 230), (176, 42, 32)
 _GAP, _TOP, _HEAD = 10, 92, 26
-_LETTERS, _LINES = 31, 11
+_LETTERS = 31
 RANDOM_WEIGHTS = "random weights: not trained"
 
 
@@ -100,32 +100,10 @@ def sheet(rows: Sequence[SheetLine], *, title: str, note: str = "", random_weigh
                 words = f"{name}  {row.title}" if place == 0 and left == right else name
                 draw.text((at[0], y + 6), textwrap.shorten(words, _LETTERS), font=body, fill=_INK)
                 if name in labels:
-                    made = random_weights and name in row.generated
-                    _put(image, draw, tile(name, labels), (at[0], y + _HEAD), body, warn=made)
+                    shown = tile(name, labels)
+                    if random_weights and name in row.generated and isinstance(shown, np.ndarray):
+                        shown = marked(pictures.fit(shown))
+                    elif random_weights and name in row.generated:
+                        draw.text((at[0], y + _HEAD + pictures.TILE - 16), RANDOM_WEIGHTS, font=body, fill=_WARNING)
+                    pictures.put(image, shown, at[0], y + _HEAD)
     return np.array(image)
-
-
-def _put(
-    image: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    shown: np.ndarray | str,
-    at: tuple[int, int],
-    font: Any,
-    *,
-    warn: bool,
-) -> None:
-    side = pictures.TILE
-    if isinstance(shown, np.ndarray):
-        fitted = pictures.fit(shown)
-        fitted = marked(fitted) if warn else fitted
-        place = (at[0] + (side - fitted.shape[1]) // 2, at[1] + (side - fitted.shape[0]) // 2)
-        image.paste(Image.fromarray(fitted), place)
-        # A map of edges is mostly of one color, perhaps the paper's: a frame shows where it ends.
-        draw.rectangle((*place, place[0] + fitted.shape[1] - 1, place[1] + fitted.shape[0] - 1), outline=_RULE)
-        return
-    lines = [part for line in shown.splitlines() for part in textwrap.wrap(line, _LETTERS)]
-    if len(lines) > _LINES:
-        lines = [*lines[: _LINES - 1], lines[_LINES - 1][: _LETTERS - 4] + " ..."]
-    draw.multiline_text(at, "\n".join(lines), font=font, fill=_INK, spacing=4)
-    if warn:
-        draw.text((at[0], at[1] + side - 16), RANDOM_WEIGHTS, font=font, fill=_WARNING)

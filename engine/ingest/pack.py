@@ -1,12 +1,12 @@
 """Packs source bytes into the workspace: a tar beside each part's samples, from which they are read in place later."""
 
-import io
 import tarfile
 import tempfile
 import threading
 from collections.abc import Mapping
 from typing import IO
 
+from manifests.formats.shards import add_member
 from manifests.pixels.containers import AVIF_BRANDS, HEIC_BRANDS, iso_brands
 from manifests.recipe import sha256_of_stream
 from manifests.store import paths
@@ -65,11 +65,8 @@ class Packing:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for row, number in rows.items():
                     data = self._take(number)
-                    info = tarfile.TarInfo(f"{row:07d}.{image_suffix(data) or 'bin'}")
-                    info.size = len(data)
-                    info.mode = 0o644
                     offsets[row] = tar.offset + tarfile.BLOCKSIZE
-                    tar.addfile(info, io.BytesIO(data))
+                    add_member(tar, f"{row:07d}.{image_suffix(data) or 'bin'}", data)
             file.seek(0)
             sha256 = sha256_of_stream(file)
             path = paths.pack(corpus, part, sha256)

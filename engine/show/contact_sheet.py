@@ -16,17 +16,17 @@ def contact_sheet(
 ) -> dict[str, Any]:
     """Returns what the template shows of a corpus's samples, all modalities side by side, and writes their pictures."""
     name = corpus["corpus"]
-    if not shown:
-        empty: dict[str, Any] = {"sheet": "", "has_null": False, "legend": [], "samples": []}
-        return {"name": name, "words": "Nothing was made of its samples yet.", **empty}
     cards = [card for sample in shown for card in sample.cards]
     judged = sum(sample.is_judged for sample in shown)
     has_pictures = any(isinstance(card.label, np.ndarray) for card in cards)
     has_classes = any(card.modality == "segmentation" for card in cards)
+    words = (
+        f"{len(shown)} of {many(corpus['samples'], 'sample')}: above the label, below what its tokens decode to. "
+        f"No tokenizer was fitted on those judged ({'all' if judged == len(shown) else judged or 'none'} of these). "
+    )
     return {
         "name": name,
-        "words": f"{len(shown)} of {many(corpus['samples'], 'sample')}: above the label, below what its tokens decode to. "
-        f"No tokenizer was fitted on those judged ({'all' if judged == len(shown) else judged or 'none'} of these). ",
+        "words": words if shown else "Nothing was made of its samples yet.",
         "sheet": page.picture(f"contact-{name}", _sheet(shown)) if has_pictures else "",
         "has_null": any(map(_has_null, cards)),
         "legend": [(class_name, _color(number)) for number, class_name in enumerate(class_names)]

@@ -1,7 +1,8 @@
 """Writes a report: one HTML page from the template `report.html`, and the pictures beside it."""
 
-import unicodedata
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from manifests.store.storage import replace_file
 
 _PICTURES = "pictures"
 _LONGEST_CELL = 300
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # The frame of a chart in its own units: where the plot begins and how large it is. The template draws around it.
 _LEFT, _TOP, _WIDTH, _HEIGHT = 42, 6, 278, 104
 
@@ -94,45 +96,39 @@ def use_chart(heading: str, words: Sequence[str], counts: np.ndarray) -> Chart:
     """Charts counts (n,) from the largest down as an area; the y axis is log(1 + count), the dashed line their mean."""
     ordered = np.sort(counts)[::-1]
     places = np.unique(np.linspace(0, len(ordered) - 1, 300).round().astype(int))
-    most = np.log1p(max(1, int(ordered[0])))
-    points = [
-        _at(x, y) for x, y in zip(places / max(1, len(ordered) - 1), np.log1p(ordered[places]) / most, strict=True)
-    ]
-    return Chart(
-        heading=heading,
-        words=words,
-        most=f"{int(ordered[0]):,}",
-        last=f"{len(ordered):,}",
-        area=[_at(0, 0), *points, _at(1, 0)],
-        even=_at(0, np.log1p(counts.mean()) / most)[1],
-    )
+    area = list(zip((places + 1).tolist(), ordered[places].tolist(), strict=True))
+    return chart(heading, words, area=area, level=float(counts.mean()), scale=math.log1p)
 
 
-def curve_chart(
+def chart(
     heading: str,
     words: Sequence[str],
-    line: Sequence[tuple[float, float]],
-    dots: Sequence[tuple[float, float]],
-    level: float | None,
+    *,
+    area: Sequence[tuple[float, float]] = (),
+    line: Sequence[tuple[float, float]] = (),
+    dots: Sequence[tuple[float, float]] = (),
+    level: float | None = None,
+    scale: Callable[[float], float] = float,
 ) -> Chart:
-    """Charts points (x, y) as a line and as dots, over a dashed level."""
-    points = [*line, *dots]
-    last = max((x for x, _ in points), default=1.0) or 1.0
-    most = max([y for _, y in points] + [level or 0.0]) or 1.0
+    """Charts points (x, y) as an area, a line and dots, over a dashed level; `scale` is applied to the y axis."""
+    points = [*area, *line, *dots]
+    last = max((x for x, _ in points), default=1) or 1
+    most = max([y for _, y in points] + [level or 0]) or 1
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        height = scale(y) / scale(most)
+        return round(_LEFT + x / last * _WIDTH, 1), round(_TOP + (1 - height) * _HEIGHT, 1)
+
     return Chart(
         heading=heading,
         words=words,
-        most=f"{most:.1f}",
-        last=f"{last:,.0f}",
-        line=[_at(x / last, y / most) for x, y in line],
-        dots=[_at(x / last, y / most) for x, y in dots],
-        even=None if level is None else _at(0, level / most)[1],
+        most=cell(most),
+        last=cell(last),
+        area=[at(0, 0), *(at(x, y) for x, y in area), at(last, 0)] if area else (),
+        line=[at(x, y) for x, y in line],
+        dots=[at(x, y) for x, y in dots],
+        even=None if level is None else at(0, level)[1],
     )
-
-
-def _at(x: float, y: float) -> tuple[float, float]:
-    """Returns the place of a point, both from 0 to 1, in the drawing."""
-    return round(float(_LEFT + x * _WIDTH), 1), round(float(_TOP + (1 - y) * _HEIGHT), 1)
 
 
 def cell(value: Any, longest: int = _LONGEST_CELL) -> str:
@@ -166,7 +162,4 @@ def _storable(value: Any) -> Any:
     """Drops from text what no HTML file can hold: lone surrogates and control characters."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
-    kept = "".join(
-        "\ufffd" if unicodedata.category(letter) == "Cc" and letter not in "\n\t" else letter for letter in value
-    )
-    return kept.encode("utf-8", "replace").decode("utf-8")
+    return _CONTROLS.sub("\ufffd", value).encode("utf-8", "replace").decode("utf-8")

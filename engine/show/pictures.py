@@ -32,6 +32,7 @@ CATEGORIES: tuple[tuple[int, int, int], ...] = (
 )
 _NULL = (58, 60, 66)  # "no value here"
 _INK, _FAINT, _PAPER, _RULE = (24, 26, 30), (110, 114, 122), (255, 255, 255), (222, 225, 230)
+_LINES = 11  # of text in a cell: a line is left for a warning
 _FEW = 4
 _SHOWN = (1, 92)  # percentiles at the ends of the scale: a floor's far end would leave no colors for what is near
 
@@ -208,38 +209,41 @@ def sheet(rows: Sequence[SheetRow], columns: Sequence[str]) -> Image.Image:
             cell_y = y + title + line * (TILE + gap)
             draw.multiline_text((gap + 4, cell_y + TILE // 2 - 12), name, font=body, fill=_FAINT)
             for place, column in enumerate(columns):
-                _put(image, draw, cells.get(column), left + place * (TILE + gap), cell_y, body)
+                put(image, cells.get(column), left + place * (TILE + gap), cell_y)
     return image
 
 
-def _put(
-    image: Image.Image, draw: ImageDraw.ImageDraw, cell: np.ndarray | str | None, x: int, y: int, font: Any
-) -> None:
+def put(image: Image.Image, cell: np.ndarray | str | None, x: int, y: int) -> None:
+    """Paints a cell of a sheet, TILE px wide and high: a picture, some lines of text, or a dash for None."""
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     if isinstance(cell, np.ndarray):
         tile = fit(cell)
-        image.paste(Image.fromarray(tile), (x + (TILE - tile.shape[1]) // 2, y + (TILE - tile.shape[0]) // 2))
+        left, top = x + (TILE - tile.shape[1]) // 2, y + (TILE - tile.shape[0]) // 2
+        image.paste(Image.fromarray(tile), (left, top))
+        # A map of edges is mostly of one color, perhaps the paper's: a frame shows where it ends.
+        draw.rectangle((left, top, left + tile.shape[1] - 1, top + tile.shape[0] - 1), outline=_RULE)
     elif isinstance(cell, str):
-        draw.multiline_text((x, y), _wrapped(draw, cell, font, TILE, 12), font=font, fill=_INK, spacing=4)
+        draw.multiline_text((x, y), _wrapped(draw, cell, font), font=font, fill=_INK, spacing=4)
     else:
         draw.text((x + TILE // 2 - 5, y + TILE // 2 - 9), "-", font=font, fill=_FAINT)
 
 
-def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int, most_lines: int) -> str:
-    """Breaks text into lines of at most `width` px; words too long for a line are broken anywhere."""
+def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Any) -> str:
+    """Breaks text into the lines of a cell; of a word too long for a line only its beginning stands."""
     lines: list[str] = []
     for paragraph in text.splitlines():
         line = ""
         for word in paragraph.split():
             grown = f"{line} {word}".strip()
-            if draw.textlength(grown, font=font) <= width:
+            if draw.textlength(grown, font=font) <= TILE:
                 line = grown
                 continue
             if line:
                 lines.append(line)
-            line = _one_line(draw, word, font, width)
+            line = _one_line(draw, word, font, TILE)
         lines.append(line)
-    if len(lines) > most_lines:
-        lines = [*lines[: most_lines - 1], lines[most_lines - 1] + " ..."]
+    if len(lines) > _LINES:
+        lines = [*lines[: _LINES - 1], lines[_LINES - 1] + " ..."]
     return "\n".join(lines)
 
 

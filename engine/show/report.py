@@ -73,7 +73,7 @@ def write_report(
             sheets.append(contact_sheet(page, corpus, shown, class_names))
         return page.write(
             title=title or f"modmill: {workspace}",
-            lead=_lead(_figures(catalog), corpora),
+            lead=_lead(catalog, corpora),
             corpora=sheets,
             sections=[
                 *(make(page) for make in more),
@@ -103,14 +103,9 @@ FROM shards WHERE is_current
 """
 
 
-def _figures(catalog: Catalog) -> dict[str, Any]:
-    """Counts what the manifest holds, for the first paragraph."""
-    (figures,) = catalog.sql(_FIGURES).to_pylist()
-    return figures
-
-
-def _lead(figures: Mapping[str, Any], corpora: Sequence[Mapping[str, Any]]) -> str:
+def _lead(catalog: Catalog, corpora: Sequence[Mapping[str, Any]]) -> str:
     """Returns one paragraph of what was done."""
+    (figures,) = catalog.sql(_FIGURES).to_pylist()
     named = ", ".join(f"{row['samples']:,} {row['corpus']}" for row in corpora)
     crops = f", {figures['crops']:,} crops of images" if figures["crops"] else ""
     failed = "no row failed" if not figures["failed"] else f"{many(figures['failed'], 'sample')} failed in part"

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.inference.sheets import SheetLine, sheet
-from engine.show.page import Chart, Page, PageBlock, PageSection, curve_chart, many
+from engine.show.page import Chart, Page, PageBlock, PageSection, chart, many
 from examples.demo import scores as demo_scores
 from manifests.snapshots.snapshot import Snapshot
 from train.data.loader import Loader
@@ -221,5 +221,6 @@ def _curves(lines: Sequence[Mapping[str, Any]], checkpoint: Checkpoint) -> list[
         if points["validation"]:
             by_frequency = "" if level is None else f"; by frequency {level:.2f}"
             words.append(f"held-out {points['validation'][-1][1]:.2f} nats a target{by_frequency}")
-        charts.append(curve_chart(modality.name, words, points["train"], points["validation"], level))
+        line, dots = points["train"], points["validation"]
+        charts.append(chart(modality.name, words, line=line, dots=dots, level=level))
     return charts

@@ -198,10 +198,7 @@ class TarWriter:
         if value is not None:
             members[f"{name}.{self._extension}"] = value
         for member, data in sorted(members.items()):
-            info = tarfile.TarInfo(member)
-            info.size = len(data)
-            info.mode = 0o644
-            self._tar.addfile(info, io.BytesIO(data))
+            add_member(self._tar, member, data)
 
     def so_far(self) -> bytes:
         """Returns a whole tar of the rows that were added until now; more may follow."""
@@ -215,6 +212,13 @@ class TarWriter:
         self._tar.close()
         self._file.seek(0)
         return self._file
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file without time or owner, so that equal files give equal tars."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    tar.addfile(info, io.BytesIO(data))
 
 
 def member_name(key: str) -> str:
