@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,7 @@ class _InProcess:
         self._at = at
         self.used_mb: list[float] = []
 
-    def work(self, items: Iterable[Any], progress: Any) -> Iterator[list[tuple[Any, Any]]]:
+    def work(self, items: Iterable[Any], progress: Any) -> Generator[list[tuple[Any, Any]], None, None]:
         from engine.plan.items import ItemResult
         from engine.run.runners.queue import ItemQueue, needed_models
 
@@ -233,7 +233,7 @@ def in_process(folder: Path, items: int) -> dict[str, float]:
             parts = [_part(number) for number in range(first, min(first + 10_000, items))]
             execution.catalog.commit(parts, run=execution.done.run)
         plans = {"notes": corpus_plan(loaded, "notes", str(folder), {})}
-        labeling.label(execution, plans, {}, loaded.engine, Wanted(), workers=64, runner=lambda most: runner)
+        labeling.label(execution, plans, {}, loaded.engine, Wanted(), lambda most: runner)
     return {"driver_mb_growth": runner.used_mb[-1] - runner.used_mb[0], "driver_mb": runner.used_mb[-1]}
 
 

@@ -1,6 +1,6 @@
 """Decides what becomes of a corpus: its labelers in the order they must run, a recipe for each modality and form, its crops."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,13 +20,15 @@ from manifests.recipe import Recipe, canonical_json
 class LabelerUse:
     """Holds a labeler as a corpus uses it: all its parameters, and the modalities wanted of it.
 
-    `weights` is the sha256 digest of the files of its checkpoint, None for a labeler without weights.
+    `weights` is the sha256 digest of the files of its checkpoint, None for a labeler without weights; `model_bytes` is the
+    size of those files.
     """
 
     name: str
     parameters: Mapping[str, Any]
     outputs: tuple[Modality, ...]
     weights: str | None = None
+    model_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +73,21 @@ class CorpusPlan:
         grain = modality.label_grain if form == "label" else modality.token_grain
         return tuple(range(self.crops)) if grain == "crop" else (None,)
 
+    def uses_for(self, names: Iterable[str]) -> list[LabelerUse]:
+        """Returns the labelers that make these modalities, and those whose labels these need, in their order."""
+        needed = set(names)
+        found: list[LabelerUse] = []
+        for use in reversed(self.labelers):
+            if any(output.name in needed for output in use.outputs):
+                found.append(use)
+                needed |= set(labelers.find(use.name).spec.inputs)
+        return found[::-1]
 
-def corpus_modalities(config: PipelineConfig, corpus: str) -> list[str]:
-    """Returns the names that the modalities of a corpus have in the manifest."""
-    return [modalities.get(written).name for written in config.modality_options(corpus)]
+
+def tokenizer_names(config: PipelineConfig) -> set[str]:
+    """Returns the names of all tokenizers that a pipeline may need."""
+    written = (name for corpus in config.corpora for name in config.modality_options(corpus))
+    return {TEXT_TOKENIZER, *(modalities.get(name).name for name in written)}
 
 
 def corpus_plan(
@@ -120,8 +133,8 @@ class _LabelerResolver:
         self._rule = rule
         self._asked = asked
         self.recipes: dict[str, Recipe] = {}
-        # By what tells two loaded labelers apart, in the order they must run.
-        self.uses: dict[str, LabelerUse] = {}
+        # By what tells them apart, in the order they must run.
+        self.uses: dict[tuple[str, int | None], LabelerUse] = {}
 
     def add(self, name: str, wanted_by: tuple[str, ...] = ()) -> None:
         """Adds the modality's labeler and recipe, its inputs' first."""
@@ -137,26 +150,27 @@ class _LabelerResolver:
         if labeler.spec.outputs is None:
             given = {"modality": written, **given}
         inputs = {needed: self._input(name, labeler.spec, needed, wanted_by) for needed in labeler.spec.inputs}
-        parameters = labelers.parameters(labeler, given)
-        digest = None
-        if checkpoint := parameters.pop("checkpoint", None):
+        told = labelers.parameters(labeler, given)
+        digest, model_bytes = None, 0
+        if checkpoint := told.get("checkpoint"):
             found = self._weights(name, checkpoint)
-            # Where the weights lie decides nothing; what they are does.
-            digest, given["checkpoint"] = found.digest, found.checkpoint
+            digest, told["checkpoint"], model_bytes = found.digest, found.checkpoint, found.size_bytes
         self.recipes[name] = Recipe(
             modality=name,
             form="label",
             producer=labeler.spec.name,
             version=labeler.spec.version,
             weights=digest,
-            parameters=parameters,
+            # Where the weights lie decides nothing; what they are does.
+            parameters={option: value for option, value in told.items() if option != "checkpoint"},
             crop=_crop_document(self._rule, modality) if modality.label_grain == "crop" else None,
             inputs=inputs,
         )
-        size = modality.size if labeler.spec.scope == "crop" else ""
-        identity = f"{labeler.spec.name} {canonical_json(parameters).decode()} {digest} {size}"
-        use = self.uses.get(identity) or LabelerUse(name=labeler_name, parameters=given, outputs=(), weights=digest)
-        self.uses[identity] = replace(use, outputs=(*use.outputs, modality))
+        use = LabelerUse(name=labeler_name, parameters=told, outputs=(), weights=digest, model_bytes=model_bytes)
+        # Crops of two sizes are labeled in two passes, by one loaded model.
+        key = identity(use), modality.size if labeler.spec.scope == "crop" else None
+        use = self.uses.get(key, use)
+        self.uses[key] = replace(use, outputs=(*use.outputs, modality))
 
     def _weights(self, name: str, checkpoint: Any) -> weights.Weights:
         try:

@@ -86,7 +86,7 @@ def work_items(
         last = first + _WINDOW - 1
         window = planning.unfinished(catalog, plan.corpus, places, first, last, and_failed=and_failed)
         if wanted.picked is not None:
-            window = [found for found in window if wanted.picked.has(plan.corpus, found.part.part)]
+            window = [found for found in window if found.part.part in wanted.picked.parts(plan.corpus)]
         if not window:
             continue
         not_whole = planning.not_whole(catalog, plan.corpus, places, first, last, and_failed=and_failed)

@@ -32,9 +32,6 @@ class PickedRows:
         """Returns the share of the rows of those parts that is picked, from 0 to 1."""
         return self._shares.get(corpus, 0.0)
 
-    def has(self, corpus: str, part: int) -> bool:
-        return part in self._rows.get(corpus, {})
-
     def bits(self, corpus: str, part: int) -> bytes | None:
         """Returns the bitmap of a part that has a picked row."""
         return self._rows[corpus][part]

@@ -65,14 +65,14 @@ class FailureBudget:
 class Committer:
     """Commits what comes back from a runner, counts it, and stops the run if too much of it failed."""
 
-    def __init__(self, execution: Execution, engine: EngineConfig, alarms: Alarms) -> None:
+    def __init__(self, execution: Execution, engine: EngineConfig) -> None:
         self._execution = execution
         self._engine = engine
-        self._alarms = alarms
+        self._alarms = Alarms(execution.catalog)
         self._budget = FailureBudget(engine.max_failed_fraction)
         self._failed: list[tuple[str, Exception]] = []
         self._began = time.monotonic()
-        self._rows = self._samples = self._failed_rows = 0
+        self._samples = 0
 
     def add(self, pairs: Pairs) -> None:
         """Commits all results at hand in one log entry. Raises TooManyFailures."""
@@ -82,8 +82,6 @@ class Committer:
         if records:
             catalog.commit(records, run=done.run)
         rows, failed = sum(record.rows for record in records), sum(record.failed for record in records)
-        self._rows += rows
-        self._failed_rows += failed
         self._samples += sum(result.rows for _, result in results)
         for name, more in (("shards", len(records)), ("rows", rows), ("failed_rows", failed)):
             done.add(name, more)
@@ -112,11 +110,11 @@ class Committer:
         self._tell_alarms(at_once=True)
         seconds = max(time.monotonic() - self._began, 1e-9)
         said = [
-            f"labeled: {self._samples:,} samples read, {self._rows:,} rows written in {units.span(seconds)}",
+            f"labeled: {self._samples:,} samples read, {self._budget.rows:,} rows written in {units.span(seconds)}",
             f"{self._samples / seconds:,.1f} samples/s",
         ]
-        if self._failed_rows:
-            said.append(f"{self._failed_rows:,} rows failed")
+        if self._budget.failed:
+            said.append(f"{self._budget.failed:,} rows failed")
         if (cost := self._execution.progress.cost) is not None:
             said.append(f"{cost:,.2f} dollars")
         self._execution.progress.say(", ".join(said))

@@ -4,6 +4,7 @@ The workspace is not changed, and none is made: sources are listed and not inges
 probed in a workspace that is thrown away.
 """
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from engine.ingest import ingest
 from engine.ingest.filters import OTHER_KIND
 from engine.pipeline import config as pipeline
 from engine.plan import costs, reasons
-from engine.plan.corpus import corpus_plan
+from engine.plan.corpus import corpus_plan, tokenizer_names
 from engine.plan.reasons import NewSamples
 from engine.progress import table as progress_table
 from engine.progress.progress import Progress
@@ -22,7 +23,6 @@ from engine.run.job import (
     STEPS,
     Step,
     check_cluster,
-    tokenizer_names,
     trainer,
     wanted_of,
 )
@@ -47,7 +47,7 @@ _COLUMNS = ("corpus", "group", "labeler", "samples", "images/s", "ms each", "hou
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
+class _ListedSource:
     """Holds a corpus as a dry run sees it: where its source is, what is listed there, what is new, all names' suffixes."""
 
     root: str
@@ -118,11 +118,11 @@ class _Dry:
         made = [modality for planned in plans.values() for modality in planned.modalities.values()]
         unfitted = frozenset(each.modality.name for each in made if each.wants_tokens and each.tokenizer in missing)
         wanted = wanted_of(catalog, plans, self.steps, retry=retry, where=where)
-        new = {name: source.new for name, source in found.items() if where is None}
+        new = {name: source.new if where is None else NewSamples() for name, source in found.items()}
         told = [
             line
             for name, planned in plans.items()
-            for line in reasons.lines(catalog, planned, wanted, unfitted=unfitted, new=new.get(name))
+            for line in reasons.lines(catalog, planned, wanted, unfitted=unfitted, new=new[name])
             if line.to_do
         ]
         jobs = labeling.jobs(catalog, plans, config.engine, wanted, new)
@@ -143,11 +143,11 @@ class _Dry:
             lines.append("what of it has the rows picked already is seen when the run looks at it")
         return lines
 
-    def _look_at(self, corpus: str, section: pipeline.CorpusConfig) -> _Source:
+    def _look_at(self, corpus: str, section: pipeline.CorpusConfig) -> _ListedSource:
         if "ingest" not in self.steps:
             root = ingest.root_of(self.catalog, corpus, section)
-            return _Source(
-                root=root, scan=None, new=NewSamples(parts=0, rows=0), suffixes=planning.suffixes(self.catalog, corpus)
+            return _ListedSource(
+                root=root, scan=None, new=NewSamples(), suffixes=planning.suffixes(self.catalog, corpus)
             )
         scan = sources.scan(section)
         found = self.catalog.sql(
@@ -158,14 +158,14 @@ class _Dry:
         known = set(found["key"].to_pylist())
         names = [*filter(None, found["source"].to_pylist()), *(listed.source for listed in scan.samples)]
         rows = sum(listed.key not in known for listed in scan.samples)
-        return _Source(
+        return _ListedSource(
             root=scan.root,
             scan=scan,
             new=NewSamples(parts=-(-rows // section.part_rows), rows=rows),
             suffixes=suffixes_of(names),
         )
 
-    def _listed(self, found: Mapping[str, _Source]) -> Iterator[str]:
+    def _listed(self, found: Mapping[str, _ListedSource]) -> Iterator[str]:
         for name, source in found.items():
             if source.scan is None:
                 continue
@@ -183,7 +183,7 @@ def _probed(probe: Probe, jobs: Sequence[Job], path: Path) -> Iterator[str]:
     found: list[costs.Cost] = []
     for job in jobs:
         measured = probe.measure(job)
-        of_job = job.costs(measured, only_measured=True)
+        of_job = job.costs(measured)
         found += of_job
         named = [
             (use.name, count, one.label_s) for (use, count), one in zip(job.rows_by_labeler, measured, strict=True)
@@ -201,7 +201,7 @@ def _probed(probe: Probe, jobs: Sequence[Job], path: Path) -> Iterator[str]:
     walls = [whole.wall(n) for n in sorted({min(n, items) for n in (workers_of(probe.config.engine), *_WALLS)})]
     more = f"; more find nothing to do in {items:,} work item{'s' * (items != 1)}" if items < max(_WALLS) else ""
     yield (
-        f"by a probe of up to {SAMPLES} samples on this machine ({costs.machine_words()}); the rest is decoding, crops, "
+        f"by a probe of up to {SAMPLES} samples on this machine ({_machine()}); the rest is decoding, crops, "
         "tokens and files:"
     )
     yield from plain_lines(rows, range(3, len(_COLUMNS)))
@@ -228,6 +228,13 @@ def _draw(probe: Probe, jobs: Sequence[Job], path: Path) -> Iterator[str]:
         told = f"the contact sheet cannot be written to {path} ({error.strerror}); start from another folder"
     yield from (f"not shown: {note}" for note in notes)
     yield told
+
+
+def _machine() -> str:
+    """Returns the processors and GPUs that a probe's figures hold for; a moment's work, without torch."""
+    texts = [path.read_text() for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    gpus = [line.partition(":")[2].strip() for text in texts for line in text.splitlines() if line.startswith("Model:")]
+    return f"{os.cpu_count()} cores, {f'{len(gpus)} x {gpus[0]}' if gpus else 'no GPU'}"
 
 
 def _unfitted(name: str) -> TokenizerAdded:

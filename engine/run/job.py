@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from engine.ingest import ingest
 from engine.pipeline import config as pipeline
 from engine.plan import missing
-from engine.plan.corpus import CorpusPlan, corpus_modalities, corpus_plan
+from engine.plan.corpus import CorpusPlan, corpus_plan, tokenizer_names
 from engine.plan.items import FitItem
 from engine.plan.missing import Wanted
 from engine.plan.where import pick
@@ -100,6 +100,7 @@ class _MainJob:
 
     def __init__(self, config: pipeline.PipelineConfig, execution: Execution) -> None:
         self.config = config
+        self.execution = execution
         self.catalog = execution.catalog
         self.progress = execution.progress
         self.done = execution.done
@@ -117,18 +118,18 @@ class _MainJob:
         try:
             # A mistake in a condition is told before hours of fits.
             wanted = wanted_of(self.catalog, roots, steps, retry=retry, where=where)
-            fits = self._missing_fits(roots, refit=refit) if "fit" in steps else []
-            if fits:
-                self._fit(start(len(fits)), fits)
-            for line in [] if refit else missing.otherwise_fitted(self.config, self._plans(roots), self._fitted()):
+            fitted, plans = self._plans(roots)
+            if "fit" in steps:
+                fits = missing.fit_items(self.config, plans, self.catalog.parts, refit=refit, fitted=fitted)
+                if fits:
+                    self._fit(start(len(fits)), fits)
+                    fitted, plans = self._plans(roots)
+            for line in [] if refit else missing.otherwise_fitted(self.config, plans, fitted):
                 self.progress.say(line)
-            plans = self._plans(roots)
             commit_recipes(self.catalog, plans, run=self.done.run)
             if wanted.forms:
-                fitted = {name: known for name, known in self._fitted().items() if known is not None}
-                execution = Execution(catalog=self.catalog, progress=self.progress, done=self.done)
-                workers = workers_of(self.config.engine)
-                labeling.label(execution, plans, fitted, self.config.engine, wanted, workers=workers, runner=start)
+                tokenizers = {name: known for name, known in fitted.items() if known is not None}
+                labeling.label(self.execution, plans, tokenizers, self.config.engine, wanted, start)
         finally:
             if runner is not None:
                 runner.close()
@@ -169,20 +170,13 @@ class _MainJob:
 
     # -- plan ---------------------------------------------------------------------------------------------------------
 
-    def _fitted(self) -> dict[str, TokenizerAdded | None]:
-        return {name: self.catalog.tokenizer(name) for name in sorted(tokenizer_names(self.config))}
-
-    def _plans(self, roots: Mapping[str, str]) -> dict[str, CorpusPlan]:
-        fitted = self._fitted()
-        return {
+    def _plans(self, roots: Mapping[str, str]) -> tuple[dict[str, TokenizerAdded | None], dict[str, CorpusPlan]]:
+        """Returns the tokenizers that are fitted by now, and the plan of each corpus with them."""
+        fitted = {name: self.catalog.tokenizer(name) for name in sorted(tokenizer_names(self.config))}
+        return fitted, {
             corpus: corpus_plan(self.config, corpus, root, fitted, self._suffixes[corpus])
             for corpus, root in roots.items()
         }
-
-    def _missing_fits(self, roots: Mapping[str, str], *, refit: bool) -> list[FitItem]:
-        return missing.fit_items(
-            self.config, self._plans(roots), self.catalog.parts, refit=refit, fitted=self._fitted()
-        )
 
     # -- work ---------------------------------------------------------------------------------------------------------
 
@@ -242,23 +236,14 @@ def wanted_of(
     )
 
 
-def tokenizer_names(config: pipeline.PipelineConfig) -> set[str]:
-    """Returns the names of all tokenizers that a pipeline may need."""
-    names = {pipeline.TEXT_TOKENIZER}
-    for corpus in config.corpora:
-        names |= set(corpus_modalities(config, corpus))
-    return names
-
-
-def worker_settings(engine: pipeline.EngineConfig, run: str, pool: str = "") -> "WorkerSettings":
-    """Returns how the workers of a run work, in a pool or in none."""
+def worker_settings(engine: pipeline.EngineConfig, run: str) -> "WorkerSettings":
+    """Returns how the workers of a run work; a pool may have other threads and batches."""
     from engine.work.inputs import WorkerSettings
 
-    own = engine.pools.get(pool)
     return WorkerSettings(
         run=run,
-        threads=(own and own.threads) or engine.threads,
-        batch=(own and own.batch) or engine.batch,
+        threads=engine.threads,
+        batch=engine.batch,
         decode_threads=engine.decode_threads,
         queue_bytes=engine.queue_mb << 20,
         models_bytes=engine.models_mb << 20,

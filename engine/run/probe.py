@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ import pyarrow as pa
 from engine.ingest import ingest
 from engine.ingest.part import put_part
 from engine.pipeline.config import PipelineConfig
-from engine.plan import costs
 from engine.plan import missing as plan
-from engine.plan.corpus import CorpusPlan, identity
+from engine.plan.corpus import CorpusPlan
 from engine.plan.costs import Measured
 from engine.plan.items import ItemResult, WorkItem
 from engine.plan.missing import Wanted
@@ -28,6 +26,7 @@ from engine.progress.progress import Progress
 from engine.run.commit import JUDGED_FROM_ROWS, commit_recipes
 from engine.run.job import worker_settings
 from engine.run.labeling import Job
+from engine.run.runners.pools import pools
 from engine.show import contact
 from engine.sources.scan import Scan
 from engine.work.worker import Worker
@@ -93,10 +92,7 @@ class Probe:
         self.scratch.commit(list(self.tokenizers.values()), run=_RUN)
 
     def measure(self, job: Job) -> list[Measured]:
-        """Probes a job and returns what each labeler with work takes, in the order of `job.rows_by_labeler`.
-
-        The figures are kept for later runs.
-        """
+        """Probes a job and returns what each labeler with work takes, in the order of `job.rows_by_labeler`."""
         if job.plan.corpus not in self._made:
             self._add_parts(job.plan)
         worker = self._worker(job.group.pool)
@@ -125,7 +121,8 @@ class Probe:
 
     def _worker(self, pool: str) -> Worker:
         if pool not in self._workers:
-            settings = worker_settings(self.config.engine, _RUN, pool)
+            engine = self.config.engine
+            settings = pools(engine, worker_settings(engine, _RUN), has_gpus=False)[pool].settings
             self._workers[pool] = Worker(self.scratch.storage.uri, settings)
         return self._workers[pool]
 
@@ -186,22 +183,17 @@ class Probe:
         return table.take(places[_spread(len(places), most)])
 
     def _repacked(self, corpus: str, table: pa.Table) -> pa.Table:
-        """Copies the bytes that lie in packs of the workspace into one pack of the scratch workspace."""
+        """Copies the bytes that lie in packs of the workspace into packs of the scratch workspace, one a sample."""
         if "source_pack" not in table.column_names:
             return table
         rows = table.select(["source_pack", "source_offset", "size_bytes"]).to_pylist()
-        read = self.catalog.storage.read_range
-        copied = [
-            read(row["source_pack"], row["source_offset"], row["size_bytes"]) if row["source_pack"] else b""
-            for row in rows
-        ]
-        data = b"".join(copied)
-        sha256 = sha256_hex(data)
-        path = paths.pack(corpus, 0, sha256)
-        put_same(self.scratch.storage, path, data, sha256)
-        for row, begin in zip(rows, accumulate(map(len, copied), initial=0), strict=False):
-            if row["source_pack"]:
-                row.update(source_pack=path, source_offset=begin)
+        for row in rows:
+            if row["source_pack"] is None:
+                continue
+            data = self.catalog.storage.read_range(row["source_pack"], row["source_offset"], row["size_bytes"])
+            sha256 = sha256_hex(data)
+            row.update(source_pack=paths.pack(corpus, 0, sha256), source_offset=0)
+            put_same(self.scratch.storage, row["source_pack"], data, sha256)
         for name in ("source_pack", "source_offset"):
             table = _with_column(table, name, [row[name] for row in rows])
         return table
@@ -210,7 +202,7 @@ class Probe:
 
     def _measured(self, job: Job, worker: Worker, item: WorkItem, result: ItemResult) -> Iterator[Measured]:
         """Yields the figures of each labeler; those of labelers of one name are taken to be equal."""
-        rows, engine = item.part.rows, self.config.engine
+        rows = item.part.rows
         uses = [use for use, _ in job.rows_by_labeler]
         names = [use.name for use in uses]
         own_s = [result.seconds_by_labeler.get(name, 0.0) / names.count(name) for name in names]
@@ -222,15 +214,12 @@ class Probe:
                 if of_use and record.form in job.plan.modalities[record.modality].written():
                     form = f"{record.modality}/{record.form}"
                     sizes[form] = sizes.get(form, 0.0) + record.size_bytes / rows
-            measured = Measured(
+            yield Measured(
                 label_s=seconds / rows,
                 rest_s=rest_s,
                 bytes_by_form=sizes,
-                model_bytes=worker.models.bytes_of(identity(use)),
                 on_gpu=worker.settings.device.startswith("cuda"),
             )
-            costs.keep(job.plan, use, engine, job.group.pool, measured)
-            yield measured
 
     def _failed(self, job: Job, item: WorkItem, result: ItemResult) -> Iterator[str]:
         """Yields what failed, a line for each stage and class, and a warning if a run would stop for it."""

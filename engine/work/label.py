@@ -40,16 +40,10 @@ class Loaded:
 
 
 def load_labelers(plan: CorpusPlan, targets: Sequence[Target], models: Models, most: int) -> list[Loaded]:
-    """Loads the labelers that these targets need, and those whose labels these need, in the plan's order.
+    """Loads the labelers that these targets need, in the plan's order.
 
     A call has at most `most` rows, and fewer of a model for which memory ran out before.
     """
-    needed = {target.modality for target in targets}
-    uses: list[LabelerUse] = []
-    for use in reversed(plan.labelers):
-        if any(output.name in needed for output in use.outputs):
-            uses.append(use)
-            needed |= set(labelers.find(use.name).spec.inputs)
     return [
         Loaded(
             use=use,
@@ -58,7 +52,7 @@ def load_labelers(plan: CorpusPlan, targets: Sequence[Target], models: Models, m
             on_device="device" in inspect.signature(labelers.find(use.name)).parameters,
             computing=models.computing,
         )
-        for use in reversed(uses)
+        for use in plan.uses_for(target.modality for target in targets)
     ]
 
 

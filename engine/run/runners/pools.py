@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.pipeline.sections import EngineConfig, PoolConfig
+from engine.plan.groups import pool_of
 from engine.plan.items import FitItem
 from engine.work.inputs import WorkerSettings
 from engine.work.machine import cores
@@ -73,17 +74,12 @@ def pools(
     }
 
 
-def pool_of(labelers: Sequence[str], engine: EngineConfig) -> str:
-    """Returns the pool that serves these labelers; "" if they are not all of one."""
-    found = {next((name for name, pool in engine.pools.items() if use in pool.labelers), "") for use in labelers}
-    return found.pop() if len(found) == 1 else ""
-
-
 def pool_of_fit(item: FitItem, engine: EngineConfig) -> str:
-    """Returns the pool whose workers can label what a tokenizer is fitted on."""
+    """Returns the pool whose workers can label what a tokenizer is fitted on; "" if the labelers are not all of one."""
     served = {modality.name for modality in item.modalities}
     uses = [use for rows in item.rows for use in rows.plan.labelers]
-    return pool_of([use.name for use in uses if any(output.name in served for output in use.outputs)], engine)
+    found = {pool_of(use, engine) for use in uses if any(output.name in served for output in use.outputs)}
+    return found.pop() if len(found) == 1 else ""
 
 
 def wanted_workers(

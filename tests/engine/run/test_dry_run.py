@@ -78,12 +78,11 @@ def test_before_the_first_ingest_then_after_a_run_then_after_a_change(tmp_path: 
     assert "at 3 workers; more find nothing to do in 3 work items" in text
     with Image.open(sheet) as image:
         assert image.width > 600
-    assert set(os.listdir(cache_folder())) - before <= {"probes"}
+    assert set(os.listdir(cache_folder())) == before
 
     job.run(config, quiet=True)
     events = [json.loads(line) for path in (tmp_path / "work/runs").rglob("events.jsonl") for line in path.open()]
     said = [event["text"] for event in events if event["event"] == "message"]
-    assert any(line.startswith("by the last probe: ") for line in said)
     assert any(line.startswith("labeled: 9 samples read, 36 rows written") for line in said)
     left = tree(tmp_path / "work")
     assert "nothing to label" in dry_run.dry_run(config, sheet=sheet, quiet=True)[-1]
