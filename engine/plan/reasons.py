@@ -22,8 +22,8 @@ NUMBERS = (3, 4)
 class NewSamples:
     """Counts the samples of a source that are not ingested yet, and the parts that they will be."""
 
-    parts: int
-    rows: int
+    parts: int = 0
+    rows: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def lines(
     wanted: Wanted,
     *,
     unfitted: Collection[str] = (),
-    new: NewSamples | None = None,
+    new: NewSamples = NewSamples(),
 ) -> list[Line]:
     """Returns a line for each form of each modality of a corpus, those without work too, by modality.
 
@@ -55,15 +55,15 @@ def lines(
     known = next((row for row in catalog.corpora() if row["corpus"] == plan.corpus), None)
     parts = len(among) if among is not None else known["parts"] if known else 0
     counts = planning.counts(catalog, plan.corpus, places, classes=wanted.retry or (), among=among)
-    documents = catalog.recipes()
+    planned = {known.label.fingerprint: known.label.document() for known in plan.modalities.values()}
+    documents = {**catalog.recipes(), **planned}
     forms: dict[tuple[str, Form], None] = dict.fromkeys((place[0], place[1]) for place in places)
-    coming = new.parts if new is not None else 0
     found = []
     for modality, form in forms:
         count = counts.get((modality, form), Count(modality=modality, form=form))
         to_do, reasons = _why(plan, count, parts, wanted, documents)
-        if coming:
-            reasons.append(f"{coming:,} of new samples")
+        if new.parts:
+            reasons.append(f"{new.parts:,} of new samples")
         if form == "token" and modality in unfitted:
             reasons = ["its tokenizer is to be fitted first"]
         found.append(
@@ -71,8 +71,8 @@ def lines(
                 corpus=plan.corpus,
                 modality=modality,
                 form=form,
-                parts=parts + coming,
-                to_do=to_do + coming,
+                parts=parts + new.parts,
+                to_do=to_do + new.parts,
                 why=", ".join(reasons),
             )
         )
@@ -101,7 +101,7 @@ def _why(plan: CorpusPlan, count: Count, parts: int, wanted: Wanted, documents: 
     reasons = []
     if count.stale and count.before is not None:
         recipe = plan.modalities[count.modality].written()[count.form]
-        what = "; ".join(changes(plan, recipe.document(), documents.get(count.before), documents))
+        what = "; ".join(changes(recipe.document(), documents.get(count.before), documents))
         reasons.append(f"{count.stale:,} stale ({what})")
     if count.begun:
         reasons.append(f"{count.begun:,} miss crops")
@@ -120,49 +120,41 @@ def _why(plan: CorpusPlan, count: Count, parts: int, wanted: Wanted, documents: 
     return to_do, reasons
 
 
-def changes(
-    plan: CorpusPlan, now: Mapping[str, Any], before: Mapping[str, Any] | None, documents: Documents
-) -> list[str]:
+def changes(now: Mapping[str, Any], before: Mapping[str, Any] | None, documents: Documents) -> list[str]:
     """Returns which inputs of the fingerprint changed between two recipes of a modality and form, in words."""
     if before is None:
         return ["made by a recipe that the log does not know"]
-    found = []
     if now["producer"] != before["producer"]:
         return [f"{before['producer']} → {now['producer']}"]
-    if now["version"] != before["version"]:
-        found.append(f"version {before['version']} → {now['version']}")
-    if now["weights"] != before["weights"]:
-        found.append("tokenizer" if now["form"] == "token" else "weights")
-    found += [f"parameters.{text}" for text in _differences(now["parameters"], before["parameters"])]
-    if now["crop"] != before["crop"]:
-        differing = _differences(now["crop"] or {}, before["crop"] or {})
-        found.append(f"crop {', '.join(differing)}" if now["crop"] and before["crop"] else "crop rule")
+    found = _differences(_facts(now), _facts(before))
     for name in sorted({*now["inputs"], *before["inputs"]}):
         ours, theirs = now["inputs"].get(name), before["inputs"].get(name)
-        if ours != theirs:
-            found += _input_changes(plan, name, ours, theirs, now["form"], documents)
+        said = "label" if now["form"] == "token" else name
+        if ours == theirs:
+            continue
+        if ours in documents and theirs in documents:
+            found += [f"{said}: {text}" for text in changes(documents[ours], documents[theirs], documents)]
+        elif name == "image" or ours is None or theirs is None:
+            found.append(f"{name} {theirs} → {ours}")
+        else:
+            found.append(f"its {said}")
     return found or ["nothing that shows"]
 
 
-def _input_changes(
-    plan: CorpusPlan, name: str, ours: str | None, theirs: str | None, form: Form, documents: Documents
-) -> list[str]:
-    said = "label" if form == "token" else name
-    if name == "image" or ours is None or theirs is None:
-        return [f"{name} {theirs} → {ours}"]
-    document = next(
-        (known.label.document() for known in plan.modalities.values() if known.label.fingerprint == ours), None
-    )
-    document = document or documents.get(ours)
-    if document is None or theirs not in documents:
-        return [f"its {'label' if form == 'token' else f'input {name}'}"]
-    return [f"{said}: {text}" for text in changes(plan, document, documents[theirs], documents)]
+def _facts(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what decides a recipe's output, beside its inputs, by name."""
+    options = {name: document[name] or {} for name in ("parameters", "crop")}
+    return {
+        "version": document["version"],
+        "tokenizer" if document["form"] == "token" else "weights": document["weights"],
+        **{f"{part}.{name}": value for part, given in options.items() for name, value in given.items()},
+    }
 
 
 def _differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """Returns names whose values differ, with both values if they are short."""
     found = []
-    for name in sorted({*now, *before}):
+    for name in {**now, **before}:
         ours, theirs = now.get(name), before.get(name)
         if ours != theirs:
             both = f"{theirs} → {ours}"

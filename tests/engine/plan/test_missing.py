@@ -115,7 +115,7 @@ def test_rows_that_were_left_out_are_made_and_failed_ones_when_asked(tmp_path: P
     left_out = shard(planned, 7, "palette", ok=4, not_selected=6)
     failed = shard(planned, 8, "palette", ok=9, failed=1)
     catalog.commit([*done, left_out, failed], run="r")
-    (group,) = (group for group in groups(planned, config.engine, lambda use, pool: 0) if group.pool == "other")
+    (group,) = (group for group in groups(planned, config.engine) if group.pool == "other")
     (target,) = missing.group_targets(planned, group)
     (item,) = missing.work_items(catalog, planned, group, {}, Wanted())
     assert (item.part.part, item.base[target].ok, item.selected) == (7, 4, None)
@@ -142,7 +142,7 @@ def test_the_reason_names_the_input_that_changed(tmp_path: Path, catalog: Catalo
     assert lines["caption"].why == f"{PARTS - 1:,} missing, 2 failed rows stay (--failed)"
     assert len(reasons.table(list(lines.values()))) == 4
     document = {**old.document(), "version": old.version - 1, "inputs": {"image": "decoder-0"}}
-    assert reasons.changes(now, old.document(), document, {}) == [
+    assert reasons.changes(old.document(), document, {}) == [
         f"version {old.version - 1} → {old.version}",
         f"image decoder-0 → {old.inputs['image']}",
     ]
