@@ -117,13 +117,11 @@ def _check_described(snapshot: Snapshot, section: SnapshotConfig) -> None:
 
 def _has_modalities(snapshot: Snapshot, asked: Sequence[str]) -> bool:
     """Tells whether a snapshot has the modalities asked for, and of each the recipes that are named."""
-    prefixes: dict[str, list[str]] = {}
-    for text in asked:
-        written, _, prefix = text.strip().partition("=")
-        prefixes.setdefault(recipe_choice.modality_name(written), []).append(prefix.lower())
-    if set(prefixes) != {modality.modality for modality in snapshot.modalities}:
+    named = recipe_choice.named(asked)
+    if set(named) != {modality.modality for modality in snapshot.modalities}:
         return False
-    return all(shard.fingerprint.startswith(tuple(prefixes[shard.modality])) for shard in snapshot.shards)
+    prefixes = {modality: tuple((prefix or "").lower() for prefix in given) for modality, given in named.items()}
+    return all(shard.fingerprint.startswith(prefixes[shard.modality]) for shard in snapshot.shards)
 
 
 def _has_grown(catalog: Catalog, name: str) -> bool:

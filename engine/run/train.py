@@ -2,8 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +45,17 @@ def run(config: TrainConfig, *, resume: str | None = None, quiet: bool = False) 
         resume = file.absolute(str(resume), Path.cwd())
     progress = Progress(None, quiet=quiet)
     workspace = config.mixture[0].snapshot.rpartition("#")[0]
-    with _record(workspace, progress.say) as record:
-        try:
-            outcome = train(config, resume=resume, report=_Told(progress, record))
-            record.status = outcome.status
-            record.counts = {"steps": outcome.steps_done}
-        except KeyboardInterrupt:
-            record.status = "interrupted"
-            raise
-        finally:
-            progress.close()
+    record = _Record(workspace, progress.say)
+    try:
+        outcome = train(config, resume=resume, report=_Told(progress, record))
+        record.status = outcome.status
+        record.counts = {"steps": outcome.steps_done}
+    except KeyboardInterrupt:
+        record.status = "interrupted"
+        raise
+    finally:
+        progress.close()
+        record.end()
     return outcome
 
 
@@ -91,15 +91,6 @@ class _Record:
             self._say(f"not recorded in the log of {self._workspace}: {error}")
             return False
         return True
-
-
-@contextmanager
-def _record(workspace: str, say: Callable[[str], None]) -> Iterator[_Record]:
-    record = _Record(workspace, say)
-    try:
-        yield record
-    finally:
-        record.end()
 
 
 class _Told:

@@ -30,7 +30,7 @@ def choose(catalog: "Catalog", asked: Sequence[str] | None, corpora: Collection[
     if not asked:
         raise ConfigError("no modalities are named; leave them out for all that have tokens")
     chosen = []
-    for modality, prefixes in _named(asked).items():
+    for modality, prefixes in named(asked).items():
         recipes = [recipe for recipe in known if recipe["modality"] == modality]
         if not recipes:
             raise ConfigError(_no_tokens(catalog, modality, known, corpora))
@@ -52,19 +52,22 @@ def choose(catalog: "Catalog", asked: Sequence[str] | None, corpora: Collection[
     return chosen
 
 
-def _named(asked: Sequence[str]) -> dict[str, list[str | None]]:
-    """Returns modalities with the prefixes of recipes that stand after them, [None] for the current recipe."""
-    named: dict[str, list[str | None]] = {}
+def named(asked: Sequence[str]) -> dict[str, list[str | None]]:
+    """Returns modalities with the prefixes of recipes that stand after them, [None] for the current recipe.
+
+    Raises ConfigError if a modality is named twice, or without digits after `=`.
+    """
+    found: dict[str, list[str | None]] = {}
     for text in asked:
         written, equals, prefix = text.strip().partition("=")
         modality = modality_name(written)
         if equals and not prefix:
             raise ConfigError(f"modality {text!r}: expected the first digits of a recipe after =, or no =")
-        prefixes = named.setdefault(modality, [])
+        prefixes = found.setdefault(modality, [])
         prefixes.append(prefix if equals else None)
         if len(prefixes) > 1 and None in prefixes:
             raise ConfigError(f"modality {modality!r} is named twice; keep one, or name a recipe each time")
-    return named
+    return found
 
 
 def modality_name(written: str) -> str:
