@@ -80,6 +80,11 @@ class WorkItem:
         """Returns the name in messages, events and marks: an item keeps it for a whole run."""
         return f"{self.plan.corpus}/{self.part.part:07d}{f'/{self.group}' if self.group else ''}"
 
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """Returns what items have in common that one pool does with the same models."""
+        return self.pool, self.plan.corpus, self.group
+
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
@@ -136,3 +141,8 @@ class FitItem:
     rows: tuple[FitRows, ...]
     pool: str = ""
     attempt: Attempt = field(default_factory=Attempt)
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """Returns what tells its models from those of other fits."""
+        return self.pool, self.name

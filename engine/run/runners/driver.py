@@ -14,7 +14,7 @@ _TICK_S = 0.1
 _GATHER_S = 0.25
 
 
-class AtWork(Protocol):
+class Driven(Protocol):
     """Says what the loop asks of a runner. `done` gathers items with their results, or the errors they failed with."""
 
     done: list[tuple[Any, Any]]
@@ -42,7 +42,7 @@ class AtWork(Protocol):
         ...
 
 
-def drive(runner: AtWork, progress: Progress, drain_s: float | None) -> Generator[list[Any], None, None]:
+def drive(runner: Driven, progress: Progress, drain_s: float | None) -> Generator[list[Any], None, None]:
     """Yields lists of the items that are done, each with its result or the error that it failed with for good.
 
     The first Ctrl-C stops handing out, waits up to `drain_s` for what is at work, and ends in KeyboardInterrupt; None: it

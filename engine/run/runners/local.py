@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
 
 from engine.pipeline.sections import EngineConfig
 from engine.plan.items import FitItem, ItemResult, WorkItem
@@ -61,8 +60,7 @@ class LocalRunner:
         self._pools = list(of_pools)
         self._seats = [_Seat(f"worker-{number + 1}", workspace, of_pools) for number in range(workers_of(engine))]
         self._waits = True
-        self._loop: _Loop | None = None
-        self._open: Generator[Any, None, None] | None = None
+        self._loop: _LocalLoop | None = None
 
     def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
         free: SimpleQueue[_Seat] = SimpleQueue()
@@ -86,30 +84,23 @@ class LocalRunner:
                 for future in futures:
                     future.cancel()
 
-    def work(self, items: Iterable[WorkItem], progress: Progress) -> Iterator[Pairs]:
-        loop = self._loop = _Loop(self._seats, self._pools, ItemQueue(items, needed_models), progress)
-
-        def driven() -> Generator[Pairs, None, None]:
-            try:
-                yield from drive(loop, progress, self._engine.drain_s)
-            except KeyboardInterrupt:
-                self._waits = False
-                raise
-
-        self._open = driven()
-        return self._open
+    def work(self, items: Iterable[WorkItem], progress: Progress) -> Generator[Pairs, None, None]:
+        self._loop = _LocalLoop(self._seats, self._pools, ItemQueue(items, needed_models), progress)
+        try:
+            yield from drive(self._loop, progress, self._engine.drain_s)
+        except KeyboardInterrupt:
+            self._waits = False
+            raise
 
     def close(self) -> None:
         """Ends the threads; what is at work is done to its end, unless a person has waited for it long enough."""
         if self._loop is not None:
             self._loop.drain()
-        if self._open is not None:
-            self._open.close()
         for seat in self._seats:
             seat.threads.shutdown(wait=self._waits, cancel_futures=True)
 
 
-class _Loop:
+class _LocalLoop:
     """Holds the items of a run on their way through the seats, as `drive` asks for it."""
 
     def __init__(self, seats: Sequence[_Seat], pools: Sequence[str], queue: ItemQueue, progress: Progress) -> None:
@@ -142,7 +133,7 @@ class _Loop:
                 if item is None:
                     continue
                 seat.items.append(item)
-                future = seat.threads.submit(self._do, seat, item, *seat.turns.take())
+                future = seat.threads.submit(self._do, seat, item, seat.turns.take())
                 future.add_done_callback(lambda future, seat=seat, item=item: self._answers.put((seat, item, future)))
 
     def hear(self, timeout_s: float) -> None:
@@ -155,7 +146,7 @@ class _Loop:
     def drain(self) -> None:
         self._stopped = True
 
-    def _do(self, seat: _Seat, item: WorkItem, ticket: int, waits: bool) -> ItemResult | None:
+    def _do(self, seat: _Seat, item: WorkItem, ticket: int) -> ItemResult | None:
         """Returns the item's result; None if the run was stopped before it began."""
 
         def label() -> Callable[[], ItemResult] | None:
@@ -164,7 +155,7 @@ class _Loop:
             self._progress.started(item, seat.name)
             return seat.worker(item.pool).label(item, lambda beat: self._progress.beat(seat.name, beat))
 
-        return seat.turns.label(ticket, waits, lambda: seat.prefetch(item), label)
+        return seat.turns.label(ticket, lambda: seat.prefetch(item), label)
 
     def _hear(self, seat: _Seat, item: WorkItem, future: "Future[ItemResult | None]") -> None:
         """Sees to an item that a thread is through with. Raises what would befall all others too."""

@@ -1,12 +1,14 @@
 """Defines what a runner is: where work items are done, in this process or on Ray."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 from engine.plan.items import FitItem, ItemResult, WorkItem
 from engine.progress.progress import Progress
 from manifests.log.actions import TokenizerAdded
 
+# A fit goes on as a work item does if its worker dies: a row that kills is found, and left out.
+Item = TypeVar("Item", WorkItem, FitItem)
 # Items that are done at one tick.
 Pairs = list[tuple[WorkItem, ItemResult | Exception]]
 
@@ -18,11 +20,11 @@ class Runner(Protocol):
         """Does fits; yields each tokenizer with its item as soon as it is ready."""
         ...
 
-    def work(self, items: Iterable[WorkItem], progress: Progress) -> Iterator[Pairs]:
+    def work(self, items: Iterable[WorkItem], progress: Progress) -> Generator[Pairs, None, None]:
         """Does work items; yields lists of those that are done, each with its result or the error it failed with for good.
 
-        It takes items as it needs them, on the thread that iterates. The first Ctrl-C stops handing out, waits up to
-        `engine.drain_s` for what is at work, and ends in KeyboardInterrupt.
+        It takes items as it needs them, on the thread that iterates, and is to be closed before the runner is. The first
+        Ctrl-C stops handing out, waits up to `engine.drain_s` for what is at work, and ends in KeyboardInterrupt.
         """
         ...
 

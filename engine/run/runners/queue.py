@@ -7,8 +7,11 @@ for a thousand.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Generic
 
-from engine.plan.items import FitItem, WorkItem
+from engine.plan.corpus import identity, identity_of_tokenizer
+from engine.plan.items import WorkItem
+from engine.run.runners.protocol import Item
 
 # Items held to choose from. More are pulled, up to the second number, only if a pool would stand still.
 _WINDOW = 256
@@ -16,38 +19,36 @@ _MOST_HELD = 8192
 
 
 @dataclass
-class _Waiting:
+class _Waiting(Generic[Item]):
     """Holds items that need the same models, in their order."""
 
     pool: str
     needs: frozenset[str]
-    items: deque[WorkItem] = field(default_factory=deque)
+    items: deque[Item] = field(default_factory=deque)
 
 
-class ItemQueue:
+class ItemQueue(Generic[Item]):
     """Holds items that were not handed out yet, by group; first in line are those to be done again.
 
     `needs` tells the identities of the models that an item needs, as `Models.held` names them.
     """
 
-    def __init__(
-        self, items: Iterable[WorkItem], needs: Callable[[WorkItem], frozenset[str]], window: int = _WINDOW
-    ) -> None:
+    def __init__(self, items: Iterable[Item], needs: Callable[[Item], frozenset[str]], window: int = _WINDOW) -> None:
         self._items = iter(items)
         self._needs = needs
         self._window = window
-        self._groups: dict[tuple[str, str, str], _Waiting] = {}
+        self._groups: dict[tuple[str, ...], _Waiting[Item]] = {}
         self._waiting: dict[str, int] = {}
         self._exhausted = False
 
-    def next(self, pool: str, held: frozenset[str] = frozenset(), *, alone: bool = True) -> WorkItem | None:
+    def next(self, pool: str, held: frozenset[str] = frozenset(), *, alone: bool = True) -> Item | None:
         """Returns the item for a worker of a pool that holds these models, None if no item is there for it.
 
         The group with the fewest models to load comes first, of equal ones the older. A worker that has another item at
         hand (not `alone`) gets none that must run alone.
         """
         self._pull(pool)
-        best: tuple[int, _Waiting] | None = None
+        best: tuple[int, _Waiting[Item]] | None = None
         for group in self._groups.values():
             if group.pool != pool or not group.items or not (alone or not group.items[0].attempt.alone):
                 continue
@@ -59,7 +60,7 @@ class ItemQueue:
         self._waiting[pool] -= 1
         return best[1].items.popleft()
 
-    def put_back(self, item: WorkItem) -> None:
+    def put_back(self, item: Item) -> None:
         """Takes back an item to be done (again) before all others of its group."""
         self._group(item).items.appendleft(item)
         self._waiting[item.pool] = self._waiting.get(item.pool, 0) + 1
@@ -88,42 +89,15 @@ class ItemQueue:
             self._waiting[item.pool] = self._waiting.get(item.pool, 0) + 1
             held += 1
 
-    def _group(self, item: WorkItem) -> _Waiting:
-        key = (item.pool, item.plan.corpus, item.group)
-        if key not in self._groups:
-            self._groups[key] = _Waiting(item.pool, self._needs(item))
-        return self._groups[key]
-
-
-class FitQueue:
-    """Holds fit items, in their order. Its methods are those of `ItemQueue`."""
-
-    def __init__(self, items: Iterable[FitItem]) -> None:
-        self._items = list(items)
-
-    def next(self, pool: str, held: frozenset[str] = frozenset(), *, alone: bool = True) -> FitItem | None:
-        found = next((item for item in self._items if item.pool == pool), None) if alone else None
-        if found is not None:
-            self._items.remove(found)
-        return found
-
-    def put_back(self, item: FitItem) -> None:
-        self._items.insert(0, item)
-
-    def waiting(self, pool: str) -> int:
-        return sum(item.pool == pool for item in self._items)
-
-    @property
-    def exhausted(self) -> bool:
-        return not self._items
+    def _group(self, item: Item) -> _Waiting[Item]:
+        if item.alike not in self._groups:
+            self._groups[item.alike] = _Waiting(item.pool, self._needs(item))
+        return self._groups[item.alike]
 
 
 def needed_models(item: WorkItem) -> frozenset[str]:
     """Returns the identities of the models that an item's targets need: labelers with their parameters, tokenizers."""
-    from engine.plan.corpus import identity, identity_of_tokenizer
-
-    made = {target.modality for target in item.targets}
-    found = {identity(use) for use in item.plan.labelers if any(output.name in made for output in use.outputs)}
+    found = {identity(use) for use in item.plan.uses_for(target.modality for target in item.targets)}
     for name in {target.modality for target in item.targets if target.form == "token"}:
         found.add(identity_of_tokenizer(item.tokenizers[item.plan.modalities[name].tokenizer], name))
     return frozenset(found)

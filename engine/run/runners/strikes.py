@@ -4,11 +4,13 @@ A policy: the driver tells what happened, and gets the item as it is to be done 
 """
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 from engine.plan.items import Attempt, Failure, FitItem, WorkItem
+from engine.run.runners.protocol import Item
+from engine.work.marks import Mark
 from manifests.errors import DeadlineExceeded, ModmillError, UserError
 
 # left: its node left the cluster, which tells nothing of the item; memory: too much memory was in use on its node.
@@ -19,8 +21,6 @@ WHY: Mapping[Cause, str] = {
     "memory": "Ray ended it, its node was low on memory",
     "left": "its node left the cluster",
 }
-# A fit goes on as a work item does: a row that kills is found, and left out.
-Item = TypeVar("Item", WorkItem, FitItem)
 _MOST_LEFT = 20
 _MOST_STUCK = 4
 _MOST_KILLERS = 16
@@ -30,17 +30,6 @@ _MOST_DEATHS = 64
 _SURE_AT = 2
 _CLASSES = {"died": "WorkerDied", "memory": "OutOfMemory", "deadline": "DeadlineExceeded"}
 _SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class MarkLike(Protocol):
-    """Says what a worker wrote before it died (`engine/work/marks.py`): the rows at hand, and what it did with them."""
-
-    @property
-    def rows(self) -> Sequence[int]: ...
-    @property
-    def doing(self) -> str: ...
-    @property
-    def reason(self) -> str | None: ...
 
 
 @dataclass
@@ -79,7 +68,7 @@ class Strikes:
         deaths.raised += 1
         return item if deaths.raised == 1 else error
 
-    def died(self, item: Item, cause: Cause, why: str, mark: MarkLike | None) -> Item | Exception:
+    def died(self, item: Item, cause: Cause, why: str, mark: Mark | None) -> Item | Exception:
         """Returns the item as it is to be done again after its worker died, or the error it fails with for good."""
         deaths = self._known.setdefault(item.name, _Deaths())
         if cause == "left":
@@ -93,7 +82,7 @@ class Strikes:
             return _again(item, attempt, batch=batch // 2)
         # The first death of an item leaves no mark, as none was asked for. From then on a death is progress only if its mark
         # names other rows than the one before; too many without progress are the item's, or the machine's, own fault.
-        at_hand = None if mark is None else tuple(mark.rows)
+        at_hand = None if mark is None else mark.rows
         deaths.stuck = deaths.stuck + 1 if at_hand is None or at_hand == deaths.at_hand else 0
         deaths.at_hand = at_hand
         if mark is not None and len(mark.rows) == 1:
@@ -109,7 +98,7 @@ class Strikes:
         suspects = {*attempt.suspects, *(mark.rows if mark is not None else ())}
         return _again(item, attempt, strikes=attempt.strikes + 1, suspects=tuple(sorted(suspects)))
 
-    def _without(self, item: Item, row: int, mark: MarkLike, cause: Cause, why: str) -> Item | Exception:
+    def _without(self, item: Item, row: int, mark: Mark, cause: Cause, why: str) -> Item | Exception:
         attempt = item.attempt
         if len(attempt.killers) >= _MOST_KILLERS:
             return _lost(item, self._known[item.name].count, f"at more than {_MOST_KILLERS} of its rows", why)

@@ -2,11 +2,10 @@
 
 import os
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +20,9 @@ from engine.work.inputs import WorkerSettings
 from engine.work.worker import Worker
 from manifests.log.actions import TokenizerAdded
 
-# What all items of a corpus have in common goes to a worker once.
+# What all items of a corpus have in common: it lies in Ray's store once, and items name it.
 Shared = tuple[CorpusPlan, Mapping[str, TokenizerAdded]]
 FitStep = tuple[str, int, int, Mapping[str, float]]
-_SHARED_WITHIN_S = 120.0
 
 
 class RayWorker:
@@ -39,8 +37,6 @@ class RayWorker:
         self._stopped = False
         self._beat: Beat | None = None
         self._fit: FitStep | None = None
-        self._shared: dict[int, Shared] = {}
-        self._came = threading.Condition()
         self._turns = Turns()
         try:
             import modmill
@@ -58,33 +54,22 @@ class RayWorker:
         """Returns the node, its host, the process, and why no work can be done here, if so."""
         return ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid(), self._reason
 
-    @ray.method(concurrency_group="side")
-    def learn(self, number: int, shared: Shared) -> None:
-        with self._came:
-            self._shared[number] = shared
-            self._came.notify_all()
-
     @ray.method(concurrency_group="work")
-    def work(self, item: WorkItem, number: int) -> tuple[ItemResult, frozenset[str]] | None:
+    def work(self, item: WorkItem, shared: Shared) -> tuple[ItemResult, frozenset[str]] | None:
         """Returns the result of an item and the models held after it; None if the run was stopped before it began."""
-        ticket, waits = self._turns.take()
-
-        whole: WorkItem | None = None
-
-        def came() -> WorkItem:
-            nonlocal whole
-            whole = whole or self._whole(item, number)
-            return whole
+        ticket = self._turns.take()
+        plan, tokenizers = shared
+        whole = replace(item, plan=plan, tokenizers=tokenizers)
 
         def label() -> Callable[[], ItemResult] | None:
-            return None if self._stopped else self._own().label(came(), self._set_beat)
+            return None if self._stopped else self._own().label(whole, self._set_beat)
 
         try:
-            result = self._turns.label(ticket, waits, lambda: self._own().prefetch(came()), label)
+            result = self._turns.label(ticket, lambda: self._own().prefetch(whole), label)
             return None if result is None else (result, self._own().models.held)
         finally:
             beat = self._beat
-            if beat is not None and whole is not None and beat.item == whole.name:
+            if beat is not None and beat.item == whole.name:
                 self._beat = None
 
     @ray.method(concurrency_group="work")
@@ -112,13 +97,6 @@ class RayWorker:
             raise RuntimeError(f"the worker did not start: {self._reason}")
         return self._worker
 
-    def _whole(self, item: WorkItem, number: int) -> WorkItem:
-        with self._came:
-            if not self._came.wait_for(lambda: number in self._shared, _SHARED_WITHIN_S):
-                raise RuntimeError(f"{item.name}: the plan of its corpus did not arrive in {_SHARED_WITHIN_S:g} s")
-            plan, tokenizers = self._shared[number]
-        return replace(item, plan=plan, tokenizers=tokenizers)
-
     def _set_beat(self, beat: Beat) -> None:
         self._beat = beat
 
@@ -131,7 +109,7 @@ Answer = tuple[str, "Actor", Any, Any, BaseException | None]
 
 @dataclass(eq=False)
 class Actor:
-    """Holds the driver's side of one actor. `node` is known once ready.
+    """Holds the driver's side of one actor. `node` is known once ready; of one in doubt Ray will know whether it is dead.
 
     `items` are those it was given: the first is at work, or only written by now; `seen_at` is the one that its last sign of
     life was about.
@@ -142,12 +120,9 @@ class Actor:
     handle: Any
     answer: Callable[[Answer], None]
     node: str = ""
-    ready: bool = False
-    gone: bool = False
-    doubted: bool = False
+    state: Literal["starting", "ready", "doubted", "gone"] = "starting"
     items: deque[Any] = field(default_factory=deque)
     held: frozenset[str] = frozenset()
-    knows: set[int] = field(default_factory=set)
     seen_at: str = ""
     asking: bool = False
     asked_at: float = 0.0
@@ -162,5 +137,5 @@ class Actor:
         getattr(self.handle, method).remote(*arguments).future().add_done_callback(told)
 
     def kill(self) -> None:
-        self.gone = True
+        self.state = "gone"
         ray.kill(self.handle)

@@ -49,7 +49,7 @@ class Crew:
         self._here = ray.get_runtime_context().get_node_id()
         self._workspace = workspace
         self._answers: SimpleQueue[Answer] = SimpleQueue()
-        self._shared: dict[tuple[Any, ...], tuple[int, Any, Any]] = {}
+        self._shared: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         self._count = 0
         self._failed_starts: dict[str, int] = {}
         self._tend_at = 0.0
@@ -100,12 +100,12 @@ class Crew:
         wanted = wanted_workers(self.pools, nodes, loads)
         for name, pool in self.pools.items():
             mine = [actor for actor in self.actors if actor.pool.name == name]
-            spare = [actor for actor in mine if not actor.items and not actor.doubted]
-            for actor in sorted(spare, key=lambda actor: actor.ready)[: max(0, len(mine) - wanted[name])]:
+            spare = [actor for actor in mine if not actor.items and actor.state != "doubted"]
+            for actor in sorted(spare, key=lambda actor: actor.state == "ready")[: max(0, len(mine) - wanted[name])]:
                 self.remove(actor)
             for _ in range(wanted[name] - len(mine)):
                 self._start(pool)
-            ready = sum(actor.ready for actor in mine)
+            ready = sum(actor.state == "ready" for actor in mine)
             if loads.get(name):
                 progress.workers(name, ready, wanted[name])
             if wanted[name] and not ready:
@@ -121,18 +121,14 @@ class Crew:
         return found
 
     def give(self, actor: Actor, item: WorkItem) -> None:
-        """Gives an actor an item, after what it has; what items have in common is sent to each actor once."""
+        """Gives an actor an item, after what it has; what items have in common is put into Ray's store once."""
         key = (id(item.plan), *(known.digest for known in item.tokenizers.values()))
         if key not in self._shared:
             # The plan is kept as well, so that no other one gets its id.
-            self._shared[key] = (len(self._shared), ray.put((item.plan, item.tokenizers)), item.plan)
-        number, reference, _ = self._shared[key]
-        if number not in actor.knows:
-            actor.knows.add(number)
-            actor.call("learn", number, reference)
-        light = _without_shared(item)
+            self._shared[key] = (ray.put((item.plan, item.tokenizers)), item.plan)
+        shared, _ = self._shared[key]
         actor.items.append(item)
-        actor.call("work", light, number, item=item)
+        actor.call("work", _without_shared(item), shared, item=item)
 
     def is_ready(self, actor: Actor, result: Any, error: BaseException | None) -> None:
         """Hears that an actor is ready, or does not start. Raises ConfigError if no actor of its pool ever would."""
@@ -142,7 +138,7 @@ class Crew:
             if reason is not None:
                 raise ConfigError(f"{actor.pool}: no worker starts on node {host}: {type(reason).__name__}: {reason}")
             _log.info("worker %s is ready, process %d", actor.name, process)
-            actor.ready = True
+            actor.state = "ready"
             self._failed_starts[actor.pool.name] = 0
             return
         self.remove(actor)
@@ -172,7 +168,7 @@ class Crew:
 
     def remove(self, actor: Actor) -> None:
         """Ends an actor, if it has not ended yet, and forgets it."""
-        if not actor.gone:
+        if actor.state != "gone":
             self.actors.remove(actor)
             with contextlib.suppress(Exception):
                 actor.kill()

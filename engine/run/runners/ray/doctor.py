@@ -6,6 +6,7 @@ that are named by a path lie there. What differs from this machine, or is missin
 """
 
 import secrets
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from engine.pipeline import config as pipeline
@@ -134,8 +136,9 @@ def _look(workspace: str | None, checkpoints: Sequence[str]) -> list[Node]:
         storage.put(f"{folder}/driver", folder.encode())
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        # By value: a node without modmill tells so instead of failing to import this module.
-        ask = ray.remote(num_cpus=0, max_retries=0)(_by_value(_facts))
+        # A node without modmill tells so instead of failing to import this module.
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        ask = ray.remote(num_cpus=0, max_retries=0)(_facts)
         where = None if storage is None else storage.uri
         asked = {
             ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
@@ -269,12 +272,3 @@ def _facts(workspace: str | None, probe: str, checkpoints: tuple[str, ...]) -> d
     except Exception as error:
         problems.append(f"{workspace} cannot be written ({type(error).__name__}: {error}); see its credentials there")
     return facts
-
-
-def _by_value(function: Any) -> Any:
-    """Returns the function as one that travels whole: its module may be missing on the other side."""
-    from types import FunctionType
-
-    alone = FunctionType(function.__code__, {"__builtins__": __builtins__, "__name__": "__main__"}, function.__name__)
-    alone.__module__ = "__main__"
-    return alone

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError, RuntimeEnvSetupError
 
-from engine.plan.items import FitItem
+from engine.plan.items import FitItem, WorkItem
 from engine.progress.progress import Progress
-from engine.run.runners.queue import FitQueue, ItemQueue
+from engine.run.runners.queue import ItemQueue
 from engine.run.runners.ray.actor import Actor, Answer
 from engine.run.runners.ray.crew import Crew
 from engine.run.runners.strikes import WHY, Cause, Strikes, stops_the_run, then_words
@@ -22,13 +22,13 @@ _BEAT_S = 2.0
 _BEATS_A_SECOND = 20
 
 
-class Loop:
+class RayLoop:
     """Holds items of one kind on their way, as `drive` asks for it; `method` is what an actor does with them."""
 
     def __init__(
         self,
         method: Literal["fit", "work"],
-        queue: ItemQueue | FitQueue,
+        queue: ItemQueue[WorkItem] | ItemQueue[FitItem],
         crew: Crew,
         progress: Progress,
         strikes: Strikes,
@@ -66,7 +66,7 @@ class Loop:
         self._crew.tend(loads, self._progress)
         ready: dict[str, list[Actor]] = {}
         for actor in self._crew.actors:
-            if actor.ready:
+            if actor.state == "ready":
                 ready.setdefault(actor.pool.name, []).append(actor)
         for pool, actors in ready.items():
             for actor in actors:
@@ -97,14 +97,14 @@ class Loop:
         moment = time.monotonic()
         every_s = max(_BEAT_S, len(busy) / _BEATS_A_SECOND)
         for actor in busy:
-            if actor.ready and not actor.asking and moment - actor.asked_at >= every_s:
+            if actor.state == "ready" and not actor.asking and moment - actor.asked_at >= every_s:
                 actor.asking, actor.asked_at = True, moment
                 actor.call("beat")
 
     def _hear(self, answer: Answer) -> None:
         """Does what an answer asks for."""
         kind, actor, item, result, error = answer
-        if actor.gone:
+        if actor.state == "gone":
             return
         if kind == "ready":
             self._crew.is_ready(actor, result, error)
@@ -114,7 +114,7 @@ class Loop:
                 self._show(actor, *result)
         elif kind == "doubt":
             self._died(actor, error or ActorUnavailableError("it could not be reached for a while", None))
-        elif kind in ("learn", "stop"):
+        elif kind == "stop":
             if isinstance(error, RayTaskError):
                 raise error
         elif error is None:
@@ -158,7 +158,7 @@ class Loop:
             self._doubt(actor)
         elif isinstance(error, RayActorError | OutOfMemoryError | RuntimeEnvSetupError):
             # Of a worker in doubt Ray's last word is awaited.
-            if not actor.doubted:
+            if actor.state != "doubted":
                 self._died(actor, error)
         else:
             raise ModmillError(f"{item.name}: Ray failed: {type(error).__name__}: {error}") from error
@@ -181,8 +181,8 @@ class Loop:
 
     def _doubt(self, actor: Actor) -> None:
         """Doubts an actor that does not answer: its node is lost, or the network was for a moment. Ray will know in seconds."""
-        if not actor.doubted:
-            actor.doubted, actor.ready = True, False
+        if actor.state != "doubted":
+            actor.state = "doubted"
             actor.call("ready", kind="doubt")
 
     def _died(self, actor: Actor, error: BaseException) -> None:

@@ -23,10 +23,10 @@ from engine.progress.progress import Progress
 from engine.run.runners.driver import drive
 from engine.run.runners.pools import pool_of_fit, pools
 from engine.run.runners.protocol import Pairs
-from engine.run.runners.queue import FitQueue, ItemQueue, needed_models
+from engine.run.runners.queue import ItemQueue, needed_models
 from engine.run.runners.ray.address import address_of, check_listens, out_of_reach
 from engine.run.runners.ray.crew import Crew
-from engine.run.runners.ray.loop import Loop
+from engine.run.runners.ray.loop import RayLoop
 from engine.run.runners.strikes import Strikes
 from engine.work.inputs import WorkerSettings
 from engine.work.machine import cores
@@ -49,7 +49,6 @@ class RayRunner:
         self._storage = open_storage(workspace)
         self._run = settings.run
         self._engine = engine
-        self._open: Generator[Any, None, None] | None = None
         self._empty = tempfile.TemporaryDirectory(prefix="modmill-ray-")
         self._started = not ray.is_initialized()
         address = address_of(engine)
@@ -64,18 +63,15 @@ class RayRunner:
 
     def fit(self, items: Sequence[FitItem], progress: Progress) -> Iterator[tuple[FitItem, TokenizerAdded]]:
         """Does fits, one a worker."""
-        queue = FitQueue(replace(item, pool=pool_of_fit(item, self._engine)) for item in items)
-        for done in self._drive("fit", queue, progress, drain_s=None):
+        pooled = [replace(item, pool=pool_of_fit(item, self._engine)) for item in items]
+        for done in self._drive("fit", ItemQueue(pooled, lambda item: frozenset()), progress, drain_s=None):
             yield from done
 
-    def work(self, items: Iterable[WorkItem], progress: Progress) -> Iterator[Pairs]:
-        self._open = self._drive("work", ItemQueue(items, needed_models), progress, drain_s=self._engine.drain_s)
-        return self._open
+    def work(self, items: Iterable[WorkItem], progress: Progress) -> Generator[Pairs, None, None]:
+        return self._drive("work", ItemQueue(items, needed_models), progress, drain_s=self._engine.drain_s)
 
     def close(self) -> None:
         """Ends the actors, and Ray if it was started here."""
-        if self._open is not None:
-            self._open.close()
         # A cluster that is gone keeps whoever says goodbye waiting, or ends the process.
         if not self._crew.lost:
             for actor in list(self._crew.actors):
@@ -85,10 +81,15 @@ class RayRunner:
         self._empty.cleanup()
 
     def _drive(
-        self, method: Literal["fit", "work"], queue: ItemQueue | FitQueue, progress: Progress, *, drain_s: float | None
+        self,
+        method: Literal["fit", "work"],
+        queue: ItemQueue[WorkItem] | ItemQueue[FitItem],
+        progress: Progress,
+        *,
+        drain_s: float | None,
     ) -> Generator[list[Any], None, None]:
         batches = {name: pool.settings.batch for name, pool in self._crew.pools.items()}
-        loop = Loop(method, queue, self._crew, progress, Strikes(batches), self._storage, self._run)
+        loop = RayLoop(method, queue, self._crew, progress, Strikes(batches), self._storage, self._run)
         self._crew.hurry()
         yield from drive(loop, progress, drain_s)
 

@@ -16,7 +16,7 @@ from engine.plan.items import Beat, WorkItem
 from engine.run import job
 from engine.run.runners.queue import ItemQueue
 from engine.run.runners.ray.actor import RayWorker
-from engine.run.runners.ray.loop import Loop
+from engine.run.runners.ray.loop import RayLoop
 from engine.run.runners.strikes import Strikes
 from engine.run.runners.turns import Turns
 from engine.work import marks
@@ -106,9 +106,8 @@ def test_both_runners_let_the_next_item_begin(
     if alike == "actor":
         first, second = two_items(tmp_path / "w", source)
         actor: Any = RayWorker(str(tmp_path / "w"), SETTINGS)
-        actor.learn(0, (first.plan, {}))
         with ThreadPoolExecutor(2) as calls:
-            found = [calls.submit(actor.work, item, 0) for item in (first, second)]
+            found = [calls.submit(actor.work, item, (first.plan, {})) for item in (first, second)]
             assert [[record.part for record in call.result()[0].records] for call in found] == [[0, 0], [1, 1]]
         assert actor.beat() == (None, None)
     else:
@@ -125,22 +124,35 @@ def test_both_runners_let_the_next_item_begin(
 
 
 def test_turns_are_taken_in_order_whatever_happens() -> None:
-    turns, seen = Turns(), []
-    tickets = [turns.take() for _ in range(3)]
-    assert [waits for _, waits in tickets] == [False, True, True]
+    turns, seen, ahead = Turns(), [], []
+    assert [turns.take() for _ in range(3)] == [0, 1, 2]
+    waiting = threading.Barrier(3, timeout=10)
 
-    def go(ticket: int) -> None:
-        with turns.place(ticket):
+    def go(ticket: int) -> str | None:
+        def prefetch() -> None:
+            ahead.append(ticket)
+            waiting.wait()
+            raise OSError("it is fetched when its turn comes")
+
+        def label() -> Callable[[], str] | None:
+            if ticket == 0:
+                waiting.wait()
             if ticket == 1:
                 raise ValueError("it could not even begin")
-            turns.wait(ticket)
             seen.append(ticket)
+            return lambda: f"written {ticket}"
+
+        return turns.label(ticket, prefetch, label)
 
     with ThreadPoolExecutor(3) as threads:
         ends = {ticket: threads.submit(go, ticket) for ticket in (2, 1, 0)}
     assert isinstance(ends[1].exception(), ValueError)
+    assert [ends[ticket].result() for ticket in (0, 2)] == ["written 0", "written 2"]
     assert seen == [0, 2]
-    assert turns.take() == (3, False)
+    assert sorted(ahead) == [1, 2]
+    assert turns.take() == 3
+    assert turns.label(3, lambda: ahead.append(3), lambda: None) is None
+    assert 3 not in ahead
 
 
 @pytest.mark.parametrize(
@@ -153,7 +165,7 @@ def test_who_is_to_blame_for_a_death(
     storage = open_storage(tmp_path / "w")
     crew: Any = SimpleNamespace(pools={}, actors=[])
     progress: Any = SimpleNamespace()
-    loop = Loop("work", ItemQueue([], lambda item: frozenset()), crew, progress, Strikes({}), storage, "run-1")
+    loop = RayLoop("work", ItemQueue([], lambda item: frozenset()), crew, progress, Strikes({}), storage, "run-1")
     mark = marks.Mark(rows=(3,), doing="palette", reason="deadline")
     if marked:
         marks.write(storage, "run-1", items[marked].name, mark)
