@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple
 
 from engine.plan.corpus import CorpusPlan
 from engine.sources import listing
@@ -61,12 +63,11 @@ class ByteBudget:
         return self._used / self.limit
 
 
-class _Decoding:
+class _Decoding(NamedTuple):
     """Holds a row on its way. Its bytes are known before it is let in, so that a chunk never waits for itself."""
 
-    def __init__(self) -> None:
-        self.sized: Future[int] = Future()
-        self.done: Future[tuple[LoadedRow, int]] | None = None
+    sized: Future[int]
+    done: Future[tuple[LoadedRow, int]]
 
 
 def load_chunks(
@@ -84,10 +85,10 @@ def load_chunks(
             for first in range(0, len(unit), most):
                 yield [_with_fields(inputs, place) for place in unit[first : first + most]]
         return
-    yield from _Decoder(inputs, needs, budget).run(units, most)
+    yield from _RowDecoder(inputs, needs, budget).run(units, most)
 
 
-class _Decoder:
+class _RowDecoder:
     """Holds the threads that read and decode, and the rows on their way."""
 
     def __init__(self, inputs: Inputs, needs: Needs, budget: ByteBudget) -> None:
@@ -101,56 +102,45 @@ class _Decoder:
         self._decoding = threading.BoundedSemaphore(self._threads)
 
     def run(self, units: Sequence[Sequence[int]], most: int) -> Generator[list[LoadedRow], None, None]:
-        places = [place for unit in units for place in unit]
+        tickets = enumerate(place for unit in units for place in unit)
         # Enough rows ahead for a whole unit to be ready when the one before is done; bytes bound them.
         ahead = max(4 * self._threads, 2 * max(map(len, units), default=0))
         waiting: deque[_Decoding] = deque()
-        held = taken = 0
+        held = 0
         chunk: list[LoadedRow] = []
         # Files of this machine come at once: more threads would only take the interpreter from the labelers.
         readers = max(_READERS, self._threads) if is_uri(self._plan.root) else self._threads
         with ThreadPoolExecutor(readers, thread_name_prefix="decode") as pool:
             try:
-                for unit in units:
-                    for number in range(len(unit)):
-                        while taken < len(places) and len(waiting) < ahead:
-                            waiting.append(self._start(pool, places[taken], taken))
-                            taken += 1
-                        job = waiting[0]
-                        if chunk and (len(chunk) == most or held + job.sized.result() > self._budget.limit // 2):
-                            yield chunk
-                            chunk = []
-                            self._budget.leave(held)
-                            held = 0
-                        assert job.done is not None
-                        row, size_bytes = job.done.result()
-                        waiting.popleft()
-                        chunk.append(row)
-                        held += size_bytes
-                        del row
-                        if number == len(unit) - 1:
-                            yield chunk
-                            chunk = []
-                            self._budget.leave(held)
-                            held = 0
+                for begins in (number == 0 for unit in units for number in range(len(unit))):
+                    for ticket, place in islice(tickets, ahead - len(waiting)):
+                        sized: Future[int] = Future()
+                        waiting.append(_Decoding(sized, pool.submit(self._load, sized, place, ticket)))
+                    job = waiting[0]
+                    is_full = len(chunk) == most
+                    if chunk and (begins or is_full or held + job.sized.result() > self._budget.limit // 2):
+                        yield chunk
+                        chunk = []
+                        self._budget.leave(held)
+                        held = 0
+                    row, size_bytes = job.done.result()
+                    waiting.popleft()
+                    chunk.append(row)
+                    held += size_bytes
+                    del row
+                if chunk:
+                    yield chunk
             finally:
                 # A consumer that stops early must not leave threads waiting for their turn.
                 chunk = []
                 self._budget.leave(held)
                 for job in waiting:
-                    assert job.done is not None
                     job.done.cancel()
                 for job in waiting:
-                    assert job.done is not None
                     if not job.done.cancelled():
                         self._budget.leave(job.done.result()[1])
 
-    def _start(self, pool: ThreadPoolExecutor, place: int, ticket: int) -> _Decoding:
-        job = _Decoding()
-        job.done = pool.submit(self._load, job, place, ticket)
-        return job
-
-    def _load(self, job: _Decoding, place: int, ticket: int) -> tuple[LoadedRow, int]:
+    def _load(self, sized: Future[int], place: int, ticket: int) -> tuple[LoadedRow, int]:
         """Returns a row, and how many bytes of it are inside the budget."""
         sample = self._samples[place]
         row = _row(self._plan, sample)
@@ -158,10 +148,10 @@ class _Decoder:
         stage = "source"
         try:
             if row.problem is not None:
-                return self._let_in(job, ticket, row)
+                return self._let_in(sized, ticket, row)
             data = self._source.read(place)
             if data is None:
-                return self._let_in(job, ticket, replace(row, problem=ABSENT))
+                return self._let_in(sized, ticket, replace(row, problem=ABSENT))
             if sample.sha256 is None or sha256_hex(data) != sample.sha256.hex():
                 raise SourceError(
                     f"{sample.source} is no longer the file that was ingested (its sha256 differs); put the old file "
@@ -172,7 +162,7 @@ class _Decoder:
             header = images.header_of(data, short=short)
             crop_bytes = sum(3 * size * size for size in self._needs.sizes) * len(self._needs.crops)
             entered = header.decode_bytes + crop_bytes
-            job.sized.set_result(entered)
+            sized.set_result(entered)
             self._budget.enter(ticket, entered)
             # Only once it is let in, so that what waits for room keeps nobody from decoding.
             with self._decoding:
@@ -185,11 +175,11 @@ class _Decoder:
             if entered:
                 self._budget.leave(entered)
                 return row, 0
-            return self._let_in(job, ticket, row)
+            return self._let_in(sized, ticket, row)
 
-    def _let_in(self, job: _Decoding, ticket: int, row: LoadedRow) -> tuple[LoadedRow, int]:
+    def _let_in(self, sized: Future[int], ticket: int, row: LoadedRow) -> tuple[LoadedRow, int]:
         """Gives a row without pixels its turn."""
-        job.sized.set_result(0)
+        sized.set_result(0)
         self._budget.enter(ticket, 0)
         return row, 0
 

@@ -24,14 +24,14 @@ from engine.work.machine import limit_torch, rss_bytes
 from engine.work.marks import DEADLINE_EXIT, AtHand, write
 from engine.work.models import Models
 from engine.work.quality.measure import CrossModal
-from engine.work.rows import Labels, LoadedRow, Outcome, ShardRow
+from engine.work.rows import Labels, LoadedRow, Outcome
 from engine.work.shard import ShardOutput, ShardWriter
 from engine.work.tokenize import Tokenizing
 from manifests.errors import DeadlineExceeded
 
 _BEAT_S = 0.5
 # The rows of a target that are not made, by number: as the item settles them, and as earlier attempts left them.
-_Known = Mapping[Target, tuple[dict[int, ShardRow], dict[int, ShardRow]]]
+_Known = Mapping[Target, tuple[dict[int, Outcome], dict[int, Outcome]]]
 
 
 @dataclass(frozen=True)

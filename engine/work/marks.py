@@ -26,21 +26,16 @@ class Mark:
     reason: Literal["deadline"] | None = None
 
 
-def path(run: str, item: str) -> str:
-    """Returns the path of the mark of an item."""
-    return paths.mark(run, item)
-
-
 def write(storage: Storage, run: str, item: str, mark: Mark) -> None:
     """Writes an item's mark over the one before."""
     document = {"rows": list(mark.rows), "doing": mark.doing, "reason": mark.reason}
-    storage.replace(path(run, item), json.dumps(document).encode())
+    storage.replace(paths.mark(run, item), json.dumps(document).encode())
 
 
 def read(storage: Storage, run: str, item: str) -> Mark | None:
     """Returns the mark of an item; None if there is no mark that can be read."""
     try:
-        document = json.loads(storage.read(path(run, item)))
+        document = json.loads(storage.read(paths.mark(run, item)))
         return Mark(
             rows=tuple(int(row) for row in document["rows"]), doing=document["doing"], reason=document["reason"]
         )
@@ -50,7 +45,7 @@ def read(storage: Storage, run: str, item: str) -> Mark | None:
 
 def clear(storage: Storage, run: str, item: str) -> None:
     """Removes an item's mark, if there is one."""
-    storage.remove(path(run, item))
+    storage.remove(paths.mark(run, item))
 
 
 class Stopwatch:

@@ -8,7 +8,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from engine.plan import weights
@@ -20,12 +19,6 @@ from manifests.log.actions import TokenizerAdded
 from manifests.store.storage import Storage
 from tokenize_jobs import protocol as tokenizers
 from tokenize_jobs.protocol import fetch_tokenizer
-
-
-@dataclass
-class _Held:
-    model: Any
-    bytes: int
 
 
 class Models:
@@ -40,8 +33,8 @@ class Models:
         self.compile = compile
         self.load_s = 0.0
         self._dtype = dtype
-        self._loaded: OrderedDict[str, _Held] = OrderedDict()
-        # How large a model was when it was held before: what is freed in time for it.
+        self._loaded: OrderedDict[str, Any] = OrderedDict()
+        # Of every model that is or was held: so much is freed before it is loaded another time.
         self._sizes: dict[str, int] = {}
         self._rows: dict[str, int] = {}
 
@@ -112,13 +105,13 @@ class Models:
             self._sizes[name] = max(self._allocated() - before, 0) if self._on_cuda else _bytes_of_modules(model)
             self.load_s += time.monotonic() - start
             self._make_room(self._sizes[name])
-            self._loaded[name] = _Held(model, self._sizes[name])
+            self._loaded[name] = model
         self._loaded.move_to_end(name)
-        return self._loaded[name].model
+        return self._loaded[name]
 
     def _make_room(self, needed: int) -> None:
         """Lets the least recently used go, until so many bytes are left under the limit or nothing is held."""
-        while self._loaded and needed + sum(held.bytes for held in self._loaded.values()) > self.limit_bytes:
+        while self._loaded and needed + sum(map(self.bytes_of, self._loaded)) > self.limit_bytes:
             self._loaded.popitem(last=False)
 
     @property

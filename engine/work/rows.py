@@ -10,25 +10,15 @@ from engine.plan.items import Failure, Target
 from manifests.formats.shards import Status
 from manifests.pixels.crops import Crop
 
-
-@dataclass(frozen=True, slots=True)
-class ShardRow:
-    """Holds one row of a shard as it is written: `value` is the member's bytes in a tar, else what stands in Parquet."""
-
-    status: Status
-    value: Any = None
-    failure: Failure | None = None
-
-
-NOT_SELECTED = ShardRow(Status.NOT_SELECTED)
-
-
 _MESSAGE_CHARACTERS = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Says what became of one label or token row: it has a value if its status is OK, a failure if FAILED."""
+    """Says what became of one label or token row: it has a value if its status is OK, a failure if FAILED.
+
+    As a row of a shard its `value` is the member's bytes in a tar, or what stands in Parquet.
+    """
 
     status: Status
     value: Any = None
@@ -36,8 +26,7 @@ class Outcome:
 
 
 ABSENT = Outcome(Status.ABSENT)
-
-
+NOT_SELECTED = Outcome(Status.NOT_SELECTED)
 FORGOTTEN = Outcome(Status.FORGOTTEN)
 
 

@@ -1,6 +1,5 @@
 """Writes shards: encodes rows as they are made, then writes each shard, reads it back and records it."""
 
-import hashlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,12 +13,12 @@ from engine.work import spill
 from engine.work.inputs import Inputs
 from engine.work.marks import Stopwatch
 from engine.work.quality.measure import ShardQuality
-from engine.work.rows import Outcome, ShardRow, failed
+from engine.work.rows import Outcome, failed
 from manifests.errors import ShardError
 from manifests.formats import codecs, shards, sidecars
 from manifests.formats.shards import Status
 from manifests.log.actions import ShardAdded
-from manifests.recipe import sha256_hex
+from manifests.recipe import sha256_hex, sha256_of_stream
 from manifests.store import paths
 from manifests.store.storage import put_same
 
@@ -31,7 +30,7 @@ class ShardOutput:
     """Holds one shard on its way. `rows` may go on beside each other for several batches; `add` is given them in order."""
 
     def __init__(
-        self, item: WorkItem, target: Target, inputs: Inputs, known: Mapping[int, ShardRow], vocabulary: int | None
+        self, item: WorkItem, target: Target, inputs: Inputs, known: Mapping[int, Outcome], vocabulary: int | None
     ) -> None:
         """Takes the rows that are not to be made by number (`known`), and of a shard of tokens their vocabulary."""
         self.target = target
@@ -41,6 +40,14 @@ class ShardOutput:
         self._vocabulary = vocabulary
         self._storage = inputs.storage
         self._plan = item.plan.modalities[target.modality]
+        self._place: dict[str, Any] = {
+            "corpus": item.plan.corpus,
+            "part": item.part.part,
+            "crop": target.crop,
+            "modality": target.modality,
+            "form": target.form,
+        }
+        self._facts = {**self._place, "fingerprint": target.fingerprint, "vocabulary": vocabulary}
         self._statuses: list[int] = []
         self._values: list[Any] = []
         self._failures: list[dict[str, Any]] = []
@@ -61,21 +68,19 @@ class ShardOutput:
         if not self._plan.keep:
             self._quality.add([], [outcome.value for outcome in labels.values() if outcome.status is Status.OK])
 
-    def rows(self, outcomes: Mapping[int, Outcome]) -> dict[int, ShardRow]:
+    def rows(self, outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
         """Returns outcomes as they are written, by row number. Has no state, so that several threads may call it."""
         return {row: self._row(outcome) for row, outcome in outcomes.items()}
 
-    def _row(self, outcome: Outcome) -> ShardRow:
-        if outcome.status is not Status.OK:
-            return ShardRow(outcome.status, None, outcome.failure)
+    def _row(self, outcome: Outcome) -> Outcome:
+        if outcome.status is not Status.OK or self._codec is None:
+            return outcome
         try:
-            return ShardRow(
-                Status.OK, outcome.value if self._codec is None else self._member(self._codec, outcome.value)
-            )
+            return Outcome(Status.OK, self._member(self._codec, outcome.value))
         except Exception as error:
-            return ShardRow(Status.FAILED, None, failed("label", error).failure)
+            return failed("label", error)
 
-    def add(self, until: int, outcomes: Mapping[int, Outcome], rows: Mapping[int, ShardRow]) -> None:
+    def add(self, until: int, outcomes: Mapping[int, Outcome], rows: Mapping[int, Outcome]) -> None:
         """Adds the next rows, up to `until`: those that were made, and those that were known."""
         values = []
         for number in range(len(self._statuses), until):
@@ -89,23 +94,15 @@ class ShardOutput:
                 values.append(outcomes[number].value if number in outcomes else self._plain(row.value))
         self._quality.add(values)
 
-    def _add_row(self, number: int, row: ShardRow) -> None:
+    def _add_row(self, number: int, row: Outcome) -> None:
         self._statuses.append(int(row.status))
         if row.failure is not None:
-            self._failures.append(
-                {
-                    "corpus": self._item.plan.corpus,
-                    "part": self._item.part.part,
-                    "row": number,
-                    "key": self._keys[number],
-                    "modality": self.target.modality,
-                    "form": self.target.form,
-                    "crop": self.target.crop,
-                    "stage": row.failure.stage,
-                    "class": row.failure.class_name,
-                    "message": row.failure.message,
-                }
-            )
+            reason = {
+                "stage": row.failure.stage,
+                "class": row.failure.class_name,
+                "message": row.failure.message,
+            }
+            self._failures.append({**self._place, "row": number, "key": self._keys[number], **reason})
         if row.value is not None and self._vocabulary is not None:
             self._tokens += len(self._plain(row.value))
         if self._tar is not None:
@@ -124,7 +121,7 @@ class ShardOutput:
 
     def spill(self) -> None:
         """Writes the rows so far aside, for whoever does the item again."""
-        data: Any = self._tar.so_far() if self._tar is not None else self._bytes(self._facts())
+        data: Any = self._tar.so_far() if self._tar is not None else self._bytes()
         spill.write(
             self._storage,
             spill.path_of(self._item, self.target),
@@ -140,8 +137,7 @@ class ShardOutput:
             raise ShardError(
                 f"{self._item.name}: {len(self._statuses)} rows for {self.target}, the part has {self._item.part.rows}"
             )
-        facts = self._facts()
-        data = self._bytes(facts)
+        data = self._bytes()
         self._read_back(data)
         sha256 = _sha256_of(data)
         failures = shards.write_failures(self._failures) if self._failures else None
@@ -161,7 +157,7 @@ class ShardOutput:
             failed_file = paths.failed(path), failed_sha256
             put_same(self._storage, failed_file[0], failures, failed_sha256)
         record = replace(
-            self._record(facts, path, sha256, failed_file),
+            self._record(path, sha256, failed_file),
             device=device,
             micro_batch=micro_batch,
             metrics={**self._quality.finish(), **metrics},
@@ -170,21 +166,10 @@ class ShardOutput:
         self._storage.put(sidecars.path_of(record), sidecars.of_shard(record, recipe.document()))
         return record
 
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "corpus": self._item.plan.corpus,
-            "part": self._item.part.part,
-            "crop": self.target.crop,
-            "modality": self.target.modality,
-            "form": self.target.form,
-            "fingerprint": self.target.fingerprint,
-            "vocabulary": self._vocabulary,
-        }
-
-    def _record(self, facts: Mapping[str, Any], path: str, sha256: str, failed: tuple[str, str] | None) -> ShardAdded:
+    def _record(self, path: str, sha256: str, failed: tuple[str, str] | None) -> ShardAdded:
         count = self._statuses.count
         return ShardAdded(
-            **facts,
+            **self._facts,
             path=path,
             format="parquet" if self._tar is None else "webdataset",
             sha256=sha256,
@@ -201,13 +186,13 @@ class ShardOutput:
             tokens=None if self._vocabulary is None else self._tokens,
         )
 
-    def _bytes(self, facts: Mapping[str, Any]) -> bytes | IO[bytes]:
+    def _bytes(self) -> bytes | IO[bytes]:
         if self._tar is not None:
             return self._tar.finish()
         keys = self._keys[: len(self._statuses)]
         if self._vocabulary is not None:
-            return shards.write_tokens(keys, self._statuses, self._values, facts["vocabulary"], facts)
-        return shards.write_labels(keys, self._statuses, self._values, self._plan.modality, facts)
+            return shards.write_tokens(keys, self._statuses, self._values, self._vocabulary, self._facts)
+        return shards.write_labels(keys, self._statuses, self._values, self._plan.modality, self._facts)
 
     def _read_back(self, data: bytes | IO[bytes]) -> None:
         """Reads the shard as a stranger would, before anyone is told of it."""
@@ -266,7 +251,7 @@ class ShardWriter:
 
     def _encode(self, outcomes: Sequence[Mapping[int, Outcome]], until: int) -> None:
         """Encodes a batch by several threads, then gives each shard its rows."""
-        pieces: list[list[Future[dict[int, ShardRow]]]] = []
+        pieces: list[list[Future[dict[int, Outcome]]]] = []
         for shard, found in zip(self._outputs, outcomes, strict=True):
             numbers = list(found)
             pieces.append(
@@ -285,9 +270,6 @@ class ShardWriter:
 def _sha256_of(data: bytes | IO[bytes]) -> str:
     if isinstance(data, bytes):
         return sha256_hex(data)
+    digest = sha256_of_stream(data)
     data.seek(0)
-    digest = hashlib.sha256()
-    while chunk := data.read(1 << 20):
-        digest.update(chunk)
-    data.seek(0)
-    return digest.hexdigest()
+    return digest

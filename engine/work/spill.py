@@ -8,16 +8,15 @@ shard of fewer rows under a hidden name, which readers pass over and `modmill fo
                                     .spill-part-0000001.c00-<id8>-<rows>.failed.parquet.tmp
 """
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from engine.plan.items import Failure, Target, WorkItem
-from engine.work.rows import NOT_SELECTED, ShardRow
+from engine.plan.where import unpacked
+from engine.work.rows import FORGOTTEN, NOT_SELECTED, Outcome
 from manifests.errors import ShardError
 from manifests.formats import shards
 from manifests.formats.shards import Sample, Status
@@ -26,10 +25,11 @@ from manifests.recipe import canonical_json, sha256_hex
 from manifests.store import parquet, paths
 from manifests.store.storage import Storage
 
+_FILES = ("data", "failures")
 _ERRORS = (FileNotFoundError, ShardError, ValueError, KeyError, TypeError, pa.ArrowException)
 
 
-def rows_of(storage: Storage, shard: ShardAdded, keys: Sequence[str]) -> list[ShardRow]:
+def rows_of(storage: Storage, shard: ShardAdded, keys: Sequence[str]) -> list[Outcome]:
     """Returns all rows of a live shard. Raises ShardError if it is not what the log says, or has other rows."""
     data = storage.read(shard.path)
     if sha256_hex(data) != shard.sha256:
@@ -37,7 +37,7 @@ def rows_of(storage: Storage, shard: ShardAdded, keys: Sequence[str]) -> list[Sh
             f"{storage.location(shard.path)}: its sha256 is not the one in the log; `modmill verify` says what to do"
         )
     failures = b"" if shard.failed_path is None else storage.read(shard.failed_path)
-    rows = _rows(data, shard.format == "webdataset", failures, keys)
+    rows = _rows(data, shard.format, failures, keys)
     if len(rows) != len(keys):
         raise ShardError(f"{storage.location(shard.path)} has {len(rows)} rows, its part {len(keys)}")
     return rows
@@ -45,27 +45,27 @@ def rows_of(storage: Storage, shard: ShardAdded, keys: Sequence[str]) -> list[Sh
 
 def known_rows(
     item: WorkItem, target: Target, samples: Sequence[Sample], storage: Storage
-) -> tuple[dict[int, ShardRow], dict[int, ShardRow]]:
+) -> tuple[dict[int, Outcome], dict[int, Outcome]]:
     """Returns the rows of a target that are not made: those that the item itself settles, and those of earlier attempts.
 
     Only the first decide which rows share a batch, so that another attempt finds each row in its old place.
     """
     keys = [sample.key for sample in samples]
-    selected = None if item.selected is None else np.unpackbits(np.frombuffer(item.selected, np.uint8))
-    fixed: dict[int, ShardRow] = {}
+    selected = None if item.selected is None else unpacked(item.selected, len(samples))
+    fixed: dict[int, Outcome] = {}
     base = item.base.get(target)
     before = [None] * len(samples) if base is None else rows_of(storage, base, keys)
     for number, (sample, row) in enumerate(zip(samples, before, strict=True)):
         is_selected = selected is None or bool(selected[number])
         if sample.is_forgotten:
-            fixed[number] = ShardRow(Status.FORGOTTEN)
+            fixed[number] = FORGOTTEN
         elif row is None or row.status is Status.NOT_SELECTED:
             if not is_selected:
                 fixed[number] = NOT_SELECTED
         elif row.status is not Status.FAILED or not is_selected or not _is_retried(item, row.failure):
             fixed[number] = row
     given = {
-        number: ShardRow(Status.FAILED, None, failure)
+        number: Outcome(Status.FAILED, None, failure)
         for number, failure in item.attempt.killers.items()
         if number not in fixed
     }
@@ -108,18 +108,16 @@ def write(storage: Storage, path: str, rows: int, data: bytes, *, is_tar: bool, 
         storage.remove(old)
 
 
-def read(storage: Storage, path: str, keys: Sequence[str]) -> list[ShardRow]:
+def read(storage: Storage, path: str, keys: Sequence[str]) -> list[Outcome]:
     """Returns the first rows of a target, as a killed attempt left them; none if it left nothing whole."""
     pointer = _pointer(storage, path)
     if pointer is None:
         return []
     try:
-        data, failures = (storage.read(pointer[name]["path"]) for name in ("data", "failures"))
-        if any(
-            sha256_hex(content) != pointer[name]["sha256"] for name, content in (("data", data), ("failures", failures))
-        ):
+        contents = {name: storage.read(pointer[name]["path"]) for name in _FILES}
+        if any(sha256_hex(contents[name]) != pointer[name]["sha256"] for name in _FILES):
             return []
-        return _rows(data, pointer["is_tar"], failures, keys)
+        return _rows(contents["data"], "webdataset" if pointer["is_tar"] else "parquet", contents["failures"], keys)
     except _ERRORS:
         return []
 
@@ -136,7 +134,7 @@ def remove(storage: Storage, path: str) -> None:
 def _pointer(storage: Storage, path: str) -> dict[str, Any] | None:
     try:
         pointer = json.loads(storage.read(f"{path}.json.tmp"))
-        for name in ("data", "failures"):
+        for name in _FILES:
             paths.check(pointer[name]["path"], paths.SPILL, where=f"{path}.json.tmp")
     except (FileNotFoundError, ShardError, ValueError, KeyError, TypeError):
         return None
@@ -144,12 +142,12 @@ def _pointer(storage: Storage, path: str) -> dict[str, Any] | None:
 
 
 def _files(pointer: Mapping[str, Any] | None) -> set[str]:
-    return {pointer[name]["path"] for name in ("data", "failures")} if pointer else set()
+    return {pointer[name]["path"] for name in _FILES} if pointer else set()
 
 
-def _rows(data: bytes, is_tar: bool, failures: bytes, keys: Sequence[str]) -> list[ShardRow]:
+def _rows(data: bytes, format: str, failures: bytes, keys: Sequence[str]) -> list[Outcome]:
     """Raises ShardError if the rows are not the first ones of `keys`."""
-    found = shards.read_tar(io.BytesIO(data)) if is_tar else shards.read_parquet(data)
+    found = shards.read_rows(format, data)
     if found.keys != list(keys[: len(found.keys)]) or found.values is None:
         raise ShardError("the rows are not those of the part")
     reasons = {
@@ -157,6 +155,6 @@ def _rows(data: bytes, is_tar: bool, failures: bytes, keys: Sequence[str]) -> li
         for line in (parquet.read(failures).to_pylist() if failures else ())
     }
     return [
-        ShardRow(Status(status), value, reasons.get(row))
+        Outcome(Status(status), value, reasons.get(row))
         for row, (status, value) in enumerate(zip(found.statuses, found.values, strict=True))
     ]

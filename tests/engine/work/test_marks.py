@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engine.work import marks
 from engine.work.marks import AtHand, Mark
+from manifests.store import paths
 from manifests.store.storage import open_storage
 
 
@@ -17,7 +18,7 @@ def test_a_mark_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert marks.read(storage, "run-1", name) == mark
     assert [file.path for file in storage.walk("runs")] == ["runs/run-1/marks/photos+0000003+light.json"]
     for broken in (b"", b"{}", b"[1]", b'{"rows": 3, "doing": "x", "reason": null}'):
-        storage.replace(marks.path("run-1", name), broken)
+        storage.replace(paths.mark("run-1", name), broken)
         assert marks.read(storage, "run-1", name) is None
     marks.clear(storage, "run-1", name)
     marks.clear(storage, "run-1", name)
