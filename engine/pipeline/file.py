@@ -14,7 +14,7 @@ import yaml
 
 from manifests.errors import ConfigError
 from manifests.mistakes import KeyPath, dotted, matches
-from manifests.store.uris import is_uri
+from manifests.store.uris import absolute
 
 # Values that name a file or folder; `*` is any name.
 _PATHS: tuple[KeyPath, ...] = (
@@ -178,11 +178,6 @@ def with_override(tree: Mapping[str, Any], override: Override, value: Any) -> di
         here = here[name]
     here[override.path[-1]] = value
     return changed
-
-
-def absolute(text: str, folder: Path) -> str:
-    """Makes a path absolute against `folder` and expands `~`; leaves URIs as they are."""
-    return text if is_uri(text) else os.path.abspath(os.path.join(folder, os.path.expanduser(text)))
 
 
 def _is_path(path: KeyPath, patterns: Sequence[KeyPath] = _PATHS) -> bool:

@@ -12,6 +12,7 @@ from engine.progress.record import started_with
 from manifests.errors import ConfigError, ModmillError
 from manifests.log import entries as log
 from manifests.log.actions import Action, RunEnded
+from manifests.store.uris import absolute
 from train.run.run import TrainingResult, train
 from train.settings.trainer import TrainConfig, parse
 
@@ -34,7 +35,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     for override in parsed:
         value = file.override_value(override, Path.cwd())
         if override.path == ("out",) and isinstance(value, str):
-            value = file.absolute(value, Path.cwd())
+            value = absolute(value, Path.cwd())
         tree = file.with_override(tree, override, value)
     return parse(tree, folder=path.absolute().parent, where=lambda place: document.where(place, parsed))
 
@@ -42,7 +43,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 def run(config: TrainConfig, *, resume: str | None = None, quiet: bool = False) -> TrainingResult:
     """Trains, with progress on the terminal and a record in the first snapshot's workspace. Raises what `train` raises."""
     if resume not in (None, "auto"):
-        resume = file.absolute(str(resume), Path.cwd())
+        resume = absolute(str(resume), Path.cwd())
     progress = Progress(None, quiet=quiet)
     workspace = config.mixture[0].snapshot.rpartition("#")[0]
     record = _Record(workspace, progress.say)

@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.pipeline.file import absolute
 from engine.sources.listing import File, Notes, open_file, read_file, stem, suffix
 from engine.sources.values import decoded, parsed, plain
 from manifests.errors import ConfigError, SourceError, nearest
-from manifests.store.uris import without_credentials
+from manifests.store.uris import absolute, without_credentials
 
 SIDECARS = (".txt", ".json")
 

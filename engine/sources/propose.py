@@ -10,14 +10,14 @@ from pathlib import Path
 
 from engine.pipeline import config
 from engine.pipeline.config import CorpusConfig
-from engine.pipeline.file import absolute, yaml_value
+from engine.pipeline.file import yaml_value
 from engine.sources import listing, parquet
 from engine.sources import scan as sources
 from engine.sources import tars as source_tars
 from engine.sources.columns import TABLE_SUFFIXES
 from engine.sources.listing import Notes
 from manifests.errors import ConfigError
-from manifests.store.uris import is_uri
+from manifests.store.uris import absolute, is_uri
 
 # Fits take steps in proportion to what is to be learned, within what a laptop does in minutes.
 _RGB_STEPS, _EDGES_STEPS, _FIT_ROWS = 400, 200, 2000

@@ -1,6 +1,8 @@
-"""Tells a URI from a path, and takes credentials out of one."""
+"""Tells a URI from a path, makes paths absolute, and takes credentials out of a URI."""
 
+import os
 import re
+from pathlib import Path
 
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::|://)")
 
@@ -16,3 +18,8 @@ def without_credentials(text: str) -> str:
 def is_uri(text: str) -> bool:
     """Tells whether the text is an fsspec URI (`s3://bucket/photos`), not a path of this machine."""
     return bool(_URI.match(text))
+
+
+def absolute(text: str, folder: Path) -> str:
+    """Makes a path absolute against `folder` and expands `~`; leaves URIs as they are."""
+    return text if is_uri(text) else os.path.abspath(os.path.join(folder, os.path.expanduser(text)))

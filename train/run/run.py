@@ -76,7 +76,7 @@ def train(
     device = process.device(config.device)
     identity = run_folder.identity(config, snapshots)
     out = config.out or snapshots[0].storage.uri.rstrip("/") + "/runs"
-    saved = _checkpoint(resume, out, config, identity, say)
+    saved = run_folder.to_resume(resume, out, config, identity, say)
     storage = run_folder.new(out, config) if saved is None else saved.storage
     # Everything that can be wrong with the file is found before anything is written.
     training = _Training(config, snapshots, vocabulary, storage, device, identity, report, say)
@@ -84,49 +84,43 @@ def train(
         return training.run(saved)
 
 
+@dataclass
 class _Training:
     """Trains one sitting of a run: holds what it was given, and what its steps change."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        snapshots: Sequence[Snapshot],
-        vocabulary: Vocabulary,
-        storage: Storage,
-        device: torch.device,
-        identity: str,
-        report: Report,
-        say: Callable[[str], None],
-    ) -> None:
-        engine = config.deepspeed
-        self.config = config
-        self.snapshots = snapshots
-        self.vocabulary = vocabulary
-        self.storage = storage
-        self.device = device
-        self.identity = identity
-        self.report = report
-        self.say = say
-        self.name = Path(storage.root).name
+    config: TrainConfig
+    snapshots: Sequence[Snapshot]
+    vocabulary: Vocabulary
+    storage: Storage
+    device: torch.device
+    identity: str
+    report: Report
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        config, engine = self.config, self.config.engine
+        self.name = Path(self.storage.root).name
+        self.modalities = [one.name for one in self.vocabulary.modalities]
         self.entries = [
             MixtureEntry(snapshot=snapshot, corpora=source.corpora, weight=source.weight)
-            for source, snapshot in zip(config.mixture, snapshots, strict=True)
+            for source, snapshot in zip(config.mixture, self.snapshots, strict=True)
         ]
         self.loader = Loader(
-            self.entries, vocabulary=vocabulary, seed=config.seed, batch=engine.micro_batch, workers=config.workers
+            self.entries, vocabulary=self.vocabulary, seed=config.seed, batch=engine.micro_batch, workers=config.workers
         )
-        model = Model(vocabulary, config.model)
+        model = Model(self.vocabulary, config.model)
         # On the CPU, before it moves: every device begins with the same numbers.
         model.initialize(config.seed)
-        self.model = model.to(device)
-        self.optimizer = adam(self.model, engine.optimizer, device)
-        self.weights = torch.tensor(
-            [config.loss_weights.get(one.name, 1.0) for one in vocabulary.modalities], device=device
-        )
-        self.bf16 = device.type == "cuda" if engine.bf16 == "auto" else engine.bf16
-        self.held_out = self._held_out()
+        self.model = model.to(self.device)
+        self.optimizer = adam(self.model, engine.optimizer, self.device)
+        weights = [config.loss_weights.get(name, 1.0) for name in self.modalities]
+        self.weights = torch.tensor(weights, device=self.device)
+        self.bf16 = self.device.type == "cuda" if engine.bf16 == "auto" else engine.bf16
+        # What to validate on, masked once.
+        rows = config.validation.rows
+        self.held_out = [self._masked(batch) for batch in self.loader.held_out_batches(rows)] if rows else []
         self.step = 0
-        self.window = Window.empty(len(vocabulary.modalities))
+        self.window = Window.empty(len(self.modalities))
         self.losses: dict[str, Any] = {}
 
     def run(self, saved: Saved | None) -> TrainingResult:
@@ -168,7 +162,7 @@ class _Training:
             clock = Clock()
             while self.step < steps:
                 began = time.perf_counter()
-                taken = [next(batches) for _ in range(config.deepspeed.accumulation)]
+                taken = [next(batches) for _ in range(config.engine.accumulation)]
                 clock.waited_s += time.perf_counter() - began
                 clock.tokens += self._update(taken)
                 clock.rows += sum(map(len, taken))
@@ -193,7 +187,7 @@ class _Training:
     def _update(self, batches: Sequence[Batch]) -> int:
         """Makes one update on the batches of a step and returns how many tokens it saw."""
         masked = [self._masked(batch) for batch in batches]
-        modalities = len(self.vocabulary.modalities)
+        modalities = len(self.modalities)
         # Of the whole step, so that the loss does not depend on how it is cut into micro-batches.
         counts = torch.stack([batch.counts(modalities) for batch in masked]).sum(0)
         sums = torch.zeros(modalities, device=self.device)
@@ -207,11 +201,11 @@ class _Training:
             value += part.item()
             self._check_finite("loss", part.item(), batch)
             sums += found.detach()
-        clip = self.config.deepspeed.gradient_clipping or math.inf
+        clip = self.config.engine.gradient_clipping or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip).item()
         self._check_finite("gradient's norm", norm, *batches)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.deepspeed.schedule.rate(self.step, self.config.steps)
+            group["lr"] = self.config.engine.schedule.rate(self.step, self.config.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.window.add(value, sums.tolist(), counts.tolist(), norm)
@@ -241,42 +235,37 @@ class _Training:
     # -- what is written ----------------------------------------------------------------------------------------------
 
     def _log(self, metrics: Metrics, clock: Clock) -> None:
-        names = [one.name for one in self.vocabulary.modalities]
         elapsed_s = max(time.perf_counter() - clock.began, 1e-9)
         line = metrics.write(
             "train",
             step=self.step,
-            **self.window.means(names),
-            lr=self.config.deepspeed.schedule.rate(self.step - 1, self.config.steps),
+            **self.window.means(self.modalities),
+            lr=self.config.engine.schedule.rate(self.step - 1, self.config.steps),
             tokens_per_s=clock.tokens / elapsed_s,
             rows_per_s=clock.rows / elapsed_s,
             data_wait=clock.waited_s / elapsed_s,
         )
-        self.window = Window.empty(len(names))
-        self.losses["train"] = {"step": self.step, "loss": line["loss"], "losses": line["losses"]}
-        self.report("train", line)
+        self.window = Window.empty(len(self.modalities))
+        self._tell("train", line)
 
     @torch.no_grad()
     def _validate(self, metrics: Metrics) -> None:
         self.model.eval()
-        names = [one.name for one in self.vocabulary.modalities]
-        counts = torch.stack([batch.counts(len(names)) for batch in self.held_out]).sum(0)
+        counts = torch.stack([batch.counts(len(self.modalities)) for batch in self.held_out]).sum(0)
         sums = torch.stack([self._sums(batch) for batch in self.held_out]).sum(0)
         self.model.train()
         line = metrics.write(
             "validation",
             step=self.step,
             loss=loss.total(sums, counts, self.weights).item(),
-            losses=per_target(names, sums.tolist(), counts.tolist()),
-            targets=dict(zip(names, counts.tolist(), strict=True)),
+            losses=per_target(self.modalities, sums.tolist(), counts.tolist()),
+            targets=dict(zip(self.modalities, counts.tolist(), strict=True)),
         )
-        self.losses["validation"] = {"step": self.step, "loss": line["loss"], "losses": line["losses"]}
-        self.report("validation", line)
+        self._tell("validation", line)
 
-    def _held_out(self) -> list[MaskedBatch]:
-        """Returns the rows to validate on, masked once."""
-        rows = self.config.validation.rows
-        return [self._masked(batch) for batch in self.loader.held_out_batches(rows)] if rows else []
+    def _tell(self, kind: str, line: Mapping[str, Any]) -> None:
+        self.losses[kind] = {name: line[name] for name in ("step", "loss", "losses")}
+        self.report(kind, line)
 
     def _unigram(self, metrics: Metrics) -> None:
         rows = min(UNIGRAM_ROWS, sum(self.loader.rows))
@@ -365,20 +354,6 @@ class _Training:
         return TrainingResult(
             run=self.name, folder=self.storage.uri, status=status, step=self.step, steps_done=self.step - begun
         )
-
-
-def _checkpoint(
-    resume: str | None, out: str, config: TrainConfig, identity: str, say: Callable[[str], None]
-) -> Saved | None:
-    """Returns the checkpoint to go on from, or None to begin."""
-    if resume is None:
-        return None
-    if resume != "auto":
-        return run_folder.named(resume)
-    saved = run_folder.newest(out, config, identity, say)
-    if saved is None:
-        say(f"{config.name}: a new run begins, since none in {out} has this configuration and a checkpoint")
-    return saved
 
 
 def _check_names(config: TrainConfig, vocabulary: Vocabulary) -> None:

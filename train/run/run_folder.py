@@ -34,23 +34,28 @@ def new(out: str, config: TrainConfig) -> Storage:
     return open_storage(f"{out}/{run_name(config.name)}")
 
 
-def newest(out: str, config: TrainConfig, wanted: str, say: Callable[[str], None]) -> Saved | None:
-    """Returns the last checkpoint of the newest run of this name and identity, or None."""
+def to_resume(
+    resume: str | None, out: str, config: TrainConfig, wanted: str, say: Callable[[str], None]
+) -> Saved | None:
+    """Returns the checkpoint to go on from, or None to begin.
+
+    `resume` is None, a folder, or `auto`: the last checkpoint of the newest run in `out` that has the configuration's name
+    and the `wanted` identity. Raises ConfigError if there is no checkpoint in the folder.
+    """
+    if resume is None:
+        return None
+    if resume != "auto":
+        try:
+            return checkpoint.find(resume)
+        except ShardError as error:
+            raise ConfigError(f"--resume {resume}: {error}") from error
     mine = re.compile(f"{re.escape(config.name)}-{_STAMP}")
-    runs = [name for name in open_storage(out).names("") if mine.fullmatch(name)]
-    for name in reversed(runs):
+    for name in filter(mine.fullmatch, reversed(open_storage(out).names(""))):
         saved = checkpoint.latest(open_storage(f"{out}/{name}"), say)
         if saved is not None and saved.document.get("identity") == wanted:
             return saved
+    say(f"{config.name}: a new run begins, since none in {out} has this configuration and a checkpoint")
     return None
-
-
-def named(uri: str) -> Saved:
-    """Returns the checkpoint that a person named. Raises ConfigError if there is none."""
-    try:
-        return checkpoint.find(uri)
-    except ShardError as error:
-        raise ConfigError(f"--resume {uri}: {error}") from error
 
 
 @contextmanager

@@ -5,7 +5,7 @@ it asks for, or unknown. No key is ignored silently.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -43,18 +43,16 @@ class EngineOptions:
     gradient_clipping  the largest L2 norm of the gradient; 0 clips nothing
     bf16               autocast to bfloat16; auto is on if there is a GPU
     stage              of ZeRO, always 0; part of a run's identity
-    notes              what the file says without effect
     """
 
     batch: int
     micro_batch: int
     accumulation: int
-    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    schedule: Schedule = field(default_factory=lambda: Schedule(peak=1e-3))
-    gradient_clipping: float = 1.0
-    bf16: bool | Literal["auto"] = "auto"
-    stage: int = 0
-    notes: tuple[str, ...] = ()
+    optimizer: OptimizerOptions
+    schedule: Schedule
+    gradient_clipping: float
+    bf16: bool | Literal["auto"]
+    stage: int
 
 
 class Options(BaseModel):
@@ -70,11 +68,11 @@ class Options(BaseModel):
             raise ValueError(f"is {shown(value)}, which cannot be had: {about.description}")
         return value
 
-    def notes(self, path: str) -> Iterator[str]:
+    def without_effect(self, path: str) -> Iterator[str]:
         """Yields a note for each key that has no effect; `path` is the dotted name of this section, with a dot after it."""
         for name, value in self:
             if isinstance(value, Options):
-                yield from value.notes(f"{path}{name}.")
+                yield from value.without_effect(f"{path}{name}.")
         for name, about in type(self).model_fields.items():
             if "moot" in about.metadata and _is_on(getattr(self, name)):
                 yield f"{path}{name} has no effect: {about.description}"
@@ -281,7 +279,6 @@ class DeepSpeed(_EngineKeys):
             gradient_clipping=self.gradient_clipping,
             bf16=self.bf16.enabled,
             stage=self.zero_optimization.stage,
-            notes=tuple(self.notes("deepspeed.")),
         )
 
 

@@ -4,11 +4,11 @@ All mistakes are found at once, each with its place and, for an unknown key, the
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import (
     Field,
@@ -20,17 +20,18 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import to_jsonable_python
 
 from manifests import mistakes
 from manifests.errors import ConfigError
 from manifests.mistakes import KeyPath
+from manifests.store.uris import absolute
 from train.data.mask import Masking, Strategy
 from train.data.vocabulary import MOST_TOKENS
 from train.model.transformer import ModelConfig
 from train.settings import deepspeed
 from train.settings.deepspeed import DeepSpeed, EngineOptions, Options
 
-AnyOptions = TypeVar("AnyOptions", bound=Options)
 _SNAPSHOT = "WORKSPACE#NAME, as `modmill snapshot WORKSPACE NAME` made it"
 
 
@@ -47,7 +48,7 @@ class SourceOptions(Options):
         workspace, mark, name = uri.rpartition("#")
         if not (workspace and mark and name):
             raise ValueError(f"is {uri!r}, expected {_SNAPSHOT}")
-        return f"{_absolute(workspace, info.context)}#{name}"
+        return f"{absolute(workspace, info.context or Path.cwd())}#{name}"
 
 
 class ValidationOptions(Options):
@@ -87,7 +88,7 @@ class TrainConfig(Options):
     mixture: tuple[SourceOptions, ...] = Field(
         min_length=1, description="a list of {snapshot: WORKSPACE#NAME, weight: 1}"
     )
-    deepspeed: EngineOptions
+    deepspeed: DeepSpeed
     out: str | None = Field(default=None, min_length=1)
     seed: NonNegativeInt = 0
     model: ModelConfig = ModelConfig()
@@ -104,7 +105,7 @@ class TrainConfig(Options):
     @field_validator("out")
     @classmethod
     def _absolute_out(cls, out: str | None, info: ValidationInfo) -> str | None:
-        return _absolute(out, info.context) if out else None
+        return absolute(out, info.context or Path.cwd()) if out else None
 
     @field_validator("model")
     @classmethod
@@ -115,19 +116,26 @@ class TrainConfig(Options):
             raise ValueError(f"cannot be: {error}") from error
         return model
 
+    @cached_property
+    def engine(self) -> EngineOptions:
+        """Holds what a step does with DeepSpeed's options."""
+        return self.deepspeed.options()
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Says what stands in the file without effect."""
-        schedule = self.deepspeed.schedule
+        found = tuple(self.deepspeed.without_effect("deepspeed."))
+        schedule = self.engine.schedule
         end = schedule.total_steps or self.steps
         if schedule.decay == "constant" or end >= schedule.warmup_steps:
-            return self.deepspeed.notes
+            return found
         short = f"is {schedule.warmup_steps}, over all {end} steps: the rate stays under its peak"
-        return (f"deepspeed.scheduler.params.warmup_num_steps {short}", *self.deepspeed.notes)
+        return (f"deepspeed.scheduler.params.warmup_num_steps {short}", *found)
 
     def document(self) -> dict[str, Any]:
         """Returns all of it as plain JSON values. A run's identity is made of them."""
-        return self.model_dump(mode="json", exclude={"deepspeed": {"notes"}})
+        own = self.model_dump(mode="json", exclude={"deepspeed"})
+        return {**own, "deepspeed": to_jsonable_python(asdict(self.engine))}
 
 
 _SECTIONS: mistakes.Sections = {
@@ -138,6 +146,7 @@ _SECTIONS: mistakes.Sections = {
     ("masking", "strategies", "*"): Strategy,
     ("validation",): ValidationOptions,
     ("checkpoint",): CheckpointOptions,
+    **{("deepspeed", *path): section for path, section in deepspeed.SECTIONS.items()},
 }
 
 
@@ -148,50 +157,27 @@ def parse(
 
     A key that is null has its default. Raises ConfigError with a line for each mistake.
     """
-    engine, wrong = _engine(tree.get("deepspeed"), folder, where)
-    # What is wrong with the engine's options is told by now.
-    options = engine.options() if engine else EngineOptions(batch=1, micro_batch=1, accumulation=1)
-    config, more = _read(TrainConfig, {**tree, "deepspeed": asdict(options)}, _SECTIONS, where, folder=folder)
-    if config is None or wrong:
-        raise ConfigError("\n".join([*more, *wrong]))
-    return config
-
-
-def _engine(value: Any, folder: Path, where: Callable[[KeyPath], str]) -> tuple[DeepSpeed | None, list[str]]:
-    below = ("deepspeed",)
-    if isinstance(value, str):
-        path = Path(_absolute(value, folder))
+    engine = tree.get("deepspeed") or {}
+    file = absolute(engine, folder) if isinstance(engine, str) else None
+    if file is not None:
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            engine = json.loads(Path(file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            return None, [f"{where(below)}: deepspeed names {path}, which cannot be read as JSON: {error}"]
-        where, below = (lambda _: str(path)), ()
-    return _read(DeepSpeed, {} if value is None else value, deepspeed.SECTIONS, where, below=below)
+            place = where(("deepspeed",))
+            raise ConfigError(f"{place}: deepspeed names {file}, which cannot be read as JSON: {error}") from error
 
+    def place_of(path: KeyPath) -> str:
+        return file if file is not None and path[:1] == ("deepspeed",) else where(path)
 
-def _read(
-    model: type[AnyOptions],
-    tree: Any,
-    sections: mistakes.Sections,
-    where: Callable[[KeyPath], str],
-    *,
-    folder: Path | None = None,
-    below: KeyPath = (),
-) -> tuple[AnyOptions | None, list[str]]:
-    """Returns the options in a mapping, or None and a line for each mistake."""
     # As JSON, since only there pydantic's strict mode takes lists for tuples and mappings for dataclasses.
-    text = json.dumps(_without_nulls(tree), default=str)
+    text = json.dumps(_without_nulls({**tree, "deepspeed": engine}), default=str)
     try:
-        return model.model_validate_json(text, context=folder), []
+        return TrainConfig.model_validate_json(text, context=folder)
     except ValidationError as error:
-        return None, mistakes.explain(error.errors(include_url=False), sections, where, below=below)
+        raise ConfigError("\n".join(mistakes.explain(error.errors(include_url=False), _SECTIONS, place_of))) from None
 
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _without_nulls(below) for name, below in value.items() if below is not None}
     return [_without_nulls(below) for below in value] if isinstance(value, list) else value
-
-
-def _absolute(text: str, folder: Any) -> str:
-    return text if "://" in text else os.path.abspath(os.path.join(folder, os.path.expanduser(text)))

@@ -115,7 +115,7 @@ def test_overrides_are_read_as_those_of_a_pipeline_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = train_run.load(file, ["deepspeed.optimizer.params.lr=2e-3", "out=elsewhere", "validation.rows=0"])
-    assert config.deepspeed.optimizer.lr == 0.002
+    assert config.engine.optimizer.lr == 0.002
     assert config.out == str(tmp_path / "elsewhere")
     assert config.validation.rows == 0
     assert config.mixture[0].snapshot == f"{home / 'work'}#small"
@@ -198,4 +198,4 @@ def test_the_example_is_read() -> None:
     assert config.notes == ()
     assert config.mixture[0].snapshot == f"{ROOT / 'demo-out/workspace'}#demo"
     assert [source.corpora for source in config.mixture] == [("scenes",), ("photos",), ("texts",)]
-    assert (config.deepspeed.batch, config.deepspeed.accumulation, config.steps) == (16, 1, 520)
+    assert (config.engine.batch, config.engine.accumulation, config.steps) == (16, 1, 520)

@@ -36,8 +36,8 @@ def test_a_short_file_has_defaults_and_absolute_paths() -> None:
     assert config.mixture[0].snapshot == "/data/work#small"
     assert (config.mixture[0].corpora, config.mixture[0].weight) == (("a",), 3.0)
     assert (config.name, config.seed, config.out, config.threads) == ("train", 0, None, None)
-    assert (config.deepspeed.batch, config.deepspeed.micro_batch, config.deepspeed.accumulation) == (8, 8, 1)
-    assert config.deepspeed.schedule.rate(7, 10) == config.deepspeed.optimizer.lr == 1e-3
+    assert (config.engine.batch, config.engine.micro_batch, config.engine.accumulation) == (8, 8, 1)
+    assert config.engine.schedule.rate(7, 10) == config.engine.optimizer.lr == 1e-3
     assert read(mixture=[{"snapshot": "s3://bucket/work#small"}]).mixture[0].snapshot == "s3://bucket/work#small"
     document = config.document()
     assert json.loads(json.dumps(document)) == document
@@ -57,7 +57,7 @@ def test_a_short_file_has_defaults_and_absolute_paths() -> None:
 )
 def test_two_of_the_batch_sizes_give_the_third(given: tuple[Any, ...], meant: tuple[int, ...]) -> None:
     names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    options = read(deepspeed=dict(zip(names, given, strict=True))).deepspeed
+    options = read(deepspeed=dict(zip(names, given, strict=True))).engine
     assert (options.batch, options.micro_batch, options.accumulation) == meant
 
 
@@ -177,10 +177,10 @@ def test_what_one_process_cannot_do_is_refused(options: dict[str, Any], message:
 def test_engine_options_may_stand_in_a_json_file(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text('{"train_batch_size": 4, "gradient_clipping": 0.5}')
     config = read(folder=tmp_path, deepspeed="engine.json")
-    assert (config.deepspeed.batch, config.deepspeed.gradient_clipping) == (4, 0.5)
+    assert (config.engine.batch, config.engine.gradient_clipping) == (4, 0.5)
     (tmp_path / "engine.json").write_text('{"train_batch_size": 4, "gradient_cliping": 0.5}')
     with pytest.raises(
-        ConfigError, match=r"engine.json: gradient_cliping is no option; did you mean 'gradient_clipping'"
+        ConfigError, match=r"engine.json: deepspeed.gradient_cliping is no option; did you mean 'gradient_clipping'"
     ):
         read(folder=tmp_path, deepspeed="engine.json")
     (tmp_path / "engine.json").write_text("{")
@@ -189,8 +189,8 @@ def test_engine_options_may_stand_in_a_json_file(tmp_path: Path) -> None:
 
 
 def test_bf16_and_adam_are_read_as_deepspeed_reads_them() -> None:
-    assert engine().deepspeed.bf16 == "auto"
-    assert engine(bf16={"enabled": True}).deepspeed.bf16 is True
-    assert engine(bf16={"enabled": "auto"}).deepspeed.bf16 == "auto"
-    assert engine(optimizer={"type": "adam"}).deepspeed.optimizer.decoupled
-    assert not engine(optimizer={"type": "Adam", "params": {"adam_w_mode": False}}).deepspeed.optimizer.decoupled
+    assert engine().engine.bf16 == "auto"
+    assert engine(bf16={"enabled": True}).engine.bf16 is True
+    assert engine(bf16={"enabled": "auto"}).engine.bf16 == "auto"
+    assert engine(optimizer={"type": "adam"}).engine.optimizer.decoupled
+    assert not engine(optimizer={"type": "Adam", "params": {"adam_w_mode": False}}).engine.optimizer.decoupled
