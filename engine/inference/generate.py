@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ def _used(
     used = {}
     for place, name in enumerate(wanted):
         facts = opened.vocabulary[name]
-        chosen = asdict(options.of(facts, [*given, *wanted[:place]]))
+        chosen = dict(options.of(facts, [*given, *wanted[:place]]))
         unused = OF_GRIDS if facts.sequence else OF_SEQUENCES
         used[name] = {option: value for option, value in chosen.items() if option not in unused}
     return used

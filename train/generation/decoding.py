@@ -1,38 +1,29 @@
-"""Decides which tokens are drawn from what a model predicts: options, schedules, filters, guidance and the draw itself."""
+"""Decides which tokens are drawn from what a model predicts: options, schedules, filters and the draw itself."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from math import cos, isfinite, pi
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from math import cos, pi
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 from torch import Tensor
 
-from manifests.errors import ConfigError, nearest
+from manifests import mistakes
+from manifests.errors import ConfigError
 from train.data.vocabulary import TokenModality
 
 Order = Literal["confidence", "random"]
 Schedule = Literal["cosine", "linear"]
-TemperatureSchedule = Literal["constant", "linear"]
-
 
 # Options that only grids, and only sequences, have a use for.
 OF_GRIDS = ("steps", "schedule", "order")
 OF_SEQUENCES = ("tokens",)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeOptions:
+class DecodeOptions(BaseModel):
     """Holds how one modality is decoded.
 
     steps        grids: the number of steps in which the cells are decoded; at most one per cell
@@ -48,30 +39,17 @@ class DecodeOptions:
     tokens       sequences: the most tokens; None: as many as the model sees of a sequence
     """
 
-    steps: int = 25
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    steps: PositiveInt = 25
     schedule: Schedule = "linear"
     order: Order = "random"
-    temperature: float = 1.0
-    temperature_schedule: TemperatureSchedule = "constant"
-    top_k: int | None = None
-    top_p: float = 1.0
-    guidance: float = 1.0
-    tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "top_k", "tokens"):
-            value = getattr(self, name)
-            if not (_is_whole(value) and value >= 1) and (value is not None or name == "steps"):
-                raise ConfigError(f"{name}: {value!r}; expected a whole number from 1 up")
-        for name in ("temperature", "guidance"):
-            value = getattr(self, name)
-            if not (_is_number(value) and value >= 0):
-                raise ConfigError(f"{name}: {value!r}; expected a number from 0 up")
-        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise ConfigError(f"top_p: {self.top_p!r}; expected a share of the probability, 0 < top_p <= 1")
-        for name, kind in (("order", Order), ("schedule", Schedule), ("temperature_schedule", TemperatureSchedule)):
-            if getattr(self, name) not in get_args(kind):
-                raise ConfigError(f"{name}: {getattr(self, name)!r}; expected {' or '.join(get_args(kind))}")
+    temperature: NonNegativeFloat = 1.0
+    temperature_schedule: Literal["constant", "linear"] = "constant"
+    top_k: PositiveInt | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    guidance: NonNegativeFloat = 1.0
+    tokens: PositiveInt | None = None
 
     def temperature_at(self, done: float) -> float:
         """Returns the temperature when the share `done` of all steps is done."""
@@ -110,16 +88,18 @@ class GenerateOptions:
     each: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_names(self.every, "decode options")
-        DecodeOptions(**self.every)
-        for name, given in self.each.items():
-            _check_names(given, name)
-            DecodeOptions(**given)
+        """Raises ConfigError for an unknown option, and for a value that an option cannot have."""
+        for place, given in (((), self.every), *(((name,), given) for name, given in self.each.items())):
+            try:
+                DecodeOptions.model_validate(given)
+            except ValidationError as error:
+                found = error.errors(include_url=False)
+                lines = mistakes.explain(found, {(): DecodeOptions}, lambda _: "decode options", below=place)
+                raise ConfigError("\n".join(lines)) from None
 
     def of(self, modality: TokenModality, conditions: Collection[str]) -> DecodeOptions:
         """Returns the options of one modality, generated from `conditions`."""
-        changed = {**asdict(defaults(modality, conditions)), **self.every, **self.each.get(modality.name, {})}
-        return DecodeOptions(**changed)
+        return defaults(modality, conditions).model_copy(update={**self.every, **self.each.get(modality.name, {})})
 
 
 def counts(cells: int, steps: int, schedule: Schedule) -> list[int]:
@@ -131,14 +111,6 @@ def counts(cells: int, steps: int, schedule: Schedule) -> list[int]:
         # Every step has at least one, and leaves at least one to each of those after it.
         known.append(min(max(round(cells * share), known[-1] + 1), cells - (steps - step)))
     return [int(many) for many in np.diff(known)]
-
-
-def guided(
-    with_conditions: Float[Tensor, "n V"], without: Float[Tensor, "n V"] | None, guidance: float
-) -> Float[Tensor, "n V"]:
-    """Returns guided logits in float64; `without` is None if there are no conditions to leave out."""
-    logits = with_conditions.double()
-    return logits if without is None else without.double() + guidance * (logits - without.double())
 
 
 def filtered(logits: Float[Tensor, "n V"], top_k: int | None, top_p: float) -> Float[Tensor, "n V"]:
@@ -177,11 +149,3 @@ def draw(
         tokens = torch.searchsorted(reached, wanted).squeeze(1)
     confidence = logits.softmax(dim=-1).gather(-1, tokens[:, None]).squeeze(1)
     return tokens.cpu().numpy(), confidence.cpu().numpy()
-
-
-def _check_names(given: Any, where: str) -> None:
-    """Raises ConfigError if a mapping has a key that is no decode option."""
-    known = [one.name for one in fields(DecodeOptions)]
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"{where}: no option {name!r}; {nearest(name, known)}")

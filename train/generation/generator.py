@@ -9,7 +9,6 @@ Every draw is a hash of (seed, number of the sample, modality, step, place): a s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from manifests.store.storage import open_storage
 from tokenize_jobs import protocol
 from train.data.hashing import combine, name_hash, uniform
 from train.data.vocabulary import TokenModality, Vocabulary
-from train.generation.decoding import DecodeOptions, GenerateOptions, counts, draw, guided
+from train.generation.decoding import DecodeOptions, GenerateOptions, counts, draw
 from train.generation.left_to_right import Prefix
 from train.model.transformer import Context, Model
 
@@ -59,9 +58,9 @@ class _Goal:
         return self.guided([self.model.decode(context, *tensors) for context in contexts])
 
     def guided(self, hidden: Sequence[Float[Tensor, "n D"]]) -> Float[Tensor, "n V"]:
-        """Returns guided logits of the decoder's output with the conditions, and without them if `contexts` had both."""
-        found = [self.model.logits(one, self.index).float() for one in hidden]
-        return guided(found[0], found[1] if len(found) > 1 else None, self.options.guidance)
+        """Returns guided logits, float64, of the decoder's output with the conditions, and without them if it has both."""
+        logits, *without = (self.model.logits(one, self.index).double() for one in hidden)
+        return without[0] + self.options.guidance * (logits - without[0]) if without else logits
 
     def draw(
         self, logits: Tensor, sample: np.ndarray, place: np.ndarray, step: int, done: float
@@ -237,7 +236,14 @@ class Tokenizers:
     def get(self, modality: str) -> protocol.Tokenizer:
         """Returns the tokenizer of a modality. Raises ConfigError if it is not the one that the model was trained with."""
         if modality not in self._loaded:
-            self._loaded[modality] = protocol.load(self._folder(self.vocabulary[modality]), modality)
+            facts, storage = self.vocabulary[modality], open_storage(self.workspaces[modality])
+            folder, found = protocol.fetch(storage, facts.path)
+            if found != facts.digest:
+                raise ConfigError(
+                    f"{storage.location(facts.path)}: the tokenizer of {modality} is {found[:12]}, the model was trained with "
+                    f"{facts.tokenizer}-{facts.digest[:12]}; restore that folder from a copy, or train on the new tokens"
+                )
+            self._loaded[modality] = protocol.load(folder, modality)
         return self._loaded[modality]
 
     def encode(self, modality: str, label: Any) -> Int64[np.ndarray, "tokens"]:
@@ -260,14 +266,3 @@ class Tokenizers:
     def decode(self, modality: str, tokens: Sequence[np.ndarray]) -> list[Any]:
         """Returns the labels of rows of tokens."""
         return list(self.get(modality).decode(list(tokens)))
-
-    def _folder(self, facts: TokenModality) -> Path:
-        """Returns a local folder with the tokenizer, its files checked."""
-        storage = open_storage(self.workspaces[facts.name])
-        folder, found = protocol.fetch(storage, facts.path)
-        if found != facts.digest:
-            raise ConfigError(
-                f"{storage.location(facts.path)}: the tokenizer of {facts.name} is {found[:12]}, the model was trained with "
-                f"{facts.tokenizer}-{facts.digest[:12]}; restore that folder from a copy, or train on the new tokens"
-            )
-        return folder

@@ -14,7 +14,7 @@ from train.data.batch import Batch, Column, MaskedBatch
 from train.data.hashing import combine, name_hash
 from train.data.mask import Masking, Strategy, mask_batch
 from train.data.vocabulary import TokenModality, Vocabulary
-from train.generation.decoding import DecodeOptions, GenerateOptions, Order, Schedule, counts, draw, filtered
+from train.generation.decoding import GenerateOptions, Order, Schedule, counts, draw, filtered
 from train.generation.generator import UNKNOWN, generate
 from train.generation.left_to_right import Prefix
 from train.model import loss
@@ -138,7 +138,7 @@ def test_draws_follow_the_distribution() -> None:
 )
 def test_options_that_cannot_be_meant_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        DecodeOptions(**wrong)  # type: ignore[arg-type]
+        GenerateOptions(every=wrong)
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         GenerateOptions(each={"rgb": wrong})
 
