@@ -13,7 +13,7 @@ digest of the rows' keys in the metadata of its schema.
 import os
 import secrets
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +23,12 @@ from jaxtyping import Bool, Int64
 
 from manifests.errors import ConfigError, ShardError
 from manifests.formats.shards import Status, keys_digest
-from manifests.recipe import sha256_hex
 from manifests.snapshots.snapshot import Snapshot, SnapshotPart, SnapshotShard
 from manifests.store import parquet
-from manifests.store.storage import cache_folder
+from manifests.store.storage import cache_folder, read_same
 
 _FORMAT = b"1"
-_TYPES: Mapping[pa.DataType, type] = {pa.uint8(): np.uint8, pa.uint16(): np.uint16, pa.uint32(): np.uint32}
+_TYPES = (pa.uint8(), pa.uint16(), pa.uint32())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +100,9 @@ def _map(path: Path) -> pa.RecordBatch | None:
 
 
 def _column(batch: pa.RecordBatch) -> TokenColumn:
-    tokens = batch["tokens"]
-    kind = _TYPES[tokens.type.value_type]
-    _, offsets, _, values = tokens.buffers()
+    tokens, present = batch["tokens"], batch["present"]
     return TokenColumn(
-        # An array of no tokens may come without a buffer.
-        values=np.zeros(0, kind) if values is None else np.frombuffer(values, kind, count=len(tokens.values)),
-        offsets=np.frombuffer(offsets, np.int64, count=len(tokens) + 1),
-        present=batch["present"].to_numpy().astype(bool),
+        values=tokens.values.to_numpy(), offsets=tokens.offsets.to_numpy(), present=present.to_numpy().astype(bool)
     )
 
 
@@ -117,17 +111,8 @@ def _unpack(snapshot: Snapshot, shard: SnapshotShard) -> pa.RecordBatch:
     where = _location(snapshot, shard)
     if shard.format != "parquet":
         raise ShardError(f"{where}: token shards are trained on from Parquet, this one is {shard.format!r}")
-    try:
-        data = snapshot.storage.read(shard.path)
-    except OSError as error:
-        raise ShardError(
-            f"{where}: cannot be read ({error}), and snapshot {snapshot.name!r} needs it; run `modmill verify`"
-        ) from error
-    if sha256_hex(data) != shard.sha256:
-        raise ShardError(
-            f"{where}: has sha256 {sha256_hex(data)[:12]}, snapshot {snapshot.name!r} froze {shard.sha256[:12]}: the file was "
-            "altered or truncated; run `modmill verify`"
-        )
+    remedy = f"snapshot {snapshot.name!r} needs it; run `modmill verify`"
+    data = read_same(snapshot.storage, shard.path, shard.sha256, remedy=remedy)
     try:
         table = parquet.read(data, ["key", "status", "tokens"])
         tokens = table["tokens"].combine_chunks()

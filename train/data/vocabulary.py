@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from math import isqrt
 from typing import Any, Self
 
+from pydantic import TypeAdapter
+
 from manifests.errors import ConfigError, nearest
 from manifests.snapshots.snapshot import Snapshot, SnapshotModality
 
@@ -74,11 +76,7 @@ class Vocabulary:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Returns the vocabulary that `document` wrote."""
-        modalities = []
-        for fields in document["modalities"]:
-            start = fields.get("record_start")
-            modalities.append(TokenModality(**{**fields, "record_start": None if start is None else tuple(start)}))
-        return cls(modalities=tuple(modalities), size=document["size"])
+        return TypeAdapter(cls).validate_python(document)
 
 
 def of_snapshots(snapshots: Sequence[Snapshot], *, most_tokens: int = MOST_TOKENS) -> Vocabulary:
