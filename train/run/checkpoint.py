@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from manifests.errors import ConfigError, ShardError, UserError
+from manifests.errors import ConfigError, ShardError, UserError, WorkspaceError
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.store.storage import Storage, open_storage, read_same
-from train.data.vocabulary import Vocabulary
+from train.data.vocabulary import TokenModality, Vocabulary
 from train.model.transformer import Model, ModelConfig
 
 FORMAT = 1
@@ -77,18 +77,13 @@ class Saved:
 class Checkpoint:
     """Holds a checkpoint to use.
 
-    config     the trainer's configuration, as plain JSON values
-    workspace  the URI of the first snapshot's workspace
-    workspaces by modality, the URI of the workspace that holds its tokenizer (at `vocabulary[name].path`)
+    `workspaces` has by modality the URI of the workspace that holds its tokenizer (at `vocabulary[name].path`).
     """
 
     model: Model
     vocabulary: Vocabulary
-    config: Mapping[str, Any]
-    workspace: str
     workspaces: Mapping[str, str]
     step: int
-    location: str
 
 
 # -- saving ----------------------------------------------------------------------------------------------------------
@@ -117,14 +112,16 @@ def save(
         # What a killed process left without a mark.
         storage.remove_folder(path)
         written = {
-            name: _put(storage, posixpath.join(path, name), data()) for name, data in _files(model, optimizer).items()
+            MODEL: _put(storage, f"{path}/{MODEL}", _packed(model.state_dict())),
+            OPTIMIZER: _put(storage, f"{path}/{OPTIMIZER}", _packed(_moments(model, optimizer))),
         }
         whole = {"format": FORMAT, "step": step, "files": written, **document}
         _put(storage, posixpath.join(path, MARK), canonical_json(whole))
-    except OSError as error:
+    except (OSError, WorkspaceError) as error:
         with contextlib.suppress(OSError):
             storage.remove_folder(path)
-        if error.errno not in _DISK_FULL:
+        # The storage says it in words of its own if a full disk is the cause.
+        if getattr(error.__cause__ or error, "errno", None) not in _DISK_FULL:
             raise
         before = [name for name in _folders(storage) if storage.exists(f"{FOLDER}/{name}/{MARK}")]
         left = f"the checkpoint {before[-1]} stays" if before else "there is no checkpoint before it"
@@ -145,17 +142,11 @@ def remove_after(storage: Storage, step: int) -> list[str]:
     return newer
 
 
-def _files(model: nn.Module, optimizer: Optimizer) -> dict[str, Callable[[], bytes]]:
-    """Returns functions that make the files' bytes, one file at a time, since each is as large as the model."""
+def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return {
-        MODEL: lambda: _packed(model.state_dict()),
-        OPTIMIZER: lambda: _packed(
-            {
-                f"{kind}.{name}": value
-                for name, parameter in model.named_parameters()
-                for kind, value in optimizer.state.get(parameter, {}).items()
-            }
-        ),
+        f"{kind}.{name}": value
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizer.state.get(parameter, {}).items()
     }
 
 
@@ -221,22 +212,19 @@ def check_vocabulary(saved: Saved, vocabulary: Vocabulary) -> None:
     """Raises ConfigError, with modality and digests, if a model of this vocabulary cannot go on from the checkpoint."""
     held = {one.name: one for one in Vocabulary.from_document(saved.document["vocabulary"]).modalities}
     wanted = {one.name: one for one in vocabulary.modalities}
-    remedy = "give it the snapshot that it was trained on, or train a new one"
     for name in sorted(held.keys() | wanted.keys()):
-        if name not in held or name not in wanted:
-            which = "no" if name not in held else "a"
-            other = "have" if name not in held else "have not"
-            raise ConfigError(f"{saved.location} has {which} modality {name!r}, which the snapshots {other}; {remedy}")
-        if held[name].digest != wanted[name].digest:
+        ours, theirs = held.get(name), wanted.get(name)
+        if ours != theirs:
             raise ConfigError(
-                f"{saved.location} was trained on {name!r} of tokenizer {held[name].digest[:12]}, the snapshots have it of "
-                f"{wanted[name].digest[:12]}; {remedy}"
+                f"{saved.location} was trained on another {name!r} than the snapshots have: it has {_form(ours)}, they have "
+                f"{_form(theirs)}; give it the snapshot that it was trained on, or train a new one"
             )
-        if held[name] != wanted[name]:
-            raise ConfigError(
-                f"{saved.location} has another form of {name!r} ({held[name].tokens} tokens a row at {held[name].offset}) than "
-                f"the snapshots ({wanted[name].tokens} at {wanted[name].offset}); {remedy}"
-            )
+
+
+def _form(one: TokenModality | None) -> str:
+    if one is None:
+        return "no such modality"
+    return f"{one.tokens} tokens a row of {one.tokenizer}-{one.digest[:12]}, at {one.offset}"
 
 
 def load_model(saved: Saved, model: nn.Module) -> None:
@@ -275,11 +263,8 @@ def open_checkpoint(uri: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(
         model=model.eval(),
         vocabulary=vocabulary,
-        config=document["config"],
-        workspace=homes[0],
         workspaces={name: homes[facts["workspace"]] for name, facts in document["tokenizers"].items()},
         step=saved.step,
-        location=saved.location,
     )
 
 
@@ -302,19 +287,13 @@ def find(uri: str) -> Saved:
 
 def relative_uri(workspace: Storage, run: Storage) -> str:
     """Returns how a run's folder names a workspace: relative if the run lies in it, so that both can be moved together."""
-    inside = run.full("").rstrip("/")
-    root = workspace.root.rstrip("/")
-    same_store = workspace.is_local == run.is_local and (run.is_local or type(workspace.fs) is type(run.fs))
-    if same_store and inside.startswith(f"{root}/"):
-        return posixpath.relpath(root, inside)
-    return workspace.uri
+    inside = run.uri.removeprefix(f"{workspace.uri.rstrip('/')}/")
+    return workspace.uri if inside == run.uri else "/".join([".."] * len(inside.split("/")))
 
 
 def resolved(uri: str, run: Storage) -> str:
     """Returns the URI of a workspace that `relative_uri` named in the run's folder `run`."""
     if "://" in uri or os.path.isabs(uri):
         return uri
-    if run.is_local:
-        return posixpath.normpath(posixpath.join(run.root, uri))
-    scheme, _, path = run.uri.partition("://")
-    return f"{scheme}://{posixpath.normpath(posixpath.join(path, uri))}"
+    scheme, separator, path = run.uri.rpartition("://")
+    return f"{scheme}{separator}{posixpath.normpath(posixpath.join(path, uri))}"

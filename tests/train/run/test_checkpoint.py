@@ -145,10 +145,10 @@ def test_another_vocabulary_is_named_with_both_digests(tmp_path: Path) -> None:
     saved = save(open_storage(tmp_path), 5)
     checkpoint.check_vocabulary(saved, vocabulary())
     with pytest.raises(
-        ConfigError, match="trained on 'rgb' of tokenizer aaaaaaaaaaaa, the snapshots have it of bbbbbbbbbbbb"
+        ConfigError, match=r"trained on another 'rgb' .* row of rgb-aaaaaaaaaaaa, .* row of rgb-bbbbbbbbbbbb"
     ):
         checkpoint.check_vocabulary(saved, vocabulary("b" * 64))
-    with pytest.raises(ConfigError, match="has no modality 'depth', which the snapshots have"):
+    with pytest.raises(ConfigError, match=r"trained on another 'depth' .* it has no such modality, they have 4 tokens"):
         checkpoint.check_vocabulary(saved, vocabulary(name="depth"))
 
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_opens_from_its_folder_and_its_runs_and_moves_with_its_work
     run = tmp_path / "moved/runs/one"
     for place in (run, run / "checkpoints/step-00000005", f"{run}/"):
         opened = checkpoint.open_checkpoint(place)
-        assert (opened.step, opened.workspace) == (5, str(tmp_path / "moved"))
+        assert opened.step == 5
         assert opened.workspaces == {"rgb": str(tmp_path / "moved")}
         assert torch.equal(opened.model.head.weight, made()[0].head.weight)
     with pytest.raises(ConfigError, match=r"is no checkpoint and no run's folder with one; `modmill train FILE`"):
