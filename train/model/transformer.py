@@ -9,9 +9,7 @@ stay packed, T or U rows of D, and are laid out by sample for attention alone.
 Letters: B samples, T inputs, U targets, D width, H heads, N longest sample.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -22,7 +20,7 @@ from torch.nn import functional
 from manifests.errors import ConfigError
 from train.data.batch import MaskedBatch
 from train.data.hashing import name_hash
-from train.data.vocabulary import TokenModality, Vocabulary
+from train.data.vocabulary import Vocabulary
 
 _WIDTH_A_DEPTH = 64
 _NORM_EPSILON = 1e-6
@@ -308,25 +306,20 @@ class Model(nn.Module):
 
 def positions(vocabulary: Vocabulary, width: int) -> tuple[Float[Tensor, "P D"], Int64[Tensor, "M"]]:
     """Returns one table of all sine positions, and where those of each modality begin; equal shapes share rows."""
-    tables: list[Tensor] = []
-    begin: dict[Any, int] = {}
-    starts = []
+    tables: dict[tuple[int | None, int], Tensor] = {}
+    begins: dict[tuple[int | None, int], int] = {}
+    starts, size = [], 0
     for modality in vocabulary.modalities:
-        shape, make = _positions_of(modality, width)
-        if shape not in begin:
-            begin[shape] = sum(len(table) for table in tables)
-            tables.append(make())
-        starts.append(begin[shape])
-    return torch.cat(tables), torch.tensor(starts)
-
-
-def _positions_of(modality: TokenModality, width: int) -> tuple[Any, Callable[[], Tensor]]:
-    side = modality.side
-    if side is not None:
-        return ("grid", side), lambda: _plane(side, width)
-    # A target sequence may hold a sentinel for every token, the first and the last beside them.
-    length = 2 * modality.tokens + 2 if modality.sequence else modality.tokens
-    return ("line", length), lambda: _line(torch.arange(length), width)
+        # A target sequence may hold a sentinel for every token, the first and the last beside them.
+        length = 2 * modality.tokens + 2 if modality.sequence else modality.tokens
+        shape = modality.side, length
+        if shape not in tables:
+            tables[shape] = (
+                _line(torch.arange(length), width) if modality.side is None else _plane(modality.side, width)
+            )
+            begins[shape], size = size, size + length
+        starts.append(begins[shape])
+    return torch.cat(list(tables.values())), torch.tensor(starts)
 
 
 def _line(places: Tensor, width: int) -> Float[Tensor, "P D"]:
