@@ -186,19 +186,13 @@ def fit_text(texts: Iterable[str], out: Path, *, options: TextOptions) -> dict[s
     return {"texts": float(total), "vocabulary": float(len(pieces)), **_coverage(table, counts)}
 
 
-def from_file(
-    path: Path,
-    out: Path,
-    *,
-    classes: Sequence[str] = sequence.COCO_CLASSES,
-    minimum_score: float = sequence.MINIMUM_SCORE,
-) -> None:
+def from_file(path: Path, out: Path, *, classes: Sequence[str] = sequence.COCO_CLASSES) -> None:
     """Copies a `tokenizers` JSON file, such as the one that 4M publishes, byte for byte into a tokenizer's folder.
 
     Raises ConfigError if it is no such file, or if a special token does not have the id of the plan.
     """
     _read_table(path, classes)
-    _write(out, path.read_bytes(), classes, minimum_score)
+    _write(out, path.read_bytes(), classes, sequence.MINIMUM_SCORE)
 
 
 def _plan(classes: Sequence[str]) -> list[AddedToken]:
@@ -222,13 +216,9 @@ def _plan(classes: Sequence[str]) -> list[AddedToken]:
 def _read_table(path: Path, classes: Sequence[str]) -> Tokenizer:
     """Reads the table in a JSON file and checks that it follows the plan."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); expected a tokenizers JSON file") from error
-    try:
-        table = Tokenizer.from_str(text)
+        table = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise ConfigError(f"{path}: no tokenizers JSON file ({error})") from error
+        raise ConfigError(f"{path}: no tokenizers JSON file that can be read ({error})") from error
     table.no_truncation()
     table.no_padding()
     plan = [token.content for token in _plan(classes)]

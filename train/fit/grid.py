@@ -86,7 +86,7 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
+class _Windows:
     """Cuts windows out of the labels, at random."""
 
     labels: np.ndarray
@@ -102,11 +102,11 @@ class _Source:
         rows = rng.choice(total, size=count, replace=total < count)
         corners = rng.integers(size - self.side + 1, size=(2, count))
         mirrored = rng.random(count) < (0.5 if self.mirror else 0.0)
-        windows = np.stack(
+        cut = np.stack(
             [self.labels[i, y : y + self.side, x : x + self.side] for i, y, x in zip(rows, *corners, strict=True)]
         )
-        windows[mirrored] = windows[mirrored][:, :, ::-1]
-        inputs, valid = self.coding.prepare(windows, self.scaling[rows])
+        cut[mirrored] = cut[mirrored][:, :, ::-1]
+        inputs, valid = self.coding.prepare(cut, self.scaling[rows])
         if self.coding.mirror_x:
             inputs[mirrored, ..., 0] *= -1
         return torch.from_numpy(inputs).to(self.device), torch.from_numpy(valid).to(self.device)
@@ -137,7 +137,7 @@ def fit_grid(
     torch.set_num_threads(threads)
     _check(labels, modality, options)
     coding = _known_classes(coding_of(modality), labels)
-    source = _Source(
+    windows = _Windows(
         labels=labels,
         coding=coding,
         scaling=np.concatenate([coding.scaling(part) for part in chunks(labels)]),
@@ -146,9 +146,9 @@ def fit_grid(
         device=device,
     )
     shape = _network_shape(coding, options)
-    state = _start(source, shape, options) if resume is None else _restored(resume[1], shape, device)
+    state = _start(windows, shape, options) if resume is None else _restored(resume[1], shape, device)
     for step in range(0 if resume is None else resume[0], options.steps):
-        losses = _step(state, source, options, step)
+        losses = _step(state, windows, options, step)
         if on_step is not None:
             on_step(step + 1, losses)
         if save is not None and (step + 1) % options.checkpoint_every == 0:
@@ -207,20 +207,20 @@ def _network_shape(coding: Coding, options: GridOptions) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _start(source: _Source, shape: dict[str, int], options: GridOptions) -> _State:
+def _start(windows: _Windows, shape: dict[str, int], options: GridOptions) -> _State:
     """Returns the state before the first step: principal components and k-means."""
     generator = torch.Generator().manual_seed(options.seed)
     network = empty(**shape)
     initialize(network, generator)
-    network.to(source.device)
+    network.to(windows.device)
     # Steps draw from (seed, 1, step), this from (seed, 0).
     rng = np.random.default_rng((options.seed, 0))
-    cells = (source.side // options.patch) ** 2
-    inputs, valid = source.draw(rng, ceil(_COMPONENT_PATCHES / cells))
-    reference = _constant_error(source.coding, inputs, valid)
+    cells = (windows.side // options.patch) ** 2
+    inputs, valid = windows.draw(rng, ceil(_COMPONENT_PATCHES / cells))
+    reference = _constant_error(windows.coding, inputs, valid)
     start_from(network, patchify(network.pixels(inputs), options.patch).flatten(0, 2), generator)
     draws = ceil(options.start_patches / cells / options.batch)
-    latents = [network.latents(source.draw(rng, options.batch)[0]).flatten(0, 2) for _ in range(draws)]
+    latents = [network.latents(windows.draw(rng, options.batch)[0]).flatten(0, 2) for _ in range(draws)]
     averages = start_codebook(
         network.codebook, torch.cat(latents), rounds=options.start_rounds, batch=options.batch * cells, rng=rng
     )
@@ -241,17 +241,17 @@ def _optimizer(network: GridNetwork) -> MuonAdam:
     return MuonAdam(matrices, others)
 
 
-def _step(state: _State, source: _Source, options: GridOptions, step: int) -> dict[str, float]:
+def _step(state: _State, windows: _Windows, options: GridOptions, step: int) -> dict[str, float]:
     """Makes one update; `step` counts from 0."""
     rng = np.random.default_rng((options.seed, 1, step))
-    inputs, valid = source.draw(rng, options.batch)
+    inputs, valid = windows.draw(rng, options.batch)
     network = state.network
     latents = network.latents(inputs)
     indices = network.codebook.nearest(latents)
     codes = network.codebook(indices)
     # Straight through: the decoder sees codes, the encoder gets the decoder's gradient as if it saw latents.
     outputs = network.outputs(latents + (codes - latents).detach())
-    reconstruction = _error(source.coding, outputs, inputs, valid) / state.reference
+    reconstruction = _error(windows.coding, outputs, inputs, valid) / state.reference
     commitment = nn.functional.mse_loss(latents, codes)
     (reconstruction + options.commitment * commitment).backward()
     nn.utils.clip_grad_norm_(state.optimizer.others.values(), 1.0)
