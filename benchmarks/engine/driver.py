@@ -239,18 +239,20 @@ def in_process(folder: Path, items: int) -> dict[str, float]:
 
 def _part(number: int) -> Any:
     from manifests.log.actions import PartAdded
+    from manifests.store import paths
 
     digest = hashlib.sha256(str(number).encode()).hexdigest()
-    path = f"data/notes/_samples/part-{number:07d}-{digest[:8]}.parquet"
+    path = paths.samples("notes", number, digest)
     facts: dict[str, Any] = {"size_bytes": 1000, "keys_sha256": digest, "source_bytes": 10}
     return PartAdded(corpus="notes", part=number, rows=1, path=path, sha256=digest, **facts)
 
 
 def _record(item: Any, target: Any) -> Any:
     from manifests.log.actions import ShardAdded
+    from manifests.store import paths
 
     digest = hashlib.sha256(item.name.encode()).hexdigest()
-    path = f"data/notes/text/{target.fingerprint[:12]}/part-{item.part.part:07d}-{digest[:8]}.parquet"
+    path = paths.shard("notes", "text", target.fingerprint, item.part.part, None, digest, is_tar=False)
     place: dict[str, Any] = {
         "corpus": "notes",
         "part": item.part.part,

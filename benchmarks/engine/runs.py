@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from manifests.store import paths
+
 
 def run(pipeline: Mapping[str, Any], *, workers: int) -> dict[str, float]:
     """Runs a pipeline, whose parts are all full; what its steady part took.
@@ -71,4 +73,4 @@ def _labeled(pipeline: Mapping[str, Any]) -> Path:
     done = job.run(settled, steps=("label",), quiet=True)
     if failed := done.counts.get("failed_rows", 0):
         raise ValueError(f"{failed} rows failed; see the view `failures` of {settled.workspace}")
-    return Path(settled.workspace) / "runs" / done.run / "events.jsonl"
+    return Path(settled.workspace) / paths.events(done.run)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from engine.pipeline.file import absolute
 from engine.pipeline.sections import CorpusConfig
 from engine.sources import listing, parquet, tars, urls
 from engine.sources.columns import SIDECARS, image_columns
 from engine.sources.listing import IMAGE_SUFFIXES, File, Listed, Listing, Notes, Scanned, key_of
 from manifests.errors import ConfigError
+from manifests.store.uris import absolute
 
 _BESIDE = ("tar", "beside loose images, passed over (a corpus of its own takes what is in them)")
 

@@ -13,6 +13,7 @@ from manifests.log import actions
 from manifests.log import entries as log
 from manifests.modality import MODALITIES, Form
 from manifests.recipe import sha256_hex
+from manifests.store import paths
 from manifests.store.storage import Storage, open_storage
 from tests.records import RECIPE, part_added, shard_added
 
@@ -85,7 +86,7 @@ class Make:
             for row, key in enumerate(keys)
         ]
         data = shards.write_samples(rows, pa.schema([(name, values.type) for name, values in columns.items()]))
-        path = f"data/{corpus}/_samples/part-{part:07d}-{sha256_hex(data)[:8]}.parquet"
+        path = paths.samples(corpus, part, sha256_hex(data))
         assert storage.put(path, data)
         return cls.part(
             corpus, part, rows=len(keys), path=path, sha256=sha256_hex(data), keys_sha256=shards.keys_digest(keys)
@@ -114,7 +115,8 @@ class Make:
             keys_sha256=shards.keys_digest(keys),
             **fields,
         )
-        path = f"data/{action.corpus}/{modality}/{action.fingerprint[:12]}/part-{action.part:07d}-{action.sha256[:8]}.parquet"
+        place = action.corpus, modality, action.fingerprint, action.part, action.crop
+        path = paths.shard(*place, action.sha256, is_tar=False)
         assert storage.put(path, data)
         return actions.from_json({**actions.to_json(action), "path": path})  # type: ignore[return-value]
 

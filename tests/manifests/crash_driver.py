@@ -261,7 +261,7 @@ def write_shard(work: Storage, part: int, modality: str, attempt: str) -> action
     values = [value if status == 0 else None for status in statuses]
     data = shards.write_labels(keys, statuses, values, MODALITIES[modality], {"part": part, "attempt": attempt})
     sha256 = sha256_hex(data)
-    stem = f"data/{CORPUS}/{modality}/{fingerprint[:12]}/part-{part:07d}-{sha256[:8]}"
+    stem = paths.stem(paths.shard(CORPUS, modality, fingerprint, part, None, sha256, is_tar=False))
     put_same(work, f"{stem}.parquet", data, sha256)
     failed = None
     if 1 in statuses:

@@ -18,6 +18,7 @@ from manifests.modality import MODALITIES
 from manifests.recipe import Recipe, sha256_hex
 from manifests.snapshots import snapshot
 from manifests.snapshots.snapshot import Snapshot
+from manifests.store import paths
 from manifests.store.storage import Storage, open_storage
 from tokenize_jobs import grid, protocol
 from tokenize_jobs.grids import networks
@@ -64,7 +65,7 @@ class TokenWorkspace:
         for part, keys in enumerate(_parts(self.keys[corpus], part_rows)):
             samples = [_sample(corpus, part, row, key) for row, key in enumerate(keys)]
             data = shards.write_samples(samples, shards.pa.schema([]))
-            path = f"data/{corpus}/_samples/part-{part:07d}-{sha256_hex(data)[:8]}.parquet"
+            path = paths.samples(corpus, part, sha256_hex(data))
             self.storage.put(path, data)
             facts = {"path": path, "sha256": sha256_hex(data), "size_bytes": len(data), "source_bytes": 1}
             digest = shards.keys_digest(keys)
@@ -129,8 +130,7 @@ class TokenWorkspace:
     ) -> actions.ShardAdded:
         statuses = [shards.Status.ABSENT if value is None else shards.Status.OK for value in values]
         data = shards.write_tokens(keys, statuses, values, tokenizer.vocabulary, {"modality": modality})
-        name = f"part-{part:07d}" + ("" if crop is None else f".c{crop:02d}")
-        path = f"data/{corpus}/{modality}/{fingerprint[:12]}/{name}-{sha256_hex(data)[:8]}.parquet"
+        path = paths.shard(corpus, modality, fingerprint, part, crop, sha256_hex(data), is_tar=False)
         self.storage.put(path, data)
         return actions.ShardAdded(
             corpus=corpus,
@@ -164,7 +164,7 @@ class TokenWorkspace:
         made = Path(self.storage.full(f".{name}"))
         vocabulary = _make_text(made) if text else _make_grid(made, modality, self.codebook)
         digest = protocol.digest(made)
-        path = f"tokenizers/{name}-{digest[:12]}"
+        path = paths.tokenizer(name, digest)
         made.rename(_parent(Path(self.storage.full(path))))
         added = actions.TokenizerAdded(
             name=name,

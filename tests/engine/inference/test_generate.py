@@ -17,6 +17,7 @@ from engine.inference import sheets
 from manifests.errors import ConfigError
 from manifests.modality import get
 from manifests.pixels import images
+from manifests.store import paths
 from manifests.store.storage import open_storage
 from tokenize_jobs import protocol
 from tokenize_jobs.text import EOS, SENTINELS, TextOptions, fit_text
@@ -68,7 +69,7 @@ def _fit(workspace: Path, name: str) -> tuple[str, str]:
         labels = _labels(name)
         fit_grid(labels, get(name), options, folder, judged=labels[:2], threads=1)
     digest = protocol.digest(folder)
-    path = f"tokenizers/{name}-{digest[:12]}"
+    path = paths.tokenizer(name, digest)
     folder.rename(workspace / path)
     return digest, path
 

@@ -20,7 +20,7 @@ from manifests.log.lease import writer_lease
 from manifests.modality import MODALITIES
 from manifests.recipe import sha256_hex
 from manifests.snapshots import snapshot
-from manifests.store import paths as workspace_paths
+from manifests.store import paths
 from manifests.store.storage import Storage, open_storage
 
 OLD, NEW = "a1" * 32, "b2" * 32
@@ -40,7 +40,7 @@ def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             for row, key in enumerate(KEYS)
         ]
         data = shards.write_samples(rows, pa.schema([]))
-        path = f"data/c/_samples/part-0000000-{sha256_hex(data)[:8]}.parquet"
+        path = paths.samples("c", 0, sha256_hex(data))
         storage.put(path, data)
         corpus = actions.CorpusAdded(corpus="c", kind="text", source="c", seed=0, part_rows=2, config={})
         part = actions.PartAdded(
@@ -60,7 +60,7 @@ def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def put_shard(storage: Storage, text: str, fingerprint: str = OLD, *, failed: bool = False) -> actions.ShardAdded:
     """Writes a shard of captions, its sidecar and, where asked for, a failed file; its record."""
     data = shards.write_labels(KEYS, [0, 0], [text, "other"], MODALITIES["caption"], {})
-    stem = f"data/c/caption/{fingerprint[:12]}/part-0000000-{sha256_hex(data)[:8]}"
+    stem = paths.stem(paths.shard("c", "caption", fingerprint, 0, None, sha256_hex(data), is_tar=False))
     storage.put(f"{stem}.parquet", data)
     storage.put(f"{stem}.json", b"{}")
     if failed:
@@ -85,14 +85,14 @@ def put_shard(storage: Storage, text: str, fingerprint: str = OLD, *, failed: bo
     )
 
 
-def paths(deletions: list[collecting.Deletion]) -> set[str]:
+def paths_of(deletions: list[collecting.Deletion]) -> set[str]:
     return {deletion.path for deletion in deletions}
 
 
 def at(catalog: Catalog, days: float, **options: Any) -> set[str]:
     """What a collection deletes in so many days."""
     now = datetime.datetime.now(datetime.UTC) + days * DAY
-    return paths(collecting.plan(catalog, retention_days=options.pop("retention_days", 7), now=now))
+    return paths_of(collecting.plan(catalog, retention_days=options.pop("retention_days", 7), now=now))
 
 
 def make_old(storage: Storage, path: str, hours: float) -> None:
@@ -115,7 +115,7 @@ def test_what_was_replaced_goes_when_no_version_of_the_retention_has_it(catalog:
     assert at(catalog, 7.1, retention_days=8) == set()
     assert at(catalog, 0, retention_days=0) == held
     # The version that was the newest as the retention began is one that may be looked at.
-    assert paths(collecting.plan(catalog, retention_days=0, now=between)) == set()
+    assert paths_of(collecting.plan(catalog, retention_days=0, now=between)) == set()
     retired = actions.ShardsRetired(corpus="c", modality="caption", form="label", fingerprint=NEW, reason="superseded")
     catalog.commit([retired], run="r")
     assert at(catalog, 7.1) == {*held, other.path, other.path.replace(".parquet", ".json")}
@@ -131,7 +131,7 @@ def test_files_of_snapshots_stay(catalog: Catalog) -> None:
     storage = catalog.storage
     digest = "d" * 64
     data = shards.write_tokens(KEYS, [0, 0], [[1], [2]], 10, {})
-    path = f"data/c/caption/{OLD[:12]}/part-0000000-{sha256_hex(data)[:8]}.parquet"
+    path = paths.shard("c", "caption", OLD, 0, None, sha256_hex(data), is_tar=False)
     storage.put(path, data)
     record = replace(
         put_shard(storage, "label"),
@@ -148,7 +148,7 @@ def test_files_of_snapshots_stay(catalog: Catalog) -> None:
             actions.TokenizerAdded(
                 name="text",
                 digest=digest,
-                path=workspace_paths.tokenizer("text", digest),
+                path=paths.tokenizer("text", digest),
                 family="text",
                 family_version=1,
                 vocabulary=10,
@@ -211,8 +211,8 @@ def test_what_holds_forgotten_rows_goes_at_once_but_never_what_is_live(catalog: 
 
 def test_old_checkpoints_go_but_the_newest_two(catalog: Catalog) -> None:
     for version in (1, 5, 9):
-        catalog.storage.put(f"{workspace_paths.checkpoint(version)}/SHA256SUMS", b"")
-    assert at(catalog, 0) == {f"{workspace_paths.checkpoint(1)}/SHA256SUMS"}
+        catalog.storage.put(f"{paths.checkpoint(version)}/SHA256SUMS", b"")
+    assert at(catalog, 0) == {f"{paths.checkpoint(1)}/SHA256SUMS"}
 
 
 def test_a_collection_deletes_its_plan_as_the_one_writer(catalog: Catalog) -> None:
@@ -221,14 +221,14 @@ def test_a_collection_deletes_its_plan_as_the_one_writer(catalog: Catalog) -> No
     catalog.commit([first], run="r")
     catalog.commit([second], run="r")
     planned = collecting.plan(catalog, retention_days=0)
-    assert paths(planned) == {first.path, first.path.replace(".parquet", ".json")}
+    assert paths_of(planned) == {first.path, first.path.replace(".parquet", ".json")}
     assert {deletion.why for deletion in planned} == {"replaced or retired at version 3"}
     with writer_lease(storage, "other"), pytest.raises(WorkspaceError, match="is being written by"):
         collecting.collect(storage.uri, retention_days=0, quiet=True)
     assert storage.exists(first.path)
     before = {file.path for file in storage.walk("data")}
     assert collecting.collect(storage.uri, retention_days=0, quiet=True) == planned
-    assert {file.path for file in storage.walk("data")} == before - paths(planned)
+    assert {file.path for file in storage.walk("data")} == before - paths_of(planned)
     catalog.refresh()
     runs = catalog.sql("SELECT kind, status, counts FROM runs").to_pylist()
     assert [(run["kind"], run["status"]) for run in runs] == [("collect", "done")]

@@ -287,7 +287,7 @@ def test_nothing_is_written_on_a_log_with_a_gap_that_an_index_hides(workspace: P
         recorded(open_storage(workspace), "run", {}, quiet=True),
     ):
         pass
-    assert not (workspace / f"_meta/log/{newest + 1:020d}.json").exists()
+    assert not (workspace / paths.log_entry(newest + 1)).exists()
 
 
 def test_an_altered_log_entry_is_found(workspace: Path) -> None:

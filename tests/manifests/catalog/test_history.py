@@ -30,7 +30,7 @@ def tokenizer(digest: str, name: str = "text") -> actions.TokenizerAdded:
     return actions.TokenizerAdded(
         name=name,
         digest=digest,
-        path=f"tokenizers/{name}-{digest[:12]}",
+        path=paths.tokenizer(name, digest),
         family={"rgb": "grid"}.get(name, name),
         family_version=1,
         vocabulary=300,

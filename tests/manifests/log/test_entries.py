@@ -86,7 +86,7 @@ def frozen(tmp_path: Path) -> Storage:
     storage = open_storage(tmp_path / "frozen")
     storage.put(paths.FORMAT, FORMAT_1.encode())
     for version, entry in enumerate(ENTRIES, start=1):
-        storage.put(f"_meta/log/{version:020d}.json", entry.encode())
+        storage.put(paths.log_entry(version), entry.encode())
     return storage
 
 

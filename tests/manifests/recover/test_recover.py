@@ -74,7 +74,7 @@ def full(workspace: Storage, make, recipes: dict[str, Recipe]) -> Storage:
 def put_tokenizer(storage: Storage, text: str = "{}", name: str = "rgb") -> TokenizerAdded:
     data = text.encode()
     digest = sha256_hex(canonical_json({"config.json": sha256_hex(data)}))
-    path = f"tokenizers/{name}-{digest[:12]}"
+    path = paths.tokenizer(name, digest)
     storage.put(f"{path}/config.json", data)
     added = TokenizerAdded(
         name=name,
@@ -291,7 +291,7 @@ def test_what_was_forgotten_stays_forgotten(full: Storage, make, recipes: dict[s
         known = rows[1]["sha256"].hex()
         rows[1] |= {"source": None, "size_bytes": None, "sha256": None, "width": None}
         data = shards.write_samples(rows, pa.schema([("width", pa.int64())]))
-        path = f"data/photos/_samples/part-0000000-{sha256_hex(data)[:8]}.parquet"
+        path = paths.samples("photos", 0, sha256_hex(data))
         new = dataclasses.replace(part, path=path, sha256=sha256_hex(data), size_bytes=len(data))
         gone = Forgotten(corpus="photos", part=0, rows=[1], keys=["k01"], sources_sha256=[known], files=[part.path])
         full.put(path, data)

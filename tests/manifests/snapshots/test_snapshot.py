@@ -51,7 +51,7 @@ def tokenizer(name: str, *, digest: str = "d1" * 32, vocabulary: int = 300) -> a
     return actions.TokenizerAdded(
         name=name,
         digest=digest,
-        path=f"tokenizers/{name}-{digest[:12]}",
+        path=paths.tokenizer(name, digest),
         family="text" if name == "text" else "grid",
         family_version=1,
         vocabulary=vocabulary,
