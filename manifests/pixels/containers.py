@@ -12,11 +12,14 @@ _PNG_ORIENTED = (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp")
 # More of what is compressed is not looked at, so that a few bytes cannot cost minutes.
 _COMPRESSED_CHUNKS = 4
 INFLATED_BYTES = 16 << 20
+_INFLATED_TEXT_BYTES = 1 << 20
 _TEXT_BYTES = 16 << 20
 # A marker in the coded data of a JPEG: not a stuffed 0, not a restart, not a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 _JPEG_STANDALONE = (0x01, *range(0xD0, 0xD9))
-_JPEG_END = 0xD9
+_JPEG_END, _JPEG_SCAN = 0xD9, b"\xda"
+# Segments that fail a picture in Pillow if they hold fewer bytes, by marker.
+_JPEG_LEAST = {b"\xe0": (b"JFIF", 7), b"\xe2": (b"ICC_PROFILE\0", 14), b"\xee": (b"Adobe", 7)}
 # The brands of ISO media files that are pictures. `mif1` and `msf1` say nothing of their codec: it is in the brands behind.
 AVIF_BRANDS = frozenset((b"avif", b"avis"))
 HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"))
@@ -76,11 +79,24 @@ def _is_small(name: bytes, body: bytes) -> bool:
         return False
     stream = zlib.decompressobj()
     try:
-        stream.decompress(rest[1:], INFLATED_BYTES)
+        stream.decompress(rest[1:], INFLATED_BYTES if name == b"iCCP" else _INFLATED_TEXT_BYTES)
     except zlib.error:
         # Pillow passes over it by itself.
         return True
     return not stream.unconsumed_tail
+
+
+def jpeg_without_broken(data: bytes) -> bytes:
+    """Returns a JPEG without the headers, profiles and color marks that are too short to say anything."""
+    kept, begin, at = [], 0, 2
+    while data[at : at + 1] == b"\xff" and (kind := data[at + 1 : at + 2]) not in (b"", _JPEG_SCAN):
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        name, least = _JPEG_LEAST.get(kind, (b"", 0))
+        if end - at - 4 < least and data.startswith(name, at + 4) and data[end : end + 1] == b"\xff":
+            kept.append(data[begin:at])
+            begin = end
+        at = end
+    return b"".join([*kept, data[begin:]]) if kept else data
 
 
 def has_jpeg_end(data: bytes) -> bool:

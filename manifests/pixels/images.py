@@ -65,6 +65,11 @@ _KINDS: dict[str, tuple[tuple[bytes, ...], type[ImageFile.ImageFile]]] = {
     "BMP": ((b"BM",), BmpImageFile),
     "AVIF": ((), AvifImagePlugin.AvifImageFile),
 }
+# What of a file Pillow is to read, if not all.
+_READ: dict[str, Callable[[bytes], bytes]] = {
+    "PNG": containers.png_without_text,
+    "JPEG": containers.jpeg_without_broken,
+}
 # What else people put into image folders, so that the message can name it.
 _OTHER_KINDS = {
     "SVG or other XML": (b"<svg", b"<?xml"),
@@ -257,7 +262,7 @@ def _open(data: bytes, kind: str, pixel_cap: int) -> ImageFile.ImageFile:
     if kind == "HEIC":
         image = _heic_opener()(io.BytesIO(data))
     else:
-        image = _KINDS[kind][1](io.BytesIO(containers.png_without_text(data) if kind == "PNG" else data))
+        image = _KINDS[kind][1](io.BytesIO(_READ.get(kind, bytes)(data)))
     width, height = image.size
     if width * height > pixel_cap:
         raise DecodeError(

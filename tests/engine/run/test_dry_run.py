@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from engine.pipeline import config as pipeline
-from engine.plan import costs
+from engine.plan import corpus, costs
 from engine.plan.corpus import corpus_plan
 from engine.plan.missing import Wanted
 from engine.run import dry_run, job, labeling
@@ -97,6 +97,33 @@ def test_before_the_first_ingest_then_after_a_run_then_after_a_change(tmp_path: 
     assert "palette" in text
     assert "edges" not in text, "only labelers with work are probed"
     assert tree(tmp_path / "work") == left
+
+
+def test_a_raised_container_makes_its_own_corpora_stale_and_no_others(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiffs").mkdir()
+    Image.new("RGB", (90, 90), "red").save(tmp_path / "tiffs/a.TIF")
+    modalities = "{palette: {tokens: false}, caption: {tokens: false}}"
+    config = load(
+        tmp_path,
+        f"corpora.photos.modalities={modalities}",
+        f"corpora.tiffs={{source: {tmp_path}/tiffs, modalities: {modalities}}}",
+    )
+    with monkeypatch.context() as before:
+        before.setattr(corpus, "CONTAINER_VERSIONS", ())
+        job.run(config, quiet=True)
+    text = dry_run.dry_run(config, sheet=tmp_path / "probe.png", quiet=True)
+    told = [line.split() for line in text if line.startswith(("photos ", "tiffs "))]
+    assert [line[:3] for line in told[:1]] == [["tiffs", "palette", "label"]]
+    assert "stale (image decoder-1 → decoder-1-tiff2)" in "\n".join(text)
+    assert not any(line[0] == "photos" for line in told)
+    # Without a new listing of the source the names of the samples tell the same.
+    assert "decoder-1-tiff2" in "\n".join(
+        dry_run.dry_run(config, steps=("label",), sheet=tmp_path / "p.png", quiet=True)
+    )
+    assert job.run(config, quiet=True).counts["shards"] == 1
+    assert job.run(config, steps=("label",), quiet=True).counts.get("shards", 0) == 0
 
 
 def test_a_sheet_in_the_workspace_is_refused_and_so_is_a_condition_without_samples(

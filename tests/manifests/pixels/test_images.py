@@ -386,7 +386,7 @@ def png_with(*chunks: bytes, behind: bool = False) -> bytes:
 
 
 XMP = b"XML:com.adobe.xmp\0"
-TEXT = b"A" * 40_000_000
+TEXT = b"A" * 20_000_000
 NOT_NEEDED = {
     "text": chunk(b"tEXt", b"prompt\0" + b"a cat " * 300_000),
     "bomb": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(TEXT)),
@@ -407,18 +407,18 @@ NOT_NEEDED = {
 @pytest.mark.parametrize("behind", [False, True])
 def test_metadata_that_decides_no_pixel_is_neither_read_nor_a_fault(name, behind):
     data = png_with(NOT_NEEDED[name], behind=behind)
-    start = time.perf_counter()
+    start = time.process_time()
     np.testing.assert_array_equal(images.decode(data), PIXELS)
     np.testing.assert_array_equal(images.decode_map(data), PIXELS)
     assert images.size_of(data) == (31, 24)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_hundreds_of_bombs_take_no_longer_than_a_few():
-    bomb = chunk(b"zTXt", b"exif\0\0" + zlib.compress(b"A" * 15_000_000))
-    start = time.perf_counter()
-    np.testing.assert_array_equal(images.decode(png_with(bomb * 300)), PIXELS)
-    assert time.perf_counter() - start < 5
+    bomb = chunk(b"zTXt", b"exif\0\0" + zlib.compress(b"A" * 1_000_000))
+    start = time.process_time()
+    np.testing.assert_array_equal(images.decode(png_with(bomb * 3000)), PIXELS)
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("behind", [False, True])
@@ -435,6 +435,27 @@ def test_text_that_says_what_is_up_is_read(behind):
         (b"eXIf", exif.tobytes()[6:]),
     ]:
         np.testing.assert_array_equal(images.decode(png_with(chunk(name, body), behind=behind)), np.rot90(PIXELS, -1))
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"\xff\xe0\0\x06JFIF",
+        b"\xff\xe1\0\x0fExif\0\0garbage",
+        b"\xff\xe1\0\x22http://ns.adobe.com/xap/1.0/\0\xff\xfe<",
+        b"\xff\xe2\0\x0eICC_PROFILE\0",
+        b"\xff\xe2\0\x10ICC_PROFILE\0\1\3",
+        b"\xff\xe2\0\x0dMPF\0garbage",
+        b"\xff\xed\0\x1aPhotoshop 3.0\x008BIM\3\xed\xff\xff",
+        b"\xff\xee\0\x07Adobe",
+        b"\xff\xfe\0\x04\xff\xff",
+    ],
+)
+def test_metadata_that_is_broken_fails_no_jpeg(segment):
+    data = saved(Image.fromarray(PIXELS), "JPEG")
+    broken = data[:2] + segment + data[2:]
+    np.testing.assert_array_equal(images.decode(broken), images.decode(data))
+    assert images.size_of(broken) == (31, 24)
 
 
 def test_a_large_profile_is_applied():
