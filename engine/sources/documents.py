@@ -132,6 +132,8 @@ def scan_documents(config: CorpusConfig, listed: Listing, notes: Notes) -> Scann
     row has the text field, or a row has no key.
     """
     files = listed.with_suffix(config.source, SUFFIXES, "documents")
+    for file in listed.others(files):
+        notes.pass_over(file)
     sizes = _text_file_sizes(listed.root, [file for file in files if suffix(file.path) == ".txt"], notes)
     samples: list[Listed] = []
     with_text = 0

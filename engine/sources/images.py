@@ -52,6 +52,8 @@ def scan_images(config: CorpusConfig, listed: Listing, notes: Notes) -> Scanned:
     """Lists the images of a source, loose ones by key. Raises ConfigError if there are none, or a table does not fit."""
     if config.url is not None:
         lists = listed.with_suffix(config.source, urls.SUFFIXES, "lists of URLs")
+        for file in listed.others(lists):
+            notes.pass_over(file)
         return urls.scan_urls(listed.root, lists, config, notes)
     if any(listing.suffix(file.path) in IMAGE_SUFFIXES for file in listed.chosen):
         return _scan_files(config, listed, notes)
@@ -61,10 +63,8 @@ def scan_images(config: CorpusConfig, listed: Listing, notes: Notes) -> Scanned:
             continue
         if config.table is not None:
             raise ConfigError("table is for folders of images; what lies in tars or Parquet has its columns there")
-        taken = {file.path for file in files}
-        for file in listed.chosen:
-            if file.path not in taken:
-                notes.pass_over(file, tars.UNPACK if _is_compressed(file) else None)
+        for file in listed.others(files):
+            notes.pass_over(file, tars.UNPACK if _is_compressed(file) else None)
         return found.scan(listed.root, files, config, notes)
     if compressed := next((file.path for file in listed.chosen if _is_compressed(file)), None):
         raise ConfigError(
@@ -93,10 +93,10 @@ def _pass_over_others(config: CorpusConfig, listed: Listing, images: Sequence[Fi
     """Adds notes of the files beside loose images that are neither sidecars of them nor the table."""
     stems = {listing.stem(image.path) for image in images}
     table = absolute(config.table, Path.cwd()) if config.table else None
-    for file in listed.chosen:
+    for file in listed.others(images):
         kind = listing.suffix(file.path)
         is_sidecar = kind in SIDECARS and listing.stem(file.path) in stems
-        if kind in IMAGE_SUFFIXES or is_sidecar or listing.uri(listed.root, file.path) == table:
+        if is_sidecar or listing.uri(listed.root, file.path) == table:
             continue
         notes.pass_over(file, _BESIDE if kind in tars.SUFFIXES or _is_compressed(file) else None)
 

@@ -54,7 +54,7 @@ class Listed:
 class Notes:
     """Holds what the user should know of a source: names by kind, of which the first are shown.
 
-    `passed_over` is what a source of images has of other kinds, with words for it, which an ingest records.
+    `passed_over` is what a source has of other kinds, with words for it, which an ingest records.
     """
 
     counts: dict[tuple[str, str], list[str]] = field(default_factory=dict)
@@ -101,6 +101,11 @@ class Listing:
             f"source {without_credentials(source)} holds no {noun}: found {len(self.chosen)} files"
             f"{f' ({others})' if others else ''}, expected {', '.join(suffixes)}; hidden files are passed over"
         )
+
+    def others(self, taken: Iterable[File]) -> list[File]:
+        """Returns the chosen files that are not among those taken."""
+        paths = {file.path for file in taken}
+        return [file for file in self.chosen if file.path not in paths]
 
 
 # The samples of a source in its order, and what reads the source columns of one by its source.

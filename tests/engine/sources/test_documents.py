@@ -64,6 +64,8 @@ def test_text_files_and_rows_by_path_then_row(tmp_path: Path) -> None:
     assert "c.parquet#1 has no text in the field 'text': found NoneType" in str(found[2])
     assert found[3:] == [{"text": "p", "n": 7}, {"text": "héllo"}]
     assert scan.notes == []
+    (tmp_path / "page.html").write_text("<p>")
+    assert sources.scan(config).notes == ["1 file of kind .html, passed over: page.html"]
 
 
 def test_keys_of_a_field(tmp_path: Path) -> None:

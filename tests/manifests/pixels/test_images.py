@@ -493,7 +493,7 @@ def test_avif_is_read_whole_upright_and_by_its_profile():
     photo = skimage.data.astronaut()[:90, :120]
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    data = saved(Image.fromarray(photo), "AVIF", quality=95, exif=exif)
+    data = saved(Image.fromarray(photo), "AVIF", quality=95, speed=10, exif=exif)
     decoded = images.decode(data)
     assert decoded.shape == (120, 90, 3)
     assert np.abs(decoded.astype(int) - np.rot90(photo, -1)).mean() < 6
