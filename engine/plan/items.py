@@ -36,12 +36,15 @@ class Attempt:
     suspects     rows that were at work when the last one died, as its mark said: they go through one by one
     killers      rows that killed a worker, each with its failure: they become failed rows without being touched
     batch        rows of a call, if memory ran out before; None: as configured
+    resumes      an earlier one, perhaps of an earlier run, may have left rows aside (`engine/work/spill.py`): looking costs
+                 an object store two requests a shard
     """
 
     strikes: int = 0
     suspects: tuple[int, ...] = ()
     killers: Mapping[int, Failure] = field(default_factory=dict)
     batch: int | None = None
+    resumes: bool = True
 
     @property
     def marks(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from engine.pipeline.config import PipelineConfig
 from engine.plan.corpus import CorpusPlan
 from engine.plan.groups import Group
-from engine.plan.items import FitItem, FitRows, Target, WorkItem
+from engine.plan.items import Attempt, FitItem, FitRows, Target, WorkItem
 from engine.plan.where import PickedRows, has_row
 from manifests.catalog.catalog import Catalog
 from manifests.formats.shards import Status
@@ -22,6 +22,7 @@ from manifests.modality import Form, Modality
 from manifests.queries import planning
 from manifests.queries.planning import Place, Unfinished
 from manifests.recipe import sha256_hex
+from manifests.store import paths
 from manifests.store.storage import Storage
 
 FORMS: frozenset[Form] = frozenset(("label", "token"))
@@ -82,6 +83,7 @@ def work_items(
     failing = planning.failing(catalog, plan.corpus, wanted.retry) if wanted.retry else None
     used = {plan.modalities[target.modality].tokenizer for target in targets if target.form == "token"}
     known = {name: tokenizers[name] for name in sorted(used)}
+    left = _parts_left_aside(catalog, plan.corpus, targets)
     for first in range(0, planning.last_part(catalog, plan.corpus) + 1, _WINDOW):
         last = first + _WINDOW - 1
         window = planning.unfinished(catalog, plan.corpus, places, first, last, and_failed=and_failed)
@@ -106,7 +108,21 @@ def work_items(
                     selected=wanted.picked.bits(plan.corpus, found.part.part) if wanted.picked else None,
                     base=base,
                     retry=wanted.retry or frozenset(),
+                    attempt=Attempt(resumes=found.part.part in left),
                 )
+
+
+def _parts_left_aside(catalog: Catalog, corpus: str, targets: Sequence[Target]) -> set[int]:
+    """Returns the parts of which an earlier run that was cut short may have left rows of these targets aside."""
+    if not planning.was_cut_short(catalog):
+        return set()
+    folders = {paths.recipe_folder(corpus, target.modality, target.fingerprint) for target in targets}
+    found = (
+        paths.SPILL.parse(f"{folder}/{name}")
+        for folder in sorted(folders)
+        for name in catalog.storage.names(folder, beginning=paths.SPILL_BEGINNING)
+    )
+    return {fields["part"] for fields in found if fields}
 
 
 def _each(

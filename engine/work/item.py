@@ -296,7 +296,7 @@ class ItemWork:
             labeled = stack.enter_context(
                 closing(self._rows.batches(stages.labeling, stages.batches, ahead=not self.item.attempt.marks))
             )
-            spilled = time.monotonic()
+            spilled, has_spilled = time.monotonic(), self.item.attempt.resumes
             for batch, units in labeled:
                 outcomes: list[dict[int, Outcome]] = [{} for _ in shards]
                 for labels in units:
@@ -308,6 +308,7 @@ class ItemWork:
                 writer.add(outcomes, until)
                 self._rows_done = until
                 if not is_last and time.monotonic() - spilled > settings.spill_after_s:
+                    has_spilled = True
                     writer.spill()
                     spilled = time.monotonic()
             made = self._how_made(stages)
@@ -317,7 +318,7 @@ class ItemWork:
                 writer.add([{} for _ in shards], len(self._inputs.samples))
             records = writer.finish(metrics=agreement.finish(), **made)
         # A spill of an earlier attempt may be left even if this one wrote none.
-        for target in self.item.targets:
+        for target in self.item.targets if has_spilled else ():
             spill.remove(self._inputs.storage, spill.path_of(self.item, target))
         total = (self._followed_at or time.monotonic()) - self._stopwatch.began
         return ItemResult(

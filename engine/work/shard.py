@@ -1,5 +1,6 @@
 """Writes shards: encodes rows as they are made, then writes each shard, reads it back and records it."""
 
+import io
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -139,7 +140,7 @@ class ShardOutput:
             )
         data = self._bytes()
         self._read_back(data)
-        sha256 = _sha256_of(data)
+        sha256, size_bytes = _sha256_of(data), len(data) if isinstance(data, bytes) else data.seek(0, io.SEEK_END)
         failures = shards.write_failures(self._failures) if self._failures else None
         failed_sha256 = None if failures is None else sha256_hex(failures)
         path = paths.shard(
@@ -157,7 +158,7 @@ class ShardOutput:
             failed_file = paths.failed(path), failed_sha256
             put_same(self._storage, failed_file[0], failures, failed_sha256)
         record = replace(
-            self._record(path, sha256, failed_file),
+            self._record(path, sha256, size_bytes, failed_file),
             device=device,
             micro_batch=micro_batch,
             metrics={**self._quality.finish(), **metrics},
@@ -166,14 +167,14 @@ class ShardOutput:
         self._storage.put(sidecars.path_of(record), sidecars.of_shard(record, recipe.document()))
         return record
 
-    def _record(self, path: str, sha256: str, failed: tuple[str, str] | None) -> ShardAdded:
+    def _record(self, path: str, sha256: str, size_bytes: int, failed: tuple[str, str] | None) -> ShardAdded:
         count = self._statuses.count
         return ShardAdded(
             **self._facts,
             path=path,
             format="parquet" if self._tar is None else "webdataset",
             sha256=sha256,
-            size_bytes=self._storage.size(path),
+            size_bytes=size_bytes,
             rows=len(self._statuses),
             ok=count(Status.OK),
             failed=count(Status.FAILED),

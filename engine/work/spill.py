@@ -69,7 +69,7 @@ def known_rows(
         for number, failure in item.attempt.killers.items()
         if number not in fixed
     }
-    for number, row in enumerate(read(storage, path_of(item, target), keys)):
+    for number, row in enumerate(read(storage, path_of(item, target), keys) if item.attempt.resumes else ()):
         if number not in fixed:
             given[number] = row
     return fixed, given

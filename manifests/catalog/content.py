@@ -86,16 +86,17 @@ def _labels(connection: duckdb.DuckDBPyConnection, storage: Storage, name: str) 
     """Returns a query for what the kept labels of a modality say: a row a record, a text or a vector."""
     modality = MODALITIES.get(MODALITY_OF_VIEW.get(name, name))
     found = connection.execute(
-        f"SELECT path, corpus, part, crop FROM shards WHERE {_KEPT} AND modality = ? ORDER BY corpus, part, crop",
+        f"SELECT path, size_bytes, corpus, part, crop FROM shards WHERE {_KEPT} AND modality = ? "
+        "ORDER BY corpus, part, crop",
         [MODALITY_OF_VIEW.get(name, name)],
     ).fetchall()
     if not found and modality is not None:
         return samples.empty(_content_columns(modality))
-    files = [storage.location(path) for path, *_ in found]
-    said = [(file, *place) for file, (_, *place) in zip(files, found, strict=True)]
+    files = storage.known([path for path, *_ in found], [size for _, size, *_ in found])
+    said = [(file, *place) for file, (_, _, *place) in zip(files, found, strict=True)]
     rows = samples.labeled(connection, name, "corpus VARCHAR, part INTEGER, crop INTEGER", said)
     source = f"FROM {rows} WHERE status = 0"
-    row = "corpus, part, key" if found[0][3] is None else "corpus, part, key, crop"
+    row = "corpus, part, key" if found[0][4] is None else "corpus, part, key, crop"
     kind = connection.execute(f"DESCRIBE SELECT label FROM {samples.parquet(files[:1])}").fetchall()[0][1]
     if kind == "VARCHAR":
         return f"SELECT {row}, label AS {samples.quoted(modality.name if modality else name)} {source}"

@@ -172,7 +172,7 @@ class Index:
 
     def _use(self, connection: duckdb.DuckDBPyConnection, version: int, sha256: str | None) -> None:
         if not self._storage.is_local:
-            connection.register_filesystem(self._storage.fs)
+            connection.register_filesystem(self._storage.unchanging())
         connection.execute(f"SET VARIABLE as_of = {self._as_of}::BIGINT")
         self.connection, self.version, self.sha256 = connection, version, sha256
 

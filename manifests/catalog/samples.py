@@ -72,7 +72,7 @@ class Samples:
         self._storage = storage
         everything = self._files("true")
         self._count = sum(map(len, everything.values()))
-        if self._is_large:
+        if self._is_large or not storage.is_local:
             # The files never change; without it each query reads the footers of all again.
             connection.execute("SET parquet_metadata_cache = true")
         sources = {corpus: parquet(files, ", union_by_name = true") for corpus, files in everything.items()}
@@ -117,10 +117,11 @@ class Samples:
     def _files(self, condition: str) -> dict[str, list[str]]:
         """Returns the samples files of the parts that a condition picks, in the order of the parts, by corpus."""
         query = (
-            f"SELECT corpus, list(path ORDER BY part) FROM state.part WHERE {condition} GROUP BY corpus ORDER BY corpus"
+            "SELECT corpus, list(path ORDER BY part), list(size_bytes ORDER BY part) FROM state.part "
+            f"WHERE {condition} GROUP BY corpus ORDER BY corpus"
         )
         found = self._connection.execute(query).fetchall()
-        return {corpus: [self._storage.location(path) for path in paths] for corpus, paths in found}
+        return {corpus: self._storage.known(paths, sizes) for corpus, paths, sizes in found}
 
     def _read(self, selected: str) -> None:
         self._connection.execute(f"CREATE OR REPLACE TEMP MACRO sample_rows() AS TABLE {selected}")

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from manifests.commands import command
 from manifests.errors import LogError, WorkspaceError
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.store import paths
@@ -66,7 +67,7 @@ def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
     """
     if storage.is_local and os.path.isfile(storage.root):
         raise WorkspaceError(f"{storage.uri} is a file, and a workspace is a folder; name another path")
-    if not storage.exists(paths.FORMAT):
+    if _format(storage) is None:
         from importlib.metadata import version
 
         document = {
@@ -84,6 +85,13 @@ def create_workspace(storage: Storage, *, identity: str | None = None) -> str:
                 "two writers would lose each other's work; use a store with conditional writes, or a local disk"
             )
     return workspace_id(storage)
+
+
+def _format(storage: Storage) -> bytes | None:
+    try:
+        return storage.read(paths.FORMAT)
+    except FileNotFoundError:
+        return None
 
 
 def workspace_id(storage: Storage) -> str:
@@ -178,7 +186,8 @@ def entries(storage: Storage, *, after: int = 0, previous: str | None = None) ->
     # Entries are made in order: if a later one stands, the next stood before it, if not when we looked just now. Who
     # reads from the start looks at all names, since what is missed here is missed for good.
     if after:
-        later = version + 2 if storage.exists(paths.log_entry(version + 2)) else 0
+        # Read, not asked for: of a name that is not there, an object store is asked whether it is a folder too.
+        later = version + 2 if _read(storage, version + 2) is not None else 0
     else:
         later = _newest_name(storage)
     if later > version + 1:
@@ -190,7 +199,7 @@ def check_there(storage: Storage, version: int) -> None:
     if not version and storage.names(paths.DATA):
         raise LogError(
             f"{storage.uri} has data, but its log is lost ({paths.LOG} holds no entry); restore that folder from a copy, or "
-            f"let `modmill verify {storage.uri} --recover` rebuild it from what stands beside the files"
+            f"let `{command('verify', storage.uri, '--recover')}` rebuild it from what stands beside the files"
         )
 
 

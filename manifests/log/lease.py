@@ -30,7 +30,7 @@ from manifests.errors import ModmillError, WorkspaceError
 from manifests.log.entries import now
 from manifests.recipe import canonical_json
 from manifests.store import paths
-from manifests.store.storage import Storage
+from manifests.store.storage import Storage, writing
 
 RENEW_S = 15.0
 TTL_S = 60.0
@@ -115,15 +115,17 @@ def _flock_holder(path: Path) -> str | None:
 @contextmanager
 def _flock(storage: Storage, run: str) -> Iterator[Lease]:
     path = Path(storage.full(paths.LEASE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _locked(descriptor):
             found = _parsed(path.read_bytes())
             raise WorkspaceError(f"{storage.uri} is being written by {_named(found)}; wait for it or stop it")
         document = {"run": run, "host": socket.gethostname(), "pid": os.getpid(), "since": now()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, canonical_json(document), 0)
+        with writing(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, canonical_json(document), 0)
         yield Lease(lambda: None)
     finally:
         os.close(descriptor)
@@ -201,12 +203,12 @@ def _taken(storage: Storage, run: str) -> dict[str, Any]:
         if not created and _parsed(_bytes(storage, newest + 1)).get("nonce") != document["nonce"]:
             continue
         # A holder takes older objects away: this epoch may have been over, and its name free again, before we came.
-        if _newest(storage) != newest + 1:
+        epochs = _epochs(storage)
+        if epochs[-1:] != [newest + 1]:
             storage.remove(paths.lease_epoch(newest + 1))
             continue
-        for name in storage.names(paths.LEASES):
-            if name < Path(paths.lease_epoch(newest + 1)).name:
-                storage.remove(f"{paths.LEASES}/{name}")
+        for older in epochs[:-1]:
+            storage.remove(paths.lease_epoch(older))
         return document
 
 
@@ -247,8 +249,13 @@ def _is_over(holder: dict[str, Any]) -> bool:
 
 def _newest(storage: Storage) -> int:
     """Returns the newest epoch, 0 if there was none yet."""
+    return max(_epochs(storage), default=0)
+
+
+def _epochs(storage: Storage) -> list[int]:
+    """Returns the epochs that have an object, in order."""
     found = (paths.LEASE_EPOCH.parse(f"{paths.LEASES}/{name}") for name in storage.names(paths.LEASES))
-    return max((fields["version"] for fields in found if fields), default=0)
+    return [fields["version"] for fields in found if fields]
 
 
 def _bytes(storage: Storage, epoch: int) -> bytes | None:

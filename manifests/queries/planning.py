@@ -55,6 +55,15 @@ class Count:
     before: str | None = None
 
 
+def was_cut_short(catalog: Catalog) -> bool:
+    """Tells whether a run before the newest, which is under way, did not come to its end, or left work items."""
+    query = (
+        "SELECT count(*) > 0 AS was FROM (SELECT * FROM runs ORDER BY started_at DESC OFFSET 1) "
+        "WHERE status <> 'done' OR coalesce((counts ->> 'failed_items')::BIGINT, 0) > 0"
+    )
+    return _ask(catalog, query, [])[0]["was"]
+
+
 def last_part(catalog: Catalog, corpus: str) -> int:
     """Returns the number of the corpus's last part, -1 if it has none."""
     return _ask(catalog, "SELECT coalesce(max(part), -1) AS last FROM state.part WHERE corpus = $1", [corpus])[0][

@@ -108,6 +108,7 @@ PACK = Shape("data/{corpus}/_source/part-{part}-{sha8}.tar")
 SHARD = Shape("data/{corpus}/{modality}/{fp12}/part-{part}{crop}-{sha8}.{format}")
 FAILED = Shape("data/{corpus}/{modality}/{fp12}/part-{part}{crop}-{sha8}.failed.parquet")
 SPILL = Shape("data/{corpus}/{modality}/{fp12}/.spill-part-{part}{crop}-{sha8}{spilled}.tmp")
+SPILL_BEGINNING = ".spill-part-"
 # Any of the files of a part, with what stands beside it under the same name: its failed file and its sidecar.
 OF_PART = Shape("data/{corpus}/{place}/part-{part}{crop}-{sha8}.{ending}")
 LIST = Shape("data/{corpus}/_samples/{list}-{sha8}.{ending}")
@@ -221,6 +222,11 @@ def corpus_folder(corpus: str) -> str:
 def samples_folder(corpus: str) -> str:
     """Returns the folder of a corpus's samples files and lists."""
     return f"{DATA}/{corpus}/_samples"
+
+
+def recipe_folder(corpus: str, modality: str, fingerprint: str) -> str:
+    """Returns the folder of the shards of a recipe."""
+    return f"{DATA}/{corpus}/{modality}/{fingerprint[:12]}"
 
 
 def source_folder(corpus: str) -> str:

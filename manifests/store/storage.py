@@ -8,20 +8,28 @@ on an object store one conditional PUT (`object_store.py`).
 import contextlib
 import datetime
 import errno
+import functools
 import os
 import posixpath
 import secrets
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from manifests.errors import ShardError, WorkspaceError
 from manifests.recipe import sha256_hex, sha256_of_stream
-from manifests.store import object_store
+from manifests.store import object_store, paths
 
 _COPY_BYTES = 1 << 20
+_MAKE_ROOM = "None of it was kept; make room on that disk and give the same command again, which goes on from there"
+# What a person can do about a disk that does not take a file.
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _MAKE_ROOM),
+    errno.EROFS: "Mount that disk for writing, or copy the workspace (`modmill export --help`) to a place that can be written",
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,15 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Storage:
-    """Reads and writes below the root of a workspace: methods take paths relative to it, with '/' between names."""
+    """Reads and writes below the root of a workspace: methods take paths relative to it, with '/' between names.
+
+    `sizes` are the bytes of files that never change, as far as they are known, by `full` path.
+    """
 
     uri: str
     fs: Any
     root: str
+    sizes: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_local(self) -> bool:
@@ -54,10 +66,18 @@ class Storage:
         """Returns what another reader (DuckDB, pyarrow) opens: a local path, or a URI."""
         return self.full(path) if self.fs is None else self.fs.unstrip_protocol(self.full(path))
 
+    def known(self, files: Sequence[str], sizes: Sequence[int | None]) -> list[str]:
+        """Returns the locations of files that never change, and remembers their sizes, so that no reader asks for them."""
+        if self.fs is not None:
+            known = zip(files, sizes, strict=True)
+            self.sizes.update((self.full(path), size) for path, size in known if size is not None)
+        return [self.location(path) for path in files]
+
     def put(self, path: str, data: bytes | IO[bytes]) -> bool:
         """Creates the file with all of `data`, durably. Returns False, and changes nothing, if the name is taken."""
         if self.fs is None:
-            return _put_local(Path(self.full(path)), data)
+            with writing(self.full(path)):
+                return _put_local(Path(self.full(path)), data)
         whole = b"".join(_chunks(data))
         with self._in_words(path, "written"):
             return object_store.put(self.fs, self.full(path), whole)
@@ -68,7 +88,8 @@ class Storage:
             with self._in_words(path, "written"):
                 object_store.replace(self.fs, self.full(path), data)
             return
-        replace_file(Path(self.full(path)), data)
+        with writing(self.full(path)):
+            replace_file(Path(self.full(path)), data)
 
     def read(self, path: str) -> bytes:
         """Returns all bytes of a file. Raises FileNotFoundError."""
@@ -106,18 +127,28 @@ class Storage:
         with self._in_words(path, "looked for"):
             return int(self.fs.size(self.full(path)))
 
-    def names(self, folder: str) -> list[str]:
-        """Returns the sorted names in a folder, without temporary and hidden ones; none if there is no such folder."""
+    def unchanging(self) -> Any:
+        """Returns the file system for readers that ask often (DuckDB): what is written once is learned once."""
+        from manifests.store.unchanging import UnchangingFiles
+
+        return UnchangingFiles(self.fs, (self.full(paths.DATA), self.full(paths.SNAPSHOTS)), self.sizes)
+
+    def names(self, folder: str, *, beginning: str = "") -> list[str]:
+        """Returns the sorted names in a folder: those that begin so, or all but temporary and hidden ones.
+
+        There are none if there is no such folder.
+        """
         try:
             if self.fs is None:
                 found = os.listdir(self.full(folder))
             else:
                 with self._in_words(folder, "listed"):
-                    listed = self.fs.ls(self.full(folder), detail=False)
+                    full = self.full(folder)
+                    listed = self.fs.find(full, prefix=beginning) if beginning else self.fs.ls(full, detail=False)
                 found = [posixpath.basename(name.rstrip("/")) for name in listed]
         except FileNotFoundError:
             return []
-        return sorted(name for name in found if not name.startswith("."))
+        return sorted(name for name in found if (name.startswith(beginning) if beginning else not name.startswith(".")))
 
     def walk(self, folder: str) -> Iterator[StoredFile]:
         """Yields every file below a folder, temporary and hidden ones too; nothing if there is no such folder."""
@@ -135,8 +166,9 @@ class Storage:
                 with self._in_words(path, "removed"):
                     self.fs.rm_file(self.full(path))
                 return
-            os.unlink(self.full(path))
-            _sync_folder(Path(self.full(path)).parent)
+            with writing(self.full(path), "removed"):
+                os.unlink(self.full(path))
+                _sync_folder(Path(self.full(path)).parent)
 
     def remove_folder(self, folder: str) -> None:
         """Removes a folder of files that are no records (a finished fit's checkpoints)."""
@@ -168,14 +200,42 @@ def open_storage(uri: str | Path) -> Storage:
     return Storage(uri=text.rstrip("/"), fs=fs, root=root.rstrip("/"))
 
 
+@contextlib.contextmanager
+def writing(path: str | Path, doing: str = "written") -> Iterator[None]:
+    """Turns the errors of a local disk that is full or read-only into a WorkspaceError that says what to do.
+
+    Other errors of the system are told the path, which `fsync` does not name.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            error.filename = error.filename or str(path)
+            raise
+        raise WorkspaceError(f"{path} cannot be {doing}: {os.strerror(error.errno or 0)}. {remedy}") from error
+
+
 def cache_folder() -> Path:
     """Returns the folder of what can be made again: indexes of logs, copies of weights and tokens.
 
-    It is $MODMILL_CACHE, else $XDG_CACHE_HOME/modmill, else ~/.cache/modmill.
+    It is $MODMILL_CACHE, else $XDG_CACHE_HOME/modmill, else ~/.cache/modmill. Of a user without a home it is a folder
+    that this process makes for itself, and removes at its end.
     """
     if own := os.environ.get("MODMILL_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modmill"
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "modmill"
+    try:
+        return Path.home() / ".cache" / "modmill"
+    except RuntimeError:  # No HOME, and no entry in /etc/passwd.
+        return Path(_own_cache().name)
+
+
+@functools.cache
+def _own_cache() -> tempfile.TemporaryDirectory[str]:
+    # Of a name that nobody can foresee: what others put into a cache would be believed.
+    return tempfile.TemporaryDirectory(prefix="modmill-cache-")
 
 
 def put_same(
@@ -246,13 +306,6 @@ def _put_local(target: Path, data: bytes | IO[bytes]) -> bool:
                     "at once or not at all; put the workspace on another disk or on an object store"
                 ) from error
             raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise WorkspaceError(
-                f"{target} cannot be written: {os.strerror(error.errno)}. None of it was kept; make room on that disk and "
-                "give the same command again, which goes on from there"
-            ) from error
-        raise
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(target.parent)

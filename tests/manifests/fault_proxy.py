@@ -41,6 +41,7 @@ class Spoiled:
     puts: list[tuple[str, int, str]] = field(default_factory=list)  # path, status, fault
     wrong_checksums: list[str] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)  # Every request: its method and what it is for.
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -68,6 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self) -> None:
         spoiled = self.server.spoiled
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        spoiled.asked.append(f"{self.command} {unquote(self.path)}")
         fault = spoiled.draw(self.command, "If-None-Match" in self.headers)
         if fault == "reset":
             self._reset()

@@ -66,14 +66,16 @@ class Strikes:
         """Returns the item to be done again, or the error: what was raised once may have been the worker, or the store."""
         deaths = self._known.setdefault(item.name, _Deaths())
         deaths.raised += 1
-        return item if deaths.raised == 1 else error
+        return begun(item) if deaths.raised == 1 else error
 
     def died(self, item: Item, cause: Cause, why: str, mark: Mark | None) -> Item | Exception:
         """Returns the item as it is to be done again after its worker died, or the error it fails with for good."""
         deaths = self._known.setdefault(item.name, _Deaths())
         if cause == "left":
             deaths.left += 1
-            return item if deaths.left <= _MOST_LEFT else _lost(item, deaths.left, "each time with its node", why)
+            if deaths.left > _MOST_LEFT:
+                return _lost(item, deaths.left, "each time with its node", why)
+            return begun(item)
         deaths.count += 1
         attempt = item.attempt
         batch = attempt.batch or self._batches.get(item.pool, 1)
@@ -135,8 +137,13 @@ def stops_the_run(error: BaseException) -> bool:
     return full or isinstance(error, UserError | ImportError | DeadlineExceeded)
 
 
+def begun(item: Item) -> Item:
+    """Returns an item to be done again that a worker may have begun: what that left aside is looked for."""
+    return _again(item, item.attempt)
+
+
 def _again(item: Item, attempt: Attempt, **changed: object) -> Item:
-    return replace(item, attempt=replace(attempt, **changed))  # pyright: ignore[reportArgumentType]
+    return replace(item, attempt=replace(attempt, resumes=True, **changed))  # pyright: ignore[reportArgumentType]
 
 
 def _lost(item: WorkItem | FitItem, times: int, how: str, why: str) -> ModmillError:

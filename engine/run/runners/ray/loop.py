@@ -11,7 +11,7 @@ from engine.progress.progress import Progress
 from engine.run.runners.queue import ItemQueue
 from engine.run.runners.ray.actor import Actor, Answer
 from engine.run.runners.ray.crew import Crew
-from engine.run.runners.strikes import WHY, Cause, Strikes, stops_the_run, then_words
+from engine.run.runners.strikes import WHY, Cause, Strikes, begun, stops_the_run, then_words
 from engine.work import marks
 from manifests.errors import ModmillError
 from manifests.store.storage import Storage
@@ -224,7 +224,7 @@ class RayLoop:
 
     def _give_back(self, actor: Actor) -> None:
         while actor.items:
-            self._queue.put_back(actor.items.pop())
+            self._queue.put_back(begun(actor.items.pop()))
 
     def _again(self, item: Any, outcome: Any) -> None:
         if isinstance(outcome, Exception):
