@@ -70,7 +70,7 @@ def load(checkpoint: str, auto_class: str, families: tuple[str, ...], device: st
 
     `auto_class` is a class of transformers, `families` are the model types that the folder may hold. Pickles are read as
     tensors only, and code of a checkpoint is never run. Raises ConfigError if the folder holds no such model, or if
-    weights are missing.
+    weights are missing, ImportError if the package is not whole.
     """
     import torch
     import transformers
@@ -84,9 +84,17 @@ def load(checkpoint: str, auto_class: str, families: tuple[str, ...], device: st
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        model, found = getattr(transformers, auto_class).from_pretrained(
+        known = getattr(transformers, auto_class)
+    except (AttributeError, RuntimeError) as error:
+        raise ImportError(
+            f"transformers {transformers.__version__} does not give {auto_class} ({error}); install the extra modmill[label]"
+        ) from error
+    try:
+        model, found = known.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, weights_only=True, dtype=torch.float32
         )
+    except ImportError:  # A package is missing or not whole: no fault of the checkpoint.
+        raise
     except Exception as error:
         raise ConfigError(f"checkpoint {checkpoint} cannot be loaded: {type(error).__name__}: {error}") from error
     # transformers fills missing weights with random ones: the labels would be noise.

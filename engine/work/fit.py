@@ -16,6 +16,7 @@ from engine.plan.corpus import CorpusPlan
 from engine.plan.items import FitItem, FitRows, Target
 from engine.plan.missing import fit_order, is_judged
 from engine.work.machine import host, is_tensor
+from engine.work.models import ALONE
 from engine.work.rows import Outcome
 from engine.work.worker import Worker
 from manifests.errors import ConfigError
@@ -165,7 +166,8 @@ def _why_none(item: FitItem, modality: Modality, chosen: Chosen, worker: Worker)
 
 
 def _fit_text(item: FitItem, chosen: Chosen, worker: Worker, out: Path) -> tuple[int, dict[str, float]]:
-    from tokenize_jobs import text
+    with ALONE:
+        from tokenize_jobs import text
 
     options = dict(item.options)
     file = options.pop("file", None)
@@ -194,7 +196,8 @@ def _fit_grid(
     scratch: Path,
     on_step: Callable[[int, int, Mapping[str, float]], None],
 ) -> tuple[int, dict[str, float]]:
-    from train.fit import grid
+    with ALONE:
+        from train.fit import grid
 
     modality = item.modalities[0]
     fit_labels = _array(item, [samples for samples, _ in chosen], modality, worker, scratch / "fit.npy")

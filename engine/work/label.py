@@ -18,7 +18,7 @@ from engine.work.inputs import WorkerSettings
 from engine.work.isolate import MicroBatch, isolate, windows
 from engine.work.machine import host, is_tensor, loaded_torch
 from engine.work.marks import AtHand
-from engine.work.models import Models
+from engine.work.models import Models, first_call
 from engine.work.rows import ABSENT, Labels, LoadedRow, Needs, Outcome, failed
 from labelers import protocol as labelers
 from labelers.protocol import Labeler, check_label
@@ -146,7 +146,11 @@ class Labeling:
 
     @contextmanager
     def _call(self, one: Loaded, rows: Sequence[int]) -> Iterator[None]:
-        with self._at_hand.call("label", rows, one.use.name), one.computing() if one.on_device else nullcontext():
+        with (
+            self._at_hand.call("label", rows, one.use.name),
+            first_call(one.use.name),
+            one.computing() if one.on_device else nullcontext(),
+        ):
             yield
 
     def _cut(self, row: LoadedRow, labels: Labels) -> None:

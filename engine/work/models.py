@@ -4,6 +4,7 @@ Who holds which is told to the driver by `identity`, so that it gives a worker w
 """
 
 import inspect
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,23 @@ from manifests.log.actions import TokenizerAdded
 from manifests.store.storage import Storage
 from tokenize_jobs import protocol as tokenizers
 from tokenize_jobs.protocol import fetch_tokenizer
+
+# Held by whoever loads a model, calls one for the first time, or imports late what several threads may import. A package
+# that imports parts of itself as they are asked for (transformers, scikit-image) has cycles among them. If two threads
+# enter such a cycle from two sides, Python shows one of them a module that is half made, and names are missing in it.
+ALONE = threading.RLock()
+_called: set[str] = set()
+
+
+@contextmanager
+def first_call(name: str) -> Iterator[None]:
+    """Surrounds the calls of a labeler or a tokenizer: the first in a process is alone, since it may import too."""
+    if name in _called:
+        yield
+        return
+    with ALONE:
+        yield
+    _called.add(name)
 
 
 class Models:
@@ -99,11 +117,13 @@ class Models:
     def _get(self, name: str, load: Callable[[], Any]) -> Any:
         if name not in self._loaded:
             self._make_room(self.bytes_of(name))
-            start = time.monotonic()
-            before = self._allocated()
-            model = load()
-            self._sizes[name] = max(self._allocated() - before, 0) if self._on_cuda else _bytes_of_modules(model)
-            self.load_s += time.monotonic() - start
+            # Another worker of this process would also count the memory of this model as its own.
+            with ALONE:
+                start = time.monotonic()
+                before = self._allocated()
+                model = load()
+                self._sizes[name] = max(self._allocated() - before, 0) if self._on_cuda else _bytes_of_modules(model)
+                self.load_s += time.monotonic() - start
             self._make_room(self._sizes[name])
             self._loaded[name] = model
         self._loaded.move_to_end(name)

@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.work.isolate import MicroBatch, isolate, windows
 from engine.work.machine import is_tensor
+from engine.work.models import first_call
 from engine.work.rows import Labels, Outcome
 from manifests.formats.shards import Status
 from manifests.modality import Modality
@@ -49,7 +50,8 @@ class Tokenizing:
                     tokens += [encoded[place - first] for place in some]
             return tokens
 
-        tokens = isolate(call, list(at_place), "tokenize", self.micro)
+        with first_call(f"tokenizer {self.tokenizer.spec.family}"):
+            tokens = isolate(call, list(at_place), "tokenize", self.micro)
         return {made.row: tokens.get(made.place, found[made.row]) for made in labels}
 
 

@@ -17,7 +17,7 @@ from engine.work.item import ItemWork, LabeledRows, batches_of
 from engine.work.label import Labeling, load_labelers
 from engine.work.machine import device_of, limit_threads, return_memory
 from engine.work.marks import AtHand
-from engine.work.models import Models
+from engine.work.models import ALONE, Models
 from engine.work.rows import Labels
 from manifests.errors import ShardError
 from manifests.formats.shards import Sample, read_samples
@@ -34,7 +34,8 @@ class Worker:
 
     def __init__(self, workspace: str, settings: WorkerSettings, *, own_process: bool = False) -> None:
         self.storage = open_storage(workspace)
-        self.settings = replace(settings, device=device_of(settings.device))
+        with ALONE:  # Where there is a GPU, this imports torch.
+            self.settings = replace(settings, device=device_of(settings.device))
         self.models = Models(self.settings.device, settings.models_bytes, settings.dtype, settings.compile)
         self._own_process = own_process
         self._prefetched: tuple[str, Inputs] | None = None

@@ -1,6 +1,8 @@
 """The models of a worker: loaded once, measured, let go; and neural labelers through a whole run."""
 
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +16,9 @@ from engine.pipeline import config as pipeline
 from engine.plan import corpus, weights
 from engine.plan.corpus import LabelerUse
 from engine.run import job
+from engine.work import models
 from engine.work.models import Models
+from labelers import pretrained
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
 from modmill import LabelerSpec
@@ -63,6 +67,49 @@ def test_the_least_recently_used_go() -> None:
     held.labeler(use(1))
     held.labeler(use(6))
     assert held.held == {corpus.identity(use(6))}
+
+
+class Late:
+    """A labeler that imports as it is loaded and as it is called; tells how many threads do so at once."""
+
+    spec: ClassVar[LabelerSpec] = LabelerSpec(name="late", version=1, scope="crop", outputs=("edges",))
+    at_once: ClassVar[list[int]] = []
+    _importing: ClassVar[int] = 0
+    _met: ClassVar[threading.Event] = threading.Event()
+
+    def __init__(self, number: int) -> None:
+        self._import()
+
+    def label(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        self._import()
+        return {}
+
+    @classmethod
+    def _import(cls) -> None:
+        cls._importing += 1
+        cls.at_once.append(cls._importing)
+        if cls._importing > 1:
+            cls._met.set()
+        cls._met.wait(0.05)  # Long enough for another thread to come, if it may.
+        cls._importing -= 1
+
+
+def test_the_workers_of_a_process_import_by_turns() -> None:
+    def work(number: int) -> None:
+        wanted = LabelerUse(name=f"{__name__}:Late", parameters={"number": number}, outputs=())
+        labeler = Models("cpu", MEBIBYTE).labeler(wanted)
+        with models.first_call(f"late {number}"):
+            labeler.label({})
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))
+    assert Late.at_once == [1] * 8
+
+
+def test_a_package_that_is_not_whole_is_not_the_checkpoints_fault(tmp_path: Path) -> None:
+    folder = depth_tiny(tmp_path / "depth")
+    with pytest.raises(ImportError, match=r"transformers .* does not give AutoModelForNothing"):
+        pretrained.load(str(folder), "AutoModelForNothing", ("depth_anything", "dpt"), "cpu")
 
 
 def test_computing_is_without_gradients_and_in_the_dtype_asked_for() -> None:
