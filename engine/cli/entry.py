@@ -8,7 +8,6 @@ import contextlib
 import errno
 import os
 import signal
-import socket
 import sys
 import traceback
 from typing import Any
@@ -32,10 +31,7 @@ from manifests.errors import ConfigError, ModmillError, QueryError, TooManyFailu
 # In the order of the work: so they stand in `modmill --help`.
 VERBS = (init, doctor, run, status, sql, snapshot, verify, export, forget, train, generate)
 
-_PATHS_AND_STORES = (
-    *(FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError),
-    *(ConnectionError, TimeoutError, socket.gaierror),
-)
+_FAILING = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO)
 
 # Threads of torch that wait by spinning make a step ten times slower when another process has a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -127,11 +123,15 @@ def command(program: click.Command = app) -> None:
 
 
 def _end_os_error(error: OSError) -> None:
-    """Ends for what a person can mend: a full disk, a path that is wrong, a store that does not answer."""
+    """Ends for what a person can mend: a full disk, a path that is wrong, a disk or a store that does not answer."""
+    place = error.filename or "the workspace"
     if error.errno == errno.ENOSPC:
-        place = error.filename or "the workspace"
         _end(UserError(f"the disk of {place} is full; free some of it, and the same command goes on"), USER_MISTAKE)
-    if isinstance(error, _PATHS_AND_STORES):
+    if error.errno in _FAILING:
+        said = f"{place}: {error.strerror}: the disk or the way to it fails; see to it, and the same command goes on"
+        _end(UserError(said), USER_MISTAKE)
+    # One that names no error of the system is a library's own, and says nothing of a disk.
+    if error.errno is not None or isinstance(error, ConnectionError | TimeoutError):
         _end(error, USER_MISTAKE)
     raise error
 

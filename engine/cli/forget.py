@@ -6,6 +6,7 @@ import click
 
 from engine.cli.options import form_option, workspace_argument
 from manifests import units
+from manifests.commands import command
 from manifests.errors import ConfigError
 
 
@@ -76,7 +77,8 @@ def _retire(workspace: str, recipe: str | None, modality: str | None, corpus: st
     columns = ("corpus", "modality", "form", "fingerprint", "shards", "size_bytes")
     tables.write_records(columns, [vars(each) for each in retired], form)
     click.echo(
-        f"retired: their files stay until `modmill forget {workspace} --collect --yes`, and those that snapshots name stay",
+        f"retired: their files stay until `{command('forget', workspace, '--collect', '--yes')}`, and those that snapshots "
+        "name stay",
         err=form != "table",
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from engine.cli.options import settings_option
+from manifests.commands import command
 from manifests.errors import ConfigError, nearest
 
 _PATH = click.Path(path_type=Path)
@@ -72,7 +73,7 @@ def run(
         click.echo(f"done: {counts}")
     if done.counts.get("failed_rows"):
         query = "SELECT stage, class, count(DISTINCT key) AS photos FROM failures GROUP BY ALL"
-        click.echo(f'what failed: modmill sql {config.workspace} "{query}"')
+        click.echo(f"what failed: {command('sql', config.workspace, query)}")
     if left := done.counts.get("failed_items"):
         click.echo(f"left to do: {left:,} work items failed as a whole; the same command tries them again")
-    click.echo(f"look at it:  modmill status {config.workspace}")
+    click.echo(f"look at it:  {command('status', config.workspace)}")

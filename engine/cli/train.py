@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from engine.cli.options import INTERRUPTED, settings_option
+from manifests.commands import command
 
 
 @click.command()
@@ -20,7 +21,7 @@ def train(file: Path, settings: tuple[str, ...], resume: str | None) -> None:
 
     outcome = train_run.run(train_run.load(file, list(settings)), resume=resume)
     if outcome.status == "interrupted":
-        again = f"modmill train {file} --resume {outcome.folder}"
+        again = command("train", file, "--resume", outcome.folder)
         click.echo(f"interrupted at step {outcome.step:,}, which is saved; go on with: {again}", err=True)
         sys.exit(INTERRUPTED)
     click.echo(f"done: {outcome.steps_done:,} steps, in {outcome.folder}")

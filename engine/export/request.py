@@ -12,6 +12,7 @@ from engine.export.picked_rows import Nulls, picked_rows
 from engine.progress.progress import Progress
 from manifests import units
 from manifests.catalog.catalog import Catalog
+from manifests.commands import command
 from manifests.errors import ConfigError, nearest
 from manifests.snapshots import snapshot as snapshots
 from manifests.store.storage import open_storage
@@ -161,5 +162,5 @@ def _copied(copied: Copied, to: str) -> str:
     stood = f", {copied.stood:,} files stood there already" if copied.stood else ""
     return (
         f"copied {copied.files:,} files, {units.size(copied.size_bytes)}, in {copied.entries:,} log entries to {to}{stood}; "
-        f"check it: modmill verify {to}"
+        f"check it: {command('verify', to)}"
     )

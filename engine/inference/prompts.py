@@ -1,6 +1,7 @@
 """Reads what `modmill generate --from` is given (text, colors, files) as tokens of a model's modalities."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def _prompt(name: str, value: str, tokenizers: Tokenizers) -> Prompt:
 def _decoded(path: str, decode: Any) -> Any:
     """Decodes the bytes of a file. Raises ConfigError if that fails."""
     try:
-        return decode(Path(path).expanduser().read_bytes())
+        return decode(Path(os.path.expanduser(path)).read_bytes())
     except (DecodeError, LabelError) as error:
         raise ConfigError(f"{path}: {error}") from error
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from manifests.commands import command
 from manifests.errors import ConfigError
 from manifests.mistakes import KeyPath, dotted, matches
 from manifests.store.uris import absolute
@@ -89,7 +90,9 @@ def read(path: Path, *, expected: str = "`workspace` and `corpora`") -> Pipeline
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such pipeline file; `modmill init FOLDER` writes one for a folder") from None
     except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder, expected a pipeline file; `modmill init {path}` writes one") from None
+        raise ConfigError(
+            f"{path} is a folder, expected a pipeline file; `{command('init', path)}` writes one"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from error
     lines: dict[KeyPath, int] = {}

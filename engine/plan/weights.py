@@ -86,7 +86,7 @@ def _locate(checkpoint: str) -> tuple[Path, str]:
     """Returns where the checkpoint lies on this machine, and its name for others."""
     if "://" in checkpoint:
         return _from_store(checkpoint), checkpoint
-    path = Path(checkpoint).expanduser().absolute()
+    path = Path(os.path.expanduser(checkpoint)).absolute()
     if path.exists():
         return path, str(path)
     if is_hub_id(checkpoint):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from manifests.catalog.catalog import Catalog
+from manifests.commands import command
 from manifests.errors import ConfigError
 from manifests.formats import shards
 from manifests.log.actions import ShardAdded
@@ -65,7 +66,7 @@ def pick(catalog: Catalog, where: str, corpora: Collection[str]) -> PickedRows:
     if not rows:
         raise ConfigError(
             f"--where {where!r} picks no row of {', '.join(sorted(corpora))}; the workspace has {total:,} samples, see "
-            f'`modmill sql {catalog.storage.uri} "FROM samples"`'
+            f"`{command('sql', catalog.storage.uri, 'FROM samples')}`"
         )
     return PickedRows(where, rows, {corpus: picked[corpus] / among[corpus] for corpus in rows})
 

@@ -8,6 +8,7 @@ from engine.progress.progress import Progress
 from engine.progress.record import Done, recorded
 from manifests.catalog import attached
 from manifests.catalog.catalog import Catalog
+from manifests.commands import command
 from manifests.errors import WorkspaceError
 from manifests.queries import recipe_choice
 from manifests.snapshots import snapshot as snapshots
@@ -81,7 +82,7 @@ def freeze(sections: Mapping[str, SnapshotConfig], catalog: Catalog, progress: P
             if _has_grown(catalog, current):
                 progress.say(
                     f"snapshot {name} is frozen at {found.rows:,} rows, and there is more since; a new one: "
-                    f"modmill snapshot {catalog.storage.uri} OTHER-NAME"
+                    f"{command('snapshot', catalog.storage.uri, 'OTHER-NAME')}"
                 )
             continue
         made = snapshots.make(

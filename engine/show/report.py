@@ -1,6 +1,5 @@
 """Makes the report of a workspace: one HTML page with its pictures beside it, from what the manifest and shards say."""
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from engine.show.contact_sheet import contact_sheet
 from engine.show.page import Page, PageBlock, PageSection, many, use_chart
 from manifests import units
 from manifests.catalog.catalog import Catalog
+from manifests.commands import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ def _questions(catalog: Catalog, workspace: str | Path, questions: Sequence[Ques
         blocks=[
             PageBlock(
                 heading=question.words,
-                command=f'modmill sql {shlex.quote(str(workspace))} "{question.query}"',
+                command=command("sql", workspace, question.query),
                 table=catalog.sql(question.query),
             )
             for question in questions

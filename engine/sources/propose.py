@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from engine.sources import scan as sources
 from engine.sources import tars as source_tars
 from engine.sources.columns import TABLE_SUFFIXES
 from engine.sources.listing import Notes
+from manifests.commands import command
 from manifests.errors import ConfigError
 from manifests.store.uris import absolute, is_uri
 
@@ -39,7 +39,7 @@ def write_pipeline(folder: str, out: Path) -> str:
     with open(out, "x", encoding="utf-8") as file:
         file.write(text)
     config.load(out)
-    return "\n".join([f"wrote {out}: {', '.join(found)}", *notes, f"modmill run {shlex.quote(str(out))}"])
+    return "\n".join([f"wrote {out}: {', '.join(found)}", *notes, command("run", out)])
 
 
 def write_schema(path: Path) -> None:
@@ -122,7 +122,7 @@ def _pipeline(name: str, section: CorpusConfig, found: Sequence[str], out: Path)
         workspace = os.path.relpath(Path(section.source).parent / workspace, base)
     lines = [
         f"# {', '.join(found)}.",
-        f"#   modmill run {shlex.quote(str(out))}",
+        f"#   {command('run', out)}",
         "# Relative paths start at this file's folder.",
         f"workspace: {_scalar(workspace)}  # everything is written here",
         "corpora:",

@@ -182,9 +182,9 @@ def labeler_check(spec: LabelerSpec) -> Check:
 
 def has_weights(spec: LabelerSpec) -> bool:
     """Tells whether a labeler's default weights are on this machine: a file, a folder, or in the Hugging Face cache."""
-    if spec.checkpoint is None or Path(spec.checkpoint).expanduser().exists():
+    if spec.checkpoint is None or os.path.exists(os.path.expanduser(spec.checkpoint)):
         return True
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    home = Path(os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"))
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     snapshots = hub / f"models--{spec.checkpoint.replace('/', '--')}" / "snapshots"
     return snapshots.is_dir() and any(snapshots.iterdir())

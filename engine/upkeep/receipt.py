@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from manifests.catalog.catalog import Catalog
+from manifests.commands import command
 from manifests.log.actions import Forgotten
 from manifests.log.entries import now
 from manifests.queries import retention
@@ -130,5 +131,6 @@ def _lines(uri: str, document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for each in document["tokenizers"]
     ]
     if left := document["files_left"]:
-        lines.append(("to do", f"modmill forget {uri} --collect --yes", f"deletes the {left:,} files that hold them"))
+        collect = command("forget", uri, "--collect", "--yes")
+        lines.append(("to do", collect, f"deletes the {left:,} files that hold them"))
     return lines

@@ -1,6 +1,7 @@
 """Attaches a user's own table to the samples: `attach("scores.parquet")` makes a table `scores`, and columns of `samples`."""
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def parse(text: str) -> tuple[str, tuple[str, ...]]:
 def document(text: str) -> dict[str, Any]:
     """Returns what the configuration of a run says of an option: the file's name and sha256. Raises ConfigError."""
     file, on = parse(text)
-    return {"file": Path(file).name, "on": list(on), "sha256": _sha256_of(Path(file).expanduser())}
+    return {"file": Path(file).name, "on": list(on), "sha256": _sha256_of(Path(os.path.expanduser(file)))}
 
 
 def load(
@@ -65,7 +66,7 @@ def load(
     `taken` are names that it may not have. Raises ConfigError for what is no such table, has no such columns to join on,
     has them twice or with another type than `samples`, or other columns that are there already.
     """
-    path = Path(source).expanduser().absolute() if isinstance(source, str | Path) else None
+    path = Path(os.path.expanduser(source)).absolute() if isinstance(source, str | Path) else None
     name = _checked_name(connection, path, name, taken)
     there = _described(connection, "sample_rows()")
     on = _checked_columns("samples", on, there)

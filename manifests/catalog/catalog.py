@@ -20,6 +20,7 @@ from manifests.catalog import attached, content, index_checkpoint, locked_copy, 
 from manifests.catalog.index import Answer, Index
 from manifests.catalog.replay import DOCUMENTS
 from manifests.catalog.samples import Samples
+from manifests.commands import command
 from manifests.errors import ConfigError, LogError, ModmillError, QueryError, ShardError, WorkspaceError
 from manifests.log import actions
 from manifests.log import entries as log
@@ -232,7 +233,7 @@ class Catalog:
         try:
             return self._index.ask(make)
         except duckdb.Error as error:
-            raise QueryError(f"{error}; see `modmill verify {self.storage.uri}`") from error
+            raise QueryError(f"{error}; see `{command('verify', self.storage.uri)}`") from error
 
     def _asked(self, query: str, parameters: Sequence[Any], take: Callable[[Any], Answer]) -> Answer:
         self._check_process()
@@ -244,8 +245,8 @@ class Catalog:
                 raise QueryError(str(error).strip()) from error
             raise QueryError(
                 f"a file that the log names is gone: {str(error).strip()}; `modmill forget --collect` deletes what was "
-                f"forgotten, and what is live no more for longer than its retention; else see `modmill verify "
-                f"{self.storage.uri}`"
+                f"forgotten, and what is live no more for longer than its retention; else see "
+                f"`{command('verify', self.storage.uri)}`"
             ) from error
         except duckdb.Error as error:
             raise QueryError(str(error).strip()) from error
@@ -376,7 +377,7 @@ class Catalog:
             )
         except (duckdb.Error, QueryError) as error:
             if isinstance(error.__cause__, duckdb.IOException):
-                raise ShardError(f"{error}; see `modmill verify {self.storage.uri}`") from error
+                raise ShardError(f"{error}; see `{command('verify', self.storage.uri)}`") from error
             reason = str(error).partition("\n\nLINE ")[0].strip()
             raise QueryError(
                 f"the condition {condition!r} is refused: {reason}; expected SQL over the columns of `samples`, such as "

@@ -22,6 +22,7 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
+from manifests.commands import command
 from manifests.errors import ShardError
 from manifests.modality import Modality
 from manifests.recipe import canonical_json, sha256_hex
@@ -241,7 +242,7 @@ def read_rows(format: str, file: bytes | IO[bytes], *, values: bool = True) -> S
 
 def read_statuses(storage: Storage, path: str, format: str, rows: int) -> np.ndarray:
     """Returns what became of each row of a shard: uint8 (rows,). Raises ShardError if it is gone or has other rows."""
-    where, hint = storage.location(path), f"see `modmill verify {storage.uri}`"
+    where, hint = storage.location(path), f"see `{command('verify', storage.uri)}`"
     try:
         with storage.open(path) as file:
             if format == "parquet":

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from manifests.commands import command
 from manifests.errors import ConfigError, ShardError
 from manifests.formats.shards import Status, read_statuses
 from manifests.formats.snapshots import MODALITIES, PARTS, SHARDS
@@ -50,7 +51,9 @@ def select(
     picked &= _with_tokens(catalog.storage, rows, picked, shards)
     if not picked.any():
         names = ", ".join(sorted({recipe["modality"] for recipe in recipes}))
-        raise ConfigError(f"no row that is picked has a token in {names}; see `modmill status {catalog.storage.uri}`")
+        raise ConfigError(
+            f"no row that is picked has a token in {names}; see `{command('status', catalog.storage.uri)}`"
+        )
     held_out = _held_out(catalog, rows, hold_out) & picked
     kept = rows.parts_with(picked)
     shards = shards.filter(pa.array(kept[shards["part_number"].to_numpy()]))

@@ -5,6 +5,7 @@ reads what this machine wrote into the workspace's store and writes there what t
 that are named by a path lie there. What differs from this machine, or is missing, is told.
 """
 
+import os
 import secrets
 import sys
 import tempfile
@@ -121,7 +122,7 @@ def checkpoints_of(config: pipeline.PipelineConfig) -> tuple[str, ...]:
             labeler = protocol.find(options.labeler or modality.get(name).labeler)
             given = {"modality": name} if labeler.spec.outputs is None else {}
             checkpoint = protocol.parameters(labeler, {**given, **options.parameters}).get("checkpoint")
-            path = Path(str(checkpoint)).expanduser().absolute()
+            path = Path(os.path.expanduser(str(checkpoint))).absolute()
             if checkpoint and (path.exists() or not ("://" in checkpoint or weights.is_hub_id(checkpoint))):
                 found.add(str(path))
     return tuple(sorted(found))
