@@ -9,7 +9,7 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.core import has_magic
@@ -18,7 +18,6 @@ from fsspec.spec import AbstractBufferedFile
 # A file of up to so many bytes is read by one request, and kept; of a larger one only what is asked for is read.
 _SMALL = 1 << 20
 _KEPT = 64 << 20
-_BLOCK = 4 << 20
 _TIME = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -66,14 +65,14 @@ class UnchangingFiles(AbstractFileSystem):
                     self._kept_bytes -= len(self._kept.popitem(last=False)[1])
         return data
 
-    def open(self, path: str, mode: str = "rb", **options: Any) -> IO[bytes]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         plain = self._unchanging(path) if mode == "rb" else None
         if plain is None:
             return self._fs.open(path, mode, **options)
         size = self._size(plain)
         if size <= _SMALL:
             return io.BytesIO(self._content(plain))
-        return _Ranges(self._fs, plain, block_size=_BLOCK, size=size)
+        return _Ranges(self._fs, plain, size=size)
 
     def glob(self, path: str, **options: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         plain = self._unchanging(path)
@@ -106,6 +105,8 @@ class UnchangingFiles(AbstractFileSystem):
 
 class _Ranges(AbstractBufferedFile):
     """Reads a file of known size by ranges. The file of s3fs asks for its size and tag again each time it is opened."""
+
+    DEFAULT_BLOCK_SIZE = 4 << 20  # Read ahead.
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         return self.fs.cat_file(self.path, start=start, end=end)

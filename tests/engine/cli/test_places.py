@@ -14,6 +14,7 @@ from PIL import Image
 
 import engine.cli
 from manifests.commands import command
+from manifests.recipe import sha256_hex
 from manifests.store import storage as stores
 from manifests.store.storage import cache_folder
 
@@ -66,8 +67,10 @@ def test_printed_commands_can_be_pasted(file: Path, capsys: pytest.CaptureFixtur
     assert [words[:2] for words in commands] == [["sql", workspace], ["status", workspace]]
     for words in commands:
         assert modmill(*words, capsys=capsys)[0] == 0, words
-    _, out, _ = modmill("forget", workspace, "--modality", "metadata", capsys=capsys)
-    assert printed(out) == [["forget", workspace, "--collect", "--yes"]]
+    keys = file.parent / "keys.txt"
+    keys.write_text(sha256_hex((file.parent / "photos/a.png").read_bytes()))
+    _, out, _ = modmill("forget", workspace, "--keys", str(keys), capsys=capsys)
+    assert f"modmill forget '{workspace}' --collect --yes" in out
 
 
 @pytest.mark.parametrize(
@@ -115,11 +118,13 @@ def read_only(file: Path) -> Iterator[Path]:
 
 def test_a_read_only_mount_is_said_in_one_line(read_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = str(read_only.parent / "my ws")
+    keys = read_only.parent.parent / "keys.txt"
+    keys.write_text(sha256_hex((read_only.parent / "photos/a.png").read_bytes()))
     Image.new("RGB", (64, 48), "blue").save(read_only.parent.parent / "here/photos/new.png")
     for words in (
         ["run", str(read_only)],
         ["snapshot", workspace, "s"],
-        ["forget", workspace, "--modality", "metadata"],
+        ["forget", workspace, "--keys", str(keys)],
         ["forget", workspace, "--collect", "--yes"],
         ["init", str(read_only.parent / "photos"), "--out", str(read_only.parent / "new.yaml")],
     ):
