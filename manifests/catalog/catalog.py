@@ -48,6 +48,8 @@ STATUS = (
 # Values of these types are other ones in Python's rows than in Arrow, or need a package more.
 _BY_ARROW = re.compile(r"TIME ZONE|TIMESTAMP_|TIME_NS|INTERVAL|MAP|UUID|UNION|VARIANT|BIT|TUPLE|\[\d")
 
+_GONE = ("No files found", "No such file", "FileNotFoundError")
+
 
 class Catalog:
     """Answers questions about one workspace from its index, and commits to its log.
@@ -233,23 +235,21 @@ class Catalog:
         try:
             return self._index.ask(make)
         except duckdb.Error as error:
-            raise QueryError(f"{error}; see `{command('verify', self.storage.uri)}`") from error
+            raise QueryError(f"{_said(error)}; see `{command('verify', self.storage.uri)}`") from error
 
     def _asked(self, query: str, parameters: Sequence[Any], take: Callable[[Any], Answer]) -> Answer:
         self._check_process()
         try:
             reading.check(self._index.connection, query)
             return self._index.ask(lambda: self._answer(query, parameters, take))
-        except duckdb.IOException as error:
-            if "No files found" not in str(error) and "No such file" not in str(error):
-                raise QueryError(str(error).strip()) from error
-            raise QueryError(
-                f"a file that the log names is gone: {str(error).strip()}; `modmill forget --collect` deletes what was "
-                f"forgotten, and what is live no more for longer than its retention; else see "
-                f"`{command('verify', self.storage.uri)}`"
-            ) from error
         except duckdb.Error as error:
-            raise QueryError(str(error).strip()) from error
+            said = _said(error)
+            if not any(words in said for words in _GONE):
+                raise QueryError(said) from error
+            raise QueryError(
+                f"a file that the log names is gone: {said}; `modmill forget --collect` deletes what was forgotten, and what "
+                f"is live no more for longer than its retention; else see `{command('verify', self.storage.uri)}`"
+            ) from error
 
     def _answer(self, query: str, parameters: Sequence[Any], take: Callable[[Any], Answer]) -> Answer:
         self._drop_old_content()
@@ -432,6 +432,12 @@ class Catalog:
     def coverage(self) -> list[dict[str, Any]]:
         """Returns the rows of the view `coverage`."""
         return self._rows("SELECT * FROM coverage")
+
+
+def _said(error: duckdb.Error) -> str:
+    """Returns what DuckDB says; of an error that an object store's client raised in it, not the trace."""
+    said = str(error).strip()
+    return said.partition("\n\nLINE ")[0].splitlines()[-1] if said.startswith("Traceback ") else said
 
 
 def _plain_rows(relation: Any) -> tuple[list[str], list[tuple[Any, ...]]]:

@@ -45,13 +45,13 @@ class StoredFile:
 class Storage:
     """Reads and writes below the root of a workspace: methods take paths relative to it, with '/' between names.
 
-    `sizes` are the bytes of files that never change, as far as they are known, by `full` path.
+    `told` are the bytes of files that never change, as the log tells them, by `full` path.
     """
 
     uri: str
     fs: Any
     root: str
-    sizes: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
+    told: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_local(self) -> bool:
@@ -67,10 +67,10 @@ class Storage:
         return self.full(path) if self.fs is None else self.fs.unstrip_protocol(self.full(path))
 
     def known(self, files: Sequence[str], sizes: Sequence[int | None]) -> list[str]:
-        """Returns the locations of files that never change, and remembers their sizes, so that no reader asks for them."""
+        """Returns the locations of files that never change, and remembers what the log tells of their sizes."""
         if self.fs is not None:
             known = zip(files, sizes, strict=True)
-            self.sizes.update((self.full(path), size) for path, size in known if size is not None)
+            self.told.update((self.full(path), size) for path, size in known if size is not None)
         return [self.location(path) for path in files]
 
     def put(self, path: str, data: bytes | IO[bytes]) -> bool:
@@ -131,7 +131,7 @@ class Storage:
         """Returns the file system for readers that ask often (DuckDB): what is written once is learned once."""
         from manifests.store.unchanging import UnchangingFiles
 
-        return UnchangingFiles(self.fs, (self.full(paths.DATA), self.full(paths.SNAPSHOTS)), self.sizes)
+        return UnchangingFiles(self.fs, (self.full(paths.DATA), self.full(paths.SNAPSHOTS)), self.told)
 
     def names(self, folder: str, *, beginning: str = "") -> list[str]:
         """Returns the sorted names in a folder: those that begin so, or all but temporary and hidden ones.

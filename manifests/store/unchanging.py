@@ -24,17 +24,19 @@ _TIME = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 class UnchangingFiles(AbstractFileSystem):
     """Reads through another file system. What lies below `folders` of it never changes; all else is passed on.
 
-    `sizes` are the bytes of files that are known already, by the path in the store; those that are asked for join them.
+    `told` are sizes in bytes by the path in the store, as the log tells them. They decide how a file is read, and are
+    not believed: its true size is that of its bytes, or the store's word.
     """
 
     cachable = False
 
-    def __init__(self, fs: Any, folders: tuple[str, ...], sizes: dict[str, int]) -> None:
+    def __init__(self, fs: Any, folders: tuple[str, ...], told: Mapping[str, int]) -> None:
         super().__init__()
         self.protocol = fs.protocol
         self._fs = fs
         self._folders = tuple(f"{folder.rstrip('/')}/" for folder in folders)
-        self._sizes = sizes
+        self._told = told
+        self._sizes: dict[str, int] = {}
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._kept_bytes = 0
         self._lock = threading.Lock()
@@ -48,7 +50,8 @@ class UnchangingFiles(AbstractFileSystem):
 
     def _size(self, path: str) -> int:
         if path not in self._sizes:
-            self._sizes[path] = int(self._fs.size(path))
+            is_small = self._told.get(path, _SMALL + 1) <= _SMALL
+            self._sizes[path] = len(self._content(path)) if is_small else int(self._fs.size(path))
         return self._sizes[path]
 
     def _content(self, path: str) -> bytes:
@@ -84,6 +87,9 @@ class UnchangingFiles(AbstractFileSystem):
         plain = self._unchanging(path)
         if plain is None:
             return bool(self._fs.exists(path, **options))
+        # DuckDB asks this of one file after the other, and opens them beside each other.
+        if plain in self._told:
+            return True
         try:
             self._size(plain)
         except FileNotFoundError:

@@ -5,12 +5,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from engine.pipeline import config as pipeline
 from engine.run import job
 from manifests.catalog.catalog import Catalog
+from manifests.errors import QueryError
+from manifests.log import entries as log
+from manifests.store import parquet
+from manifests.store.storage import open_storage
+from tests.manifests.conftest import Make
 from tests.manifests.fault_proxy import Spoiled
 from tests.manifests.store.test_object_stores import spoiled  # noqa: F401
 
@@ -85,3 +91,28 @@ def test_a_shard_costs_at_most_four_requests_with_all_that_a_run_costs(
     shards = 4 * len(KEPT)
     with at_most(4 * shards - 8, spoiled):
         assert job.run(config, steps=["label"], quiet=True).counts["shards"] == shards
+
+
+def test_sizes_in_the_log_are_not_believed_and_a_file_that_is_gone_is_named() -> None:
+    storage = open_storage(f"memory://{secrets.token_hex(8)}")
+    log.create_workspace(storage)
+    with Catalog(storage) as catalog:
+        rows = pa.table({"corpus": ["photos"], "part": pa.array([0], pa.int32()), "row": pa.array([0], pa.int32())})
+        for name, kind in (
+            ("key", pa.string()),
+            ("source", pa.string()),
+            ("size_bytes", pa.int64()),
+            ("sha256", pa.binary()),
+        ):
+            rows = rows.append_column(name, pa.nulls(1, kind))
+        parts = [Make.part(part=part, size_bytes=size) for part, size in enumerate((4, 5 << 20, 4))]
+        for part in parts:
+            storage.put(part.path, parquet.written(rows))
+        catalog.commit([Make.corpus(), *parts], run="r")
+        assert catalog.sql("SELECT count(*) AS n FROM samples")["n"].to_pylist() == [3]
+    storage.remove(parts[2].path)
+    with (
+        Catalog(storage) as catalog,
+        pytest.raises(QueryError, match=r"is gone: FileNotFoundError: .*part-0000002.*verify"),
+    ):
+        catalog.sql("FROM samples")
