@@ -1,6 +1,7 @@
 """Holds what every part of modmill agrees on. Imports nothing of the other packages, and starts in milliseconds.
 
 errors     the tree of errors
+commands   commands as messages show them, quoted for a shell
 mistakes   what is wrong with a file of options, in words
 modality   the table of modalities
 recipe     fingerprints of labelers and tokenizers
