@@ -139,7 +139,7 @@ def stops_the_run(error: BaseException) -> bool:
 
 def begun(item: Item) -> Item:
     """Returns an item to be done again that a worker may have begun: what that left aside is looked for."""
-    return _again(item, item.attempt)
+    return item if item.attempt.resumes else _again(item, item.attempt)
 
 
 def _again(item: Item, attempt: Attempt, **changed: object) -> Item:

@@ -10,11 +10,15 @@ import pytest
 from PIL import Image
 
 from engine.pipeline import config as pipeline
+from engine.plan import missing
+from engine.plan.items import Target
+from engine.progress import record
 from engine.run import job
 from manifests.catalog.catalog import Catalog
 from manifests.errors import QueryError
+from manifests.log import actions
 from manifests.log import entries as log
-from manifests.store import parquet
+from manifests.store import parquet, paths
 from manifests.store.storage import open_storage
 from tests.manifests.conftest import Make
 from tests.manifests.fault_proxy import Spoiled
@@ -116,3 +120,25 @@ def test_sizes_in_the_log_are_not_believed_and_a_file_that_is_gone_is_named() ->
         pytest.raises(QueryError, match=r"is gone: FileNotFoundError: .*part-0000002.*verify"),
     ):
         catalog.sql("FROM samples")
+
+
+def test_rows_left_aside_are_looked_for_only_after_a_run_that_was_cut_short() -> None:
+    storage = open_storage(f"memory://{secrets.token_hex(8)}")
+    log.create_workspace(storage)
+    targets = [Target(modality="rgb", form="label", fingerprint="ab" * 32, crop=0)]
+    storage.replace(paths.spill("photos", "rgb", "ab" * 32, 7, 0, "cd" * 32) + ".json.tmp", b"{}")
+
+    def left(run: str, **ended: object) -> set[int]:
+        started = record.started_with(run, "run", {})
+        end = [actions.RunEnded(run=run, time=log.now(), **ended)] if ended else []  # type: ignore[arg-type]
+        with Catalog(storage) as catalog:
+            catalog.commit([started], run=run)
+            found = missing._parts_left_aside(catalog, "photos", targets)
+            catalog.commit(end, run=run)
+        return found
+
+    assert left("r1", status="done", counts={}) == set()
+    assert left("r2", status="done", counts={"failed_items": 1}) == set()
+    assert left("r3", status="done", counts={}) == {7}
+    storage.remove(paths.spill("photos", "rgb", "ab" * 32, 7, 0, "cd" * 32) + ".json.tmp")
+    assert left("r4", status="done", counts={}) == set()

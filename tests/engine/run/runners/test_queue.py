@@ -9,7 +9,7 @@ import pytest
 
 from engine.pipeline import config as pipeline
 from engine.plan.corpus import CorpusPlan, corpus_plan
-from engine.plan.items import Target, WorkItem
+from engine.plan.items import Attempt, Target, WorkItem
 from engine.run.runners.driver import Draining
 from engine.run.runners.pools import has_room, pools, wanted_workers
 from engine.run.runners.queue import ItemQueue, in_turn
@@ -245,6 +245,10 @@ def test_what_raises_is_tried_once_more(plan: CorpusPlan) -> None:
     error = ShardError("the part holds 3 rows")
     assert strikes.raised(item, error) is item
     assert strikes.raised(item, error) is error
+    # Of a first attempt nothing was left aside; the second looks.
+    again = strikes.raised(replace(make_item(plan, 1), attempt=Attempt(resumes=False)), error)
+    assert isinstance(again, WorkItem)
+    assert again.attempt.resumes
     assert not stops_the_run(error)
     assert stops_the_run(ConfigError("no weights"))
     assert stops_the_run(OSError(28, "No space left on device"))
