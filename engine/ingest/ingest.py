@@ -19,7 +19,7 @@ from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.formats import sidecars
 from manifests.log.actions import Action, CorpusAdded
-from manifests.queries import planning, retention
+from manifests.queries import retention
 from manifests.recipe import sha256_hex
 
 
@@ -27,7 +27,7 @@ from manifests.recipe import sha256_hex
 class Ingested:
     """Holds what an ingest found: where the corpus is, what is new, gone or altered, and what to tell the user.
 
-    `suffixes` are those of the names of all samples of the corpus.
+    `suffixes` are those of the names of all samples of the corpus; None if its source is gone.
     """
 
     corpus: str
@@ -39,7 +39,7 @@ class Ingested:
     changed: int = 0
     dropped: int = 0
     notes: list[str] = field(default_factory=list)
-    suffixes: frozenset[str] = frozenset()
+    suffixes: frozenset[str] | None = None
 
 
 def ingest(
@@ -73,7 +73,6 @@ def ingest(
                 new=0,
                 new_parts=0,
                 notes=[note],
-                suffixes=planning.suffixes(catalog, corpus),
             )
         raise
     # Not `if known`: a log that was rebuilt from files without sidecars has parts alone.

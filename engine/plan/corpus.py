@@ -196,6 +196,12 @@ class _LabelerResolver:
         return self.recipes[needed].fingerprint
 
 
+def suffixes_in(inputs: Iterable[str]) -> frozenset[str]:
+    """Returns suffixes that raise what recipes have as their input `image` as these recipes do."""
+    texts = list(inputs)
+    return frozenset(held[0] for name, _, held in CONTAINER_VERSIONS if any(f"-{name}" in text for text in texts))
+
+
 def _decoder(section: CorpusConfig, suffixes: Collection[str]) -> str:
     """Returns the fingerprint of photographs as an input: what decides their pixels.
 

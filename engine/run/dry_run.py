@@ -14,7 +14,7 @@ from engine.ingest import ingest
 from engine.ingest.filters import OTHER_KIND
 from engine.pipeline import config as pipeline
 from engine.plan import costs, reasons
-from engine.plan.corpus import corpus_plan, tokenizer_names
+from engine.plan.corpus import corpus_plan, suffixes_in, tokenizer_names
 from engine.plan.reasons import NewSamples
 from engine.progress import table as progress_table
 from engine.progress.progress import Progress
@@ -147,7 +147,10 @@ class _Dry:
         if "ingest" not in self.steps:
             root = ingest.root_of(self.catalog, corpus, section)
             return _ListedSource(
-                root=root, scan=None, new=NewSamples(), suffixes=planning.suffixes(self.catalog, corpus)
+                root=root,
+                scan=None,
+                new=NewSamples(),
+                suffixes=suffixes_in(planning.image_inputs(self.catalog, corpus)),
             )
         scan = sources.scan(section)
         found = self.catalog.sql(

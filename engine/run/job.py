@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from engine.ingest import ingest
 from engine.pipeline import config as pipeline
 from engine.plan import missing
-from engine.plan.corpus import CorpusPlan, corpus_plan, tokenizer_names
+from engine.plan.corpus import CorpusPlan, corpus_plan, suffixes_in, tokenizer_names
 from engine.plan.items import FitItem
 from engine.plan.missing import Wanted
 from engine.plan.where import pick
@@ -144,7 +144,6 @@ class _MainJob:
         for corpus, section in self.config.corpora.items():
             if "ingest" not in steps:
                 roots[corpus] = ingest.root_of(self.catalog, corpus, section)
-                self._suffixes[corpus] = planning.suffixes(self.catalog, corpus) if section.has_pixels else frozenset()
                 continue
             stage = f"ingest {corpus}"
             found = ingest.ingest(
@@ -156,7 +155,8 @@ class _MainJob:
                 on_rows=partial(self.progress.update, stage),
             )
             roots[corpus] = found.root
-            self._suffixes[corpus] = found.suffixes
+            if found.suffixes is not None:
+                self._suffixes[corpus] = found.suffixes
             self.done.add("new_samples", found.new)
             self.done.add("new_parts", found.new_parts)
             self.done.add("dropped_samples", found.dropped)
@@ -173,6 +173,9 @@ class _MainJob:
     def _plans(self, roots: Mapping[str, str]) -> tuple[dict[str, TokenizerAdded | None], dict[str, CorpusPlan]]:
         """Returns the tokenizers that are fitted by now, and the plan of each corpus with them."""
         fitted = {name: self.catalog.tokenizer(name) for name in sorted(tokenizer_names(self.config))}
+        for corpus in roots.keys() - self._suffixes.keys():
+            # Not by the samples: a run that takes in nothing does not read the names of all.
+            self._suffixes[corpus] = suffixes_in(planning.image_inputs(self.catalog, corpus))
         return fitted, {
             corpus: corpus_plan(self.config, corpus, root, fitted, self._suffixes[corpus])
             for corpus, root in roots.items()

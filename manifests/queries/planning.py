@@ -189,11 +189,10 @@ def failing(catalog: Catalog, corpus: str, classes: Collection[str]) -> set[tupl
     return {(row["part"], row["modality"], row["form"], row["crop"]) for row in rows.to_pylist()}
 
 
-def suffixes(catalog: Catalog, corpus: str) -> frozenset[str]:
-    """Returns the suffixes, in lower case and with their dots, that names of a corpus's samples end with."""
-    query = r"SELECT DISTINCT regexp_extract(lower(split_part(source, '?', 1)), '\.[a-z0-9]{1,7}$') FROM samples"
-    found = catalog.sql(f"{query} WHERE corpus = ? AND source IS NOT NULL", [corpus])
-    return frozenset(suffix for suffix in found.column(0).to_pylist() if suffix)
+def image_inputs(catalog: Catalog, corpus: str) -> list[str]:
+    """Returns what the current recipes of a corpus say of their input `image`: the versions of the decoder."""
+    query = "SELECT DISTINCT inputs->>'image' AS image FROM recipes WHERE list_contains(current_in, ?)"
+    return sorted(filter(None, catalog.sql(query, [corpus])["image"].to_pylist()))
 
 
 def failure_classes(catalog: Catalog) -> list[str]:
