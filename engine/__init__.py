@@ -10,6 +10,6 @@ run        the main job, and its runners: in this process or on Ray
 export     a workspace, or a part of it, written for others
 show       what people look at: tables, pictures, contact sheets, the report
 inference  use of a trained model
-upkeep     verify, recover, forget, collect, doctor
+upkeep     verify, forget, collect, doctor
 cli        the command `modmill`, a verb a file
 """

@@ -69,8 +69,8 @@ class Labeler(Protocol):
         or a list of dicts if the modality is `many`. A labeler of crops may return one torch tensor (B, ...) on its device
         instead of arrays: it is tokenized there, and copied only if labels are kept. None says that the source has no such
         label for the row (`absent`).
-        Crops come in batches of one fixed size: a row that failed, and an empty place at the end, is a black crop (all 0).
-        A labeler must not raise for it; its label is thrown away.
+        Crops come in batches of one fixed size: a row that failed, and an empty place at the end, is a black crop (all 0)
+        whose input labels are None. A labeler must not raise for it; its label is thrown away.
         Row i of the result depends on row i of the batch alone, and equal calls give equal results. If `label` raises, the
         engine finds the row that caused it, and that row alone fails.
         """

@@ -1,4 +1,4 @@
-"""Turns labels into integer tokens and back. Fitting is in `train/fit`.
+"""Turns labels into integer tokens and back. Grids are fitted in `train/fit`, text in `text`.
 
 protocol        what a tokenizer is, and how a saved one is loaded
 grids           maps of any size as a grid of vectors

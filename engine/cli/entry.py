@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None, program: click.Command = app) -> No
     import modmill
 
     # A preempted or stopped job ends as one that a person interrupts: what is done is committed.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         modmill.check_packages()
         with program.make_context("modmill", sys.argv[1:] if arguments is None else list(arguments)) as context:

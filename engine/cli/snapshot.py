@@ -1,4 +1,4 @@
-"""Defines `modmill snapshot`, which freezes, shows, lists and compares selections of a workspace."""
+"""Defines `modmill snapshot`, which freezes selections of a workspace, and lists those that are frozen."""
 
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation

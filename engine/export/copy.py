@@ -106,6 +106,8 @@ class _Copy:
         self._progress = progress
         self._done = 0
         self._stood: Counter[bytes] = Counter()
+        # A shard that was made again may have the bytes it had: two records, one file.
+        self._begun: set[str] = set()
 
     def run(self) -> None:
         self._progress.stage("copy", len(self._choice.shards) + len(self._choice.parts), "files")
@@ -176,7 +178,9 @@ class _Copy:
                 pass
         if isinstance(action, sidecars.Described) and self._has_sidecar(action):
             files.append((sidecars.path_of(action), None))
-        return [self._copy_file(path, sha256) for path, sha256 in files if path is not None]
+        wanted = {path: sha256 for path, sha256 in files if path is not None and path not in self._begun}
+        self._begun.update(wanted)
+        return [self._copy_file(path, sha256) for path, sha256 in wanted.items()]
 
     def _has_sidecar(self, described: sidecars.Described) -> bool:
         """Tells whether a file has a sidecar. Raises ShardError if that describes another file."""

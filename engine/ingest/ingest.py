@@ -57,9 +57,7 @@ def ingest(
     `scan` is the source as it was listed before; if it is None, it is listed now.
     Raises ConfigError if the source holds nothing, or if seed or part_rows are not those of the corpus.
     """
-    known = {row["corpus"]: row for row in catalog.corpora()}.get(corpus)
-    if known is not None:
-        _check_unchanged(corpus, section, known)
+    known = check_unchanged(catalog, corpus, section)
     parts = catalog.parts(corpus)
     try:
         scan = scan or sources.scan(section)
@@ -182,6 +180,21 @@ def _left_out_notes(left_out: Counter[str], refused: int) -> list[str]:
     return notes
 
 
+def check_unchanged(catalog: Catalog, corpus: str, section: config.CorpusConfig) -> Mapping[str, Any] | None:
+    """Returns the row of `corpora` of a corpus, None if it is new.
+
+    Raises ConfigError if its seed, rows a part or kind are not those that it was made with.
+    """
+    known = {row["corpus"]: row for row in catalog.corpora()}.get(corpus)
+    for name in ("seed", "part_rows", "kind") if known is not None else ():
+        if getattr(section, name) != known[name]:
+            raise ConfigError(
+                f"corpora.{corpus}.{name} is {getattr(section, name)!r}, but the corpus was made with {known[name]!r}, "
+                "which cannot change; put it back, or give the corpus another name"
+            )
+    return known
+
+
 def root_of(catalog: Catalog, corpus: str, section: config.CorpusConfig) -> str:
     """Returns where the source of a corpus that was ingested before is. Raises ConfigError if it never was."""
     if not catalog.parts(corpus):
@@ -206,15 +219,6 @@ def _rows_before(catalog: Catalog, corpus: str, *, with_offsets: bool) -> dict[s
         columns += ", source_offset"
     rows = catalog.sql(f"SELECT {columns} FROM samples WHERE corpus = ?", [corpus]).to_pylist()
     return {row["key"]: row for row in rows}
-
-
-def _check_unchanged(corpus: str, section: config.CorpusConfig, known: Mapping[str, Any]) -> None:
-    for name in ("seed", "part_rows", "kind"):
-        if getattr(section, name) != known[name]:
-            raise ConfigError(
-                f"corpora.{corpus}.{name} is {getattr(section, name)!r}, but the corpus was made with {known[name]!r}, "
-                "which cannot change; put it back, or give the corpus another name"
-            )
 
 
 def _compare(

@@ -152,6 +152,7 @@ class _Dry:
                 new=NewSamples(),
                 suffixes=suffixes_in(planning.image_inputs(self.catalog, corpus)),
             )
+        ingest.check_unchanged(self.catalog, corpus, section)
         scan = sources.scan(section)
         found = self.catalog.sql(
             "SELECT key, source FROM samples WHERE corpus = $1 "
@@ -202,7 +203,7 @@ def _probed(probe: Probe, jobs: Sequence[Job], path: Path) -> Iterator[str]:
     # No two workers share an item.
     items = sum(job.parts for job in jobs)
     walls = [whole.wall(n) for n in sorted({min(n, items) for n in (workers_of(probe.config.engine), *_WALLS)})]
-    more = f"; more find nothing to do in {items:,} work item{'s' * (items != 1)}" if items < max(_WALLS) else ""
+    more = f"; more workers than {items:,} find no work" if items < max(_WALLS) else ""
     yield (
         f"by a probe of up to {SAMPLES} samples on this machine ({_machine()}); the rest is decoding, crops, "
         "tokens and files:"
@@ -212,7 +213,7 @@ def _probed(probe: Probe, jobs: Sequence[Job], path: Path) -> Iterator[str]:
     yield f"wall time: {', '.join(walls)}{more}"
     if probe.unfitted:
         names = ", ".join(sorted(probe.unfitted))
-        yield f"of {names} labels only, as tokenizers are still to be fitted: fitting and tokens are not in these figures"
+        yield f"not in these figures: fitting the tokenizers of {names}, and their tokens"
     yield from probe.failed
     yield from _draw(probe, jobs, path)
 

@@ -61,6 +61,9 @@ def run(
     # A mistake in the trainer file, or a cluster that is not there, is told before hours of work, not after.
     train = trainer(config.train, quiet=quiet) if config.train and "train" in steps else None
     check_cluster(config.engine, steps)
+    # Labelers that do not fit together, and weights that are missing, are told before the ingest of millions.
+    for corpus in config.corpora:
+        corpus_plan(config, corpus, "", dict.fromkeys(tokenizer_names(config)))
     storage = open_storage(config.workspace)
     log.create_workspace(storage)
     with recorded(storage, kind, pipeline.document(config), quiet=quiet) as execution:
@@ -216,6 +219,12 @@ class _MainJob:
             self.progress.say(
                 f"tokenizer {item.name}: {fitted.rows:,} labels, vocabulary {fitted.vocabulary:,}; {figures}"
             )
+            texts = [modality.name for modality in item.modalities if modality.kind == "text"]
+            if item.family == "text" and texts and not fitted.rows and "file" not in item.options:
+                self.progress.say(
+                    f"tokenizer {item.name}: note: no sample has a {' or '.join(texts)} yet, so it knows no words of them; "
+                    "once some have, fit it again: --refit"
+                )
 
 
 def wanted_of(

@@ -1,1 +1,1 @@
-"""Keeps a workspace whole: verify, recover, forget, collect; and says what a machine is missing (`doctor`)."""
+"""Keeps a workspace whole: verify, forget, collect; and says what a machine is missing (`doctor`)."""

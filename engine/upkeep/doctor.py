@@ -22,7 +22,7 @@ from manifests.errors import ConfigError
 _DISK_AT_LEAST_BYTES = 1 << 30
 _COMMAND_SECONDS = 10
 _LABEL_EXTRA = "pip install 'modmill[label]'"
-_EXTRAS_TOLD = ("label", "train", "ray", "view", "s3", "gcs", "heif")
+_EXTRAS_TOLD = ("label", "train", "ray", "s3", "gcs", "heif")
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+).*?(?:extra == ['\"](\w+)['\"])?$")
 
 

@@ -108,11 +108,11 @@ class Catalog:
     # -- the log ------------------------------------------------------------------------------------------------------
 
     def refresh(self) -> int:
-        """Replays what the log has since; the version the index is at then."""
+        """Replays what was appended to the log since; returns the version that the index then has."""
         return self._index.refresh()
 
     def commit(self, new: Sequence[actions.Action], *, run: str) -> int:
-        """Commits actions to the log, all or none; the version they got.
+        """Commits actions to the log, all or none; returns their version.
 
         They are safe when it returns; the index takes them up when it is asked. Raises WorkspaceError if another
         writer took the lease over.

@@ -11,23 +11,37 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Holds Ctrl-C back to the end of the block.
+def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Has `handler` hear Ctrl-C and SIGTERM within the block, instead of what Python calls for them outside it.
 
-    DuckDB looks for signals inside its calls and may swallow the interrupt that it finds, or leave a transaction open.
+    A signal that is ignored stays so (a shell has what it starts in the background ignore Ctrl-C), and so does one that
+    ends the process. Python runs signal handlers in the main thread alone: in another one nothing changes.
     """
-    if threading.current_thread() is not threading.main_thread():
-        # Python runs signal handlers in the main thread alone.
-        yield
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(known := signal.getsignal(number)) and not isinstance(known, signal.Handlers):
+                before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, known in before.items():
+            signal.signal(number, known)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Holds Ctrl-C and SIGTERM back to the end of the block.
+
+    DuckDB looks for signals inside its calls and may swallow the interrupt that it finds, or leave a transaction open.
+    """
+    came: list[int] = []
+    try:
+        with handled(lambda number, _: came.append(number)):
+            yield
+    finally:
         if came:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(came[0])
 
 
 def heard(work: Callable[[], Result], interrupt: Callable[[], None]) -> Result:

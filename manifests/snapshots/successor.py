@@ -1,4 +1,4 @@
-"""Successors of snapshots whose files hold rows that were forgotten since: the same selection without those rows.
+"""Makes successors of snapshots whose files hold rows that were forgotten since: the same selection without those rows.
 
 Which snapshots need one is told by the log and their folders alone, so that what a crash left over is done later.
 """

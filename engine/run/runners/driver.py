@@ -1,13 +1,12 @@
 """Drives a runner on the thread that commits: hands items out, hears what became of them, gives it on, ends in order."""
 
 import contextlib
-import signal
-import threading
 import time
 from collections.abc import Generator
 from typing import Any, Protocol
 
 from engine.progress.progress import Progress
+from manifests.log.interrupts import handled
 
 _TICK_S = 0.1
 # Results are given to be committed so often, many in one log entry; workers go on meanwhile.
@@ -83,26 +82,18 @@ def drive(runner: Driven, progress: Progress, drain_s: float | None) -> Generato
 
 
 class Draining(contextlib.AbstractContextManager["Draining"]):
-    """Makes the first Ctrl-C within it ask for an end (`asked`); a second one interrupts at once.
-
-    `modmill` turns SIGTERM into the same signal. Python runs signal handlers in the main thread alone: in another one
-    nothing changes.
-    """
+    """Makes the first Ctrl-C or SIGTERM within it ask for an end (`asked`); a second one interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: Any = None
+        self._handled = handled(self._hear)
 
     def __enter__(self) -> "Draining":
-        before = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread() and before is not signal.SIG_IGN:
-            self._before = signal.signal(signal.SIGINT, self._hear)
+        self._handled.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+    def __exit__(self, *raised: Any) -> None:
+        self._handled.__exit__(*raised)
 
     def _hear(self, *_: object) -> None:
         if self.asked:

@@ -71,11 +71,11 @@ def test_before_the_first_ingest_then_after_a_run_then_after_a_change(tmp_path: 
     assert not (tmp_path / "work").exists()
     assert "photos: 9 samples in the source, 9 to be ingested" in text
     assert "its tokenizer is to be fitted first" in text
-    assert "of edges labels only" in text
+    assert "not in these figures: fitting the tokenizers of edges, and their tokens" in text
     assert "worker-hours" in text
     assert "dollars" in text
     assert "at 1 worker, " in text
-    assert "at 3 workers; more find nothing to do in 3 work items" in text
+    assert "at 3 workers; more workers than 3 find no work" in text
     with Image.open(sheet) as image:
         assert image.width > 600
     assert set(os.listdir(cache_folder())) == before
@@ -86,6 +86,8 @@ def test_before_the_first_ingest_then_after_a_run_then_after_a_change(tmp_path: 
     assert any(line.startswith("labeled: 9 samples read, 36 rows written") for line in said)
     left = tree(tmp_path / "work")
     assert "nothing to label" in dry_run.dry_run(config, sheet=sheet, quiet=True)[-1]
+    with pytest.raises(ConfigError, match=r"photos\.part_rows is 5, but the corpus was made with 4"):
+        dry_run.dry_run(load(tmp_path, "corpora.photos.part_rows=5"), sheet=sheet, quiet=True)
 
     for name in ("photo000.jpg", "photo001.jpg"):
         (photos / f"new-{name}").write_bytes((photos / name).read_bytes()[:-1])

@@ -288,6 +288,20 @@ def test_bad_inputs_are_failed_rows_and_the_rest_goes_on(
     assert run(file).did_nothing
 
 
+def test_a_text_tokenizer_without_any_text_says_so(
+    tmp_path: Path, make_photos, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = make_photos(tmp_path / "photos", 1)
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(
+        f"workspace: {tmp_path / 'work'}\ncorpora: {{photos: {{source: {photos}, modalities: [caption]}}}}\n"
+        "engine: {runner: local, workers: 1}\n"
+    )
+    assert not list(photos.glob("*.txt"))
+    job.run(pipeline.load(file), quiet=False)
+    assert "tokenizer text: note: no sample has a caption yet" in capsys.readouterr().err
+
+
 def test_too_many_failures_stop_the_run(tmp_path: Path, undisturbed, make_photos) -> None:
     folder, _ = undisturbed
     photos = make_photos(tmp_path / "photos", 4)
@@ -309,7 +323,6 @@ def test_failed_rows_are_retried_when_asked(tmp_path: Path, undisturbed, make_ph
     stored = tmp_path / "elsewhere.jpg"
     file = tmp_path / "pipeline.yaml"
     file.write_text(PIPELINE.format(workspace=tmp_path / "work", photos=photos, notes=folder / "notes.jsonl"))
-    run(file, steps=("ingest",))
     shutil.move(whole, stored)
     run(file)
     with Catalog.open(tmp_path / "work") as catalog:
@@ -335,7 +348,6 @@ def test_a_changed_source_is_recorded_and_never_labeled_as_the_old(tmp_path: Pat
     photos = make_photos(tmp_path / "photos", 9)
     file = tmp_path / "pipeline.yaml"
     file.write_text(PIPELINE.format(workspace=tmp_path / "work", photos=photos, notes=folder / "notes.jsonl"))
-    run(file, steps=("ingest",))
     first, second, *_ = sorted(photos.glob("*.jpg"))
     first.write_bytes(second.read_bytes())
     second.unlink()
@@ -404,6 +416,18 @@ def test_the_pipeline_trains_last_and_only_once(tmp_path: Path, undisturbed) -> 
     again = run(folder / "pipeline.yaml", *overrides)
     assert again.did_nothing
     assert again.training_folder == done.training_folder
+
+
+def test_weights_that_are_missing_are_told_before_the_ingest(tmp_path: Path, make_photos) -> None:
+    photos = make_photos(tmp_path / "photos", 1)
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(
+        f"workspace: {tmp_path / 'work'}\ncorpora: {{photos: {{source: {photos}, modalities: {{dinov2: {{tokens: false, "
+        f"parameters: {{checkpoint: {tmp_path / 'weights'}}}}}}}}}}}\nengine: {{runner: local}}\n"
+    )
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        run(file)
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_mistake_in_the_trainer_file_is_told_before_any_work(tmp_path: Path, undisturbed) -> None:

@@ -17,6 +17,7 @@ from engine.run.runners.strikes import Strikes, stops_the_run, then_words
 from engine.work.inputs import WorkerSettings
 from engine.work.marks import Mark
 from manifests.errors import ConfigError, ModmillError, ShardError
+from manifests.log.interrupts import held_back
 from tests.records import part_added
 
 PIPELINE = """
@@ -307,3 +308,18 @@ def test_the_first_interrupt_asks_and_the_second_one_ends() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_is_started_in_the_background_ignores_ctrl_c_and_hears_sigterm() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Draining() as draining:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not draining.asked
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert draining.asked
+        with pytest.raises(KeyboardInterrupt), held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
