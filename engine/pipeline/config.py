@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from engine.pipeline import file
 from engine.pipeline.sections import (
-    KINDS,
+    KIND_DEFAULTS,
     CorpusConfig,
     CorpusName,
     CropConfig,
@@ -214,7 +214,7 @@ def _spelled_out(tree: dict[str, Any], path: KeyPath) -> dict[str, Any]:
     corpus = corpora.get(path[1])
     if not isinstance(corpus, dict) or "modalities" in corpus:
         return tree
-    kind = KINDS.get(str(corpus.get("kind", "image")))
+    kind = KIND_DEFAULTS.get(str(corpus.get("kind", "image")))
     names = list(kind.modalities if kind else ())
     return {**tree, "corpora": {**corpora, path[1]: {**corpus, "modalities": names}}}
 

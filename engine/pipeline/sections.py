@@ -22,16 +22,16 @@ from manifests.formats.snapshots import HOLD_OUT
 from manifests.recipe import canonical_json
 
 
-class Kind(NamedTuple):
+class KindDefaults(NamedTuple):
     """Holds what a kind of corpus has by default, and whether of pixels; engine/sources/kinds.py reads its samples."""
 
     modalities: tuple[str, ...]
     has_pixels: bool
 
 
-KINDS = {
-    "image": Kind(modalities=("rgb", "edges", "boxes", "metadata", "palette", "caption"), has_pixels=True),
-    "text": Kind(modalities=("text",), has_pixels=False),
+KIND_DEFAULTS = {
+    "image": KindDefaults(modalities=("rgb", "edges", "boxes", "metadata", "palette", "caption"), has_pixels=True),
+    "text": KindDefaults(modalities=("text",), has_pixels=False),
 }
 
 
@@ -216,7 +216,7 @@ class CorpusConfig(Section):
     modalities: Modalities = Field(
         default_factory=dict,
         description="what is made: names, or names with options; default for images: "
-        f"{' '.join(KINDS['image'].modalities)}; for text: {' '.join(KINDS['text'].modalities)}",
+        f"{' '.join(KIND_DEFAULTS['image'].modalities)}; for text: {' '.join(KIND_DEFAULTS['text'].modalities)}",
     )
 
     @model_validator(mode="before")
@@ -224,7 +224,7 @@ class CorpusConfig(Section):
     def _default_modalities(cls, data: Any) -> Any:
         if not isinstance(data, dict) or "modalities" in data:
             return data
-        kind = KINDS.get(str(data.get("kind", "image")))
+        kind = KIND_DEFAULTS.get(str(data.get("kind", "image")))
         return {**data, "modalities": kind.modalities if kind else ()}
 
     @model_validator(mode="after")
@@ -257,7 +257,7 @@ class CorpusConfig(Section):
     @property
     def has_pixels(self) -> bool:
         """Tells whether samples are decoded to pixels, and cropped."""
-        return KINDS[self.kind].has_pixels
+        return KIND_DEFAULTS[self.kind].has_pixels
 
 
 class GridFit(Section):

@@ -242,7 +242,7 @@ Action = (
     | RunEnded
 )
 
-KINDS: dict[str, type[Action]] = {kind.action: kind for kind in get_args(Action)}
+ACTIONS: dict[str, type[Action]] = {kind.action: kind for kind in get_args(Action)}
 # The fields that hold a path of the workspace or a list of such, with the shape that they have.
 PATHS: dict[type[Action], tuple[tuple[str, paths.Shape], ...]] = {
     PartAdded: (("path", paths.SAMPLES), ("pack_path", paths.PACK)),
@@ -266,7 +266,7 @@ def read(document: Mapping[str, Any]) -> tuple[type[Action] | None, Mapping[str,
 
     Raises LogError if a field is missing.
     """
-    kind = KINDS.get(document.get("action", ""))
+    kind = ACTIONS.get(document.get("action", ""))
     if kind is None:
         return None, {}
     required, defaults = _fields(kind)

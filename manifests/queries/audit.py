@@ -19,7 +19,7 @@ from manifests.log.actions import CorpusAdded, TokenizerAdded
 from manifests.store import paths
 from manifests.store.storage import Storage
 
-_TABLES = ("applied", *actions.KINDS)
+_TABLES = ("applied", *actions.ACTIONS)
 _ENDING = {"part", "current", "tokenizer", "shard"}
 _NAMED = """
 SELECT path, is_live, ended, is_forgotten FROM (

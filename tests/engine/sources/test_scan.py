@@ -265,4 +265,4 @@ def test_every_name_round_trips(tmp_path_factory: pytest.TempPathFactory, names:
 
 
 def test_each_kind_of_the_pipeline_file_has_its_functions() -> None:
-    assert KINDS.keys() == sections.KINDS.keys() == set(get_args(CorpusConfig.model_fields["kind"].annotation))
+    assert KINDS.keys() == sections.KIND_DEFAULTS.keys() == set(get_args(CorpusConfig.model_fields["kind"].annotation))

@@ -15,7 +15,7 @@ from manifests.log import entries as log
 from manifests.store import paths
 from manifests.store.storage import Storage
 
-TABLES = tuple(f"log.{name}" for name in actions.KINDS)
+TABLES = tuple(f"log.{name}" for name in actions.ACTIONS)
 
 
 def test_many_rows_go_in_as_few_do(

@@ -216,7 +216,7 @@ def test_a_commit_goes_on_from_format_1(frozen: Storage) -> None:
 def test_every_kind_of_action_stands_in_the_frozen_log() -> None:
     frozen = {document["action"] for entry in ENTRIES for document in json.loads(entry)["actions"]}
     # Kinds that came after the log was frozen.
-    assert frozen >= set(actions.KINDS) - {"snapshot", "shards_retired", "forgotten", "samples_dropped"}
+    assert frozen >= set(actions.ACTIONS) - {"snapshot", "shards_retired", "forgotten", "samples_dropped"}
 
 
 def test_actions_come_back_from_json_as_they_were(make) -> None:

@@ -148,7 +148,7 @@ def test_every_field_of_an_action_that_holds_a_path_has_its_shape() -> None:
     """An action that is new, or a field, is named here: nothing with a path comes in unchecked."""
     holds = {
         (kind, field.name)
-        for kind in actions.KINDS.values()
+        for kind in actions.ACTIONS.values()
         for field in dataclasses.fields(kind)
         if field.name == "files" or field.name.endswith("path")
     }
