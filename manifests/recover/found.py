@@ -5,6 +5,7 @@ the log of what they find.
 """
 
 import contextlib
+import json
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,8 +15,8 @@ from typing import Any
 from manifests.errors import ModmillError, ShardError
 from manifests.formats import sidecars
 from manifests.formats import snapshots as snapshot_files
+from manifests.formats.shards import keys_digest, read_samples
 from manifests.log.actions import (
-    CorpusAdded,
     Forgotten,
     PartAdded,
     SamplesDropped,
@@ -24,10 +25,11 @@ from manifests.log.actions import (
     SourcesChanged,
     TokenizerAdded,
 )
+from manifests.queries.retention import NO_BYTES
 from manifests.recipe import canonical_json, sha256_hex
 from manifests.snapshots import snapshot
 from manifests.store import parquet, paths
-from manifests.store.storage import Storage, StoredFile, read_same
+from manifests.store.storage import Storage, StoredFile
 
 # The files of a folder by name, without hidden ones.
 Folder = Mapping[str, StoredFile]
@@ -36,17 +38,16 @@ _AGAIN = "delete it, the next run makes it again"
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPart:
-    """Holds a part of a whole samples file: its record, that of its corpus, and what was forgotten of it."""
+    """Holds a part of a whole samples file: its record, what was forgotten of it, and its corpus if a sidecar tells it."""
 
     file: StoredFile
     part: PartAdded
-    corpus: CorpusAdded
-    forgets: tuple[Forgotten, ...]
+    sidecar: sidecars.Sidecar
 
     @property
     def forgotten(self) -> set[int]:
         """Returns the rows that were forgotten."""
-        return {row for action in self.forgets for row in action.rows}
+        return {row for action in self.sidecar.forgotten for row in action.rows}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +86,19 @@ def named(folder: Folder, start: str, end: str) -> list[StoredFile]:
     return [file for name, file in folder.items() if name.startswith(start) and name.endswith(end)]
 
 
-def read_part(storage: Storage, corpus: str, file: StoredFile) -> FoundPart:
-    """Returns a part as the sidecar of its samples file tells it."""
-    found = _sidecar(storage, file.path)
+def read_part(storage: Storage, corpus: str, folder: Folder, file: StoredFile) -> FoundPart:
+    """Returns a part as the sidecar of its samples file, or else the file itself, tells it."""
+    data = storage.read(file.path)
+    sidecar = paths.sidecar(file.path)
+    if posixpath.basename(sidecar) in folder:
+        found = sidecars.read(storage, sidecar)
+    else:
+        found = _part_alone(corpus, file.path, data)
     part = found.of
-    if not isinstance(part, PartAdded) or found.corpus is None or (part.path, part.corpus) != (file.path, corpus):
+    if not isinstance(part, PartAdded) or (part.path, part.corpus) != (file.path, corpus):
         raise ShardError("its sidecar is of another file")
-    read_same(storage, part.path, part.sha256, remedy="restore it from a copy")
-    return FoundPart(file=file, part=part, corpus=found.corpus, forgets=found.forgotten)
+    _check(data, part.sha256, part.size_bytes)
+    return FoundPart(file=file, part=part, sidecar=found)
 
 
 def read_changes(storage: Storage, corpus: str, folder: Folder) -> list[SourcesChanged]:
@@ -141,21 +147,54 @@ def read_shard(storage: Storage, folder: Folder, file: StoredFile, parts: Mappin
 def checked_shard(storage: Storage, found: FoundShard) -> FoundShard:
     """Returns the shard after reading it and its failed file whole."""
     shard = found.shard
-    read_same(storage, shard.path, shard.sha256, remedy=_AGAIN)
-    if shard.failed_path is not None and shard.failed_sha256 is not None:
-        read_same(storage, shard.failed_path, shard.failed_sha256, remedy=_AGAIN)
+    for path, sha256, size_bytes in (
+        (shard.path, shard.sha256, shard.size_bytes),
+        (shard.failed_path, shard.failed_sha256, None),
+    ):
+        if path is not None and sha256 is not None:
+            try:
+                _check(storage.read(path), sha256, size_bytes)
+            except FileNotFoundError:
+                raise ShardError(f"{posixpath.basename(path)} is gone") from None
     return found
 
 
-def read_tokenizer(storage: Storage, path: str, files: Iterable[str]) -> TokenizerAdded:
-    """Returns the tokenizer in the folder `path` as its sidecar tells it."""
-    known = _sidecar(storage, path).of
-    if not isinstance(known, TokenizerAdded) or known.path != path:
-        raise ShardError("its sidecar is of another file")
+def read_tokenizer(
+    storage: Storage, path: str, files: Iterable[str], vocabularies: Mapping[str, int]
+) -> TokenizerAdded:
+    """Returns the tokenizer in the folder `path` as its sidecar tells it, or else its config.json.
+
+    `vocabularies` are those of tokens that were found, by the digest of their tokenizer.
+    """
     sums = {name: sha256_hex(storage.read(f"{path}/{name}")) for name in files}
-    if sha256_hex(canonical_json(sums)) != known.digest:
+    digest = sha256_hex(canonical_json(sums))
+    fields = paths.TOKENIZER.parse(path)
+    if fields is None or not digest.startswith(fields["digest12"]):
         raise ShardError("its files are not those that its name says: altered, or some are gone")
-    return known
+    try:
+        known = sidecars.read(storage, paths.sidecar(path)).of
+        if isinstance(known, TokenizerAdded) and (known.path, known.digest) == (path, digest):
+            return known
+    except FileNotFoundError:
+        pass
+    if digest not in vocabularies:
+        raise ShardError("it has no sidecar and made no tokens that are here: nothing tells its vocabulary")
+    try:
+        config = json.loads(storage.read(f"{path}/config.json"))
+        family, version, rows = config["family"], config["version"], config.get("fit", {}).get("rows", 0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShardError(f"its config.json cannot be read ({type(error).__name__}: {error})") from error
+    return TokenizerAdded(
+        name=fields["tokenizer"],
+        digest=digest,
+        path=path,
+        family=family,
+        family_version=version,
+        vocabulary=vocabularies[digest],
+        options={},
+        rows=rows,
+        metrics={},
+    )
 
 
 def read_snapshot(storage: Storage, name: str) -> SnapshotAdded:
@@ -173,8 +212,42 @@ def workspace_id(storage: Storage) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _sidecar(storage: Storage, path: str) -> sidecars.Sidecar:
-    try:
-        return sidecars.read(storage, paths.sidecar(path))
-    except FileNotFoundError:
-        raise ShardError("it has no sidecar") from None
+def _part_alone(corpus: str, path: str, data: bytes) -> sidecars.Sidecar:
+    """Returns what a samples file tells of its part without a sidecar; its name holds the start of its sha256."""
+    sha256 = sha256_hex(data)
+    fields = paths.SAMPLES.parse(path)
+    if fields is None or fields["sha8"] != sha256[:8]:
+        raise ShardError(f"its sha256 is {sha256[:12]}, which is not in its name: altered or truncated")
+    rows = read_samples(data)
+    keys = [row.key for row in rows]
+    part = PartAdded(
+        corpus=corpus,
+        part=rows[0].part,
+        rows=len(rows),
+        path=path,
+        sha256=sha256,
+        size_bytes=len(data),
+        keys_sha256=keys_digest(keys),
+        source_bytes=sum(row.size_bytes or 0 for row in rows),
+        key_min=min(keys),
+        key_max=max(keys),
+        pack_path=next((row.source_pack for row in rows if row.source_pack), None),
+    )
+    # Whose source is null was forgotten; the hashes of the sources, which bar them from coming back, stood in the log.
+    gone = [row for row in rows if row.sha256 is None]
+    if not gone:
+        return sidecars.Sidecar(of=part)
+    forgotten = Forgotten(
+        corpus=corpus,
+        part=part.part,
+        rows=[row.row for row in gone],
+        keys=[row.key for row in gone],
+        sources_sha256=[NO_BYTES] * len(gone),
+        files=[],
+    )
+    return sidecars.Sidecar(of=part, forgotten=(forgotten,))
+
+
+def _check(data: bytes, sha256: str, size_bytes: int | None) -> None:
+    if size_bytes not in (None, len(data)) or sha256_hex(data) != sha256:
+        raise ShardError(f"its sha256 is {sha256_hex(data)[:12]}, its sidecar says {sha256[:12]}: altered or truncated")

@@ -1,11 +1,10 @@
 """Rebuilds a lost log from the sidecars.
 
 What comes back: corpora, parts, what was forgotten, recipes, shards, tokenizers and snapshots, each file checked by size and
-sha256 first. What does not: files without a sidecar, runs, the times and versions of the old log, and retirements
-(retired shards are live again, of recipes that are not current). Of several files of one place (a retry, a forget) the
-one with the most forgotten rows wins, then the fewest failed, the fewest not selected, and the newest by the store's
-clock. A recipe is current if it is the only one of its modality and form in a corpus; else the next `modmill run` says
-which is.
+sha256 first. What does not: runs, the times and versions of the old log, and retirements (retired shards are live again,
+of recipes that are not current). Of several files of one place (a retry, a forget) the one with the most forgotten rows
+wins, then the fewest failed, the fewest not selected, and the newest by the store's clock. A recipe is current if it is
+the only one of its modality and form in a corpus; else the next `modmill run` says which is.
 """
 
 import posixpath
@@ -118,6 +117,8 @@ class _Recovery:
         self._on_file = on_file
         self._files = 0
         self._recipes: set[str] = set()
+        # What a tokenizer's own folder may not say: the vocabulary of the tokens that it made, by digest.
+        self._vocabularies: dict[str, int] = {}
 
     def actions(self, run: str, workspace: str) -> Iterator[Action]:
         """Yields what the log is to hold, in its order, with the run of the recovery around it."""
@@ -160,7 +161,7 @@ class _Recovery:
         """Returns the parts of a corpus by number."""
 
         def read(file: StoredFile) -> FoundPart | None:
-            return self._taken(file.path, read_part, self._storage, corpus, file)
+            return self._taken(file.path, read_part, self._storage, corpus, folder, file)
 
         found = [part for part in pool.map(read, named(folder, "part-", ".parquet")) if part is not None]
         # Of two of one part (before and after a forget) the last one stays.
@@ -169,13 +170,19 @@ class _Recovery:
 
     def _corpus(self, corpus: str, folder: Folder, chosen: Mapping[int, FoundPart]) -> Iterator[Action]:
         """Yields a corpus, its parts, what was forgotten of them, and the lists of changes and dropped samples."""
-        yield chosen[max(chosen)].corpus
+        corpora = [part.sidecar.corpus for part in chosen.values() if part.sidecar.corpus is not None]
+        if corpora:
+            self.found.corpora += 1
+            yield corpora[-1]
+        else:
+            self.found.notes.append(
+                f"{corpus}: no sidecar tells its configuration; `modmill run FILE` with its pipeline file records it"
+            )
         yield from (part.part for part in chosen.values())
         for part in chosen.values():
-            yield from part.forgets
+            yield from part.sidecar.forgotten
         yield from read_changes(self._storage, corpus, folder)
         yield from read_dropped(self._storage, corpus, folder)
-        self.found.corpora += 1
         self.found.parts += len(chosen)
         self.found.size_bytes += sum(part.part.size_bytes for part in chosen.values())
         missing = sorted(set(range(max(chosen))) - chosen.keys())
@@ -204,12 +211,14 @@ class _Recovery:
                 yield from shards
                 self.found.shards += len(shards)
                 self.found.size_bytes += sum(shard.size_bytes for shard in shards)
-                modality, form = shards[0].modality, shards[0].form
+                modality, form, vocabulary = shards[0].modality, shards[0].form, shards[0].vocabulary
                 crops = max((shard.crop + 1 for shard in shards if shard.crop is not None), default=None)
                 current = RecipeCurrent(
                     corpus=corpus, modality=modality, form=form, fingerprint=fingerprint, crops=crops
                 )
                 recipes.setdefault((modality, form), []).append(current)
+                if recipe.get("weights") is not None and vocabulary is not None:
+                    self._vocabularies[recipe["weights"]] = vocabulary
         for (modality, form), known in sorted(recipes.items()):
             if len(known) == 1:
                 yield known[0]
@@ -253,7 +262,7 @@ class _Recovery:
         for path, folder in list_folders(self._storage, paths.TOKENIZERS).items():
             if path == paths.TOKENIZERS:  # The sidecars.
                 continue
-            tokenizer = self._taken(path, read_tokenizer, self._storage, path, folder)
+            tokenizer = self._taken(path, read_tokenizer, self._storage, path, folder, self._vocabularies)
             if tokenizer is not None:
                 found.append((max(file.modified for file in folder.values()), path, tokenizer))
         tokenizers = [tokenizer for *_, tokenizer in sorted(found, key=lambda each: each[:2])]

@@ -272,14 +272,25 @@ def test_two_recipes_of_a_modality_are_left_open(full: Storage, make) -> None:
         assert len(catalog.live_shards()) == 5
 
 
-def test_what_has_no_sidecar_is_left_out(full: Storage) -> None:
+def test_a_workspace_without_sidecars_of_samples(full: Storage) -> None:
+    """As they were made before samples and tokenizers had sidecars."""
+    before = asked(full)
     lose_log(full)
     for path in (*Path(full.root).glob("data/photos/_samples/*.json"), *Path(full.root).glob("tokenizers/*.json")):
         path.unlink()
     found = recover(full)
-    assert (found.corpora, found.parts, found.shards, found.tokenizers) == (0, 0, 0, 0)
-    whys = [found.left_out[path] for path in found.left_out if "_samples" in path or path.startswith("tokenizers")]
-    assert whys == ["it has no sidecar"] * 3
+    assert (found.corpora, found.parts, found.shards) == (0, 2, 4)
+    assert found.notes == [
+        "photos: no sidecar tells its configuration; `modmill run FILE` with its pipeline file records it"
+    ]
+    # No tokens tell what its vocabulary is.
+    assert list(found.left_out.values()) == [
+        "it has no sidecar and made no tokens that are here: nothing tells its vocabulary"
+    ]
+    after = asked(full)
+    assert after["corpora"] == after["tokenizers"] == []
+    assert after["samples"] == before["samples"]
+    assert after["captions"] == before["captions"]
 
 
 def test_what_was_forgotten_stays_forgotten(full: Storage, make, recipes: dict[str, Recipe]) -> None:
@@ -313,6 +324,13 @@ def test_what_was_forgotten_stays_forgotten(full: Storage, make, recipes: dict[s
     assert after["forgotten"] == before["forgotten"]
     assert after["samples"] == before["samples"]
     assert after["captions"] == before["captions"]
+    # Without that sidecar the row is known still, its bytes no more.
+    lose_log(full)
+    full.remove(sidecars.path_of(new))
+    full.remove(part.path)
+    recover(full)
+    (row,) = asked(full)["forgotten"]
+    assert (row["key"], row["sha256"]) == ("k01", sha256_hex(b""))
 
 
 def test_a_part_that_is_gone_is_told(full: Storage) -> None:
