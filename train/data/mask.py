@@ -11,18 +11,18 @@ it stands for, then one more sentinel:
     input    a [S_1] on the [S_2]
     target   [S_1] red cube [S_2] grass [EOS] [S_3]
 
-Unlike in 4M, what rounding leaves over goes to the largest fractions instead of further draws. As in 4M, budgets that a
-modality cannot fill stay unfilled: a caption may be the only input.
+As in 4M, budgets that a modality cannot fill stay unfilled: a caption may be the only input. What differs from 4M is in
+docs/4m.md.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from manifests.errors import ConfigError, nearest
 from train.data.batch import Batch, Column, MaskedBatch
@@ -44,6 +44,19 @@ def _in_order(value: tuple[int, int]) -> tuple[int, int]:
 
 
 Budget = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)]
+Keep = Literal["random", "all", "binary"]
+Overlong = Literal["fill", "random"]
+
+
+def _schemes(value: Any) -> Any:
+    is_each = isinstance(value, Mapping)
+    for name, scheme in value.items() if is_each else [("", value)]:
+        if scheme not in get_args(Keep):
+            raise ValueError(f"{name} is {scheme!r}; it should be 'random', 'all' or 'binary'".lstrip())
+    return value
+
+
+Keeps = Annotated[Keep | Mapping[str, Keep], BeforeValidator(_schemes)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +64,20 @@ class Strategy:
     """Holds one way to mask. `inputs` and `targets` are Dirichlet alphas by modality, "*" those of all others.
 
     A small alpha gives all to one modality, a large one divides evenly. `keep` is how many tokens of a sequence stay:
-    `random` a share drawn from 0 to 1, `all` (as far as the budget reaches), `binary` all or none.
+    `random` a share drawn from 0 to 1, `all` (as far as the budget reaches), `binary` all or none. It is one for every
+    sequence, or one by modality, "*" that of all others (`random` if it is missing).
     """
 
     weight: PositiveFloat = 1.0
     inputs: Mapping[str, NonNegativeFloat] = field(default_factory=lambda: {OTHERS: 1.0})
     targets: Mapping[str, NonNegativeFloat] = field(default_factory=lambda: {OTHERS: 1.0})
-    keep: Literal["random", "all", "binary"] = "random"
+    keep: Keeps = "random"
+
+    def keep_of(self, modality: str) -> Keep:
+        """Returns how a sequence is kept."""
+        if isinstance(self.keep, str):
+            return self.keep
+        return self.keep.get(modality, self.keep.get(OTHERS, "random"))
 
 
 def _some(value: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
@@ -68,22 +88,32 @@ def _some(value: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """Holds the least and the most tokens of a row that are inputs, and targets; and the strategies, drawn by weight."""
+    """Holds the least and the most tokens of a row that are inputs, and targets; and the strategies, drawn by weight.
+
+    `overlong` says where a sequence's target over its budget begins: at a sentinel drawn at random (`random`), or, if what
+    remains from there is less than the budget, at the earliest sentinel from which all that remains fits (`fill`, as in
+    4M). None is `fill`; a run that goes on has the rule that it began with.
+    """
 
     inputs: Budget = (128, 128)
     targets: Budget = (128, 128)
     strategies: Annotated[tuple[Strategy, ...], AfterValidator(_some)] = (Strategy(),)
+    overlong: Overlong | None = None
 
     def check(self, vocabulary: Vocabulary) -> None:
-        """Raises ConfigError for alphas of modalities that the vocabulary does not have."""
+        """Raises ConfigError for options of modalities that the vocabulary does not have, and for `keep` of a grid."""
         known = [OTHERS, *(modality.name for modality in vocabulary.modalities)]
+        sequences = [OTHERS, *(modality.name for modality in vocabulary.modalities if modality.sequence)]
         for number, strategy in enumerate(self.strategies):
-            for side in ("inputs", "targets"):
-                for name in getattr(strategy, side):
+            keep = {} if isinstance(strategy.keep, str) else strategy.keep
+            for option, names in (("inputs", strategy.inputs), ("targets", strategy.targets), ("keep", keep)):
+                for name in names:
+                    place = f"masking.strategies[{number}].{option}"
                     if name not in known:
+                        raise ConfigError(f"{place}: no modality {name!r} in the snapshots; {nearest(name, known)}")
+                    if option == "keep" and name not in sequences:
                         raise ConfigError(
-                            f"masking.strategies[{number}].{side}: no modality {name!r} in the snapshots; "
-                            f"{nearest(name, known)}"
+                            f"{place}: {name!r} has no sequence, which `keep` is of; expected {', '.join(sequences)}"
                         )
 
 
@@ -110,7 +140,7 @@ def mask_batch(
         keys = combine(batch.keys, name_hash("tokens", modality.name))
         own = column, keys, drawn.inputs[:, index], drawn.targets[:, index]
         if modality.sequence:
-            given, asked = mask_sequence(*own, drawn.keep[:, index], modality)
+            given, asked = mask_sequence(*own, drawn.keep[:, index], modality, masking.overlong)
         else:
             given, asked = mask_grid(*own, modality)
         inputs.append(np.insert(given, 1, index, axis=0))
@@ -134,7 +164,7 @@ def budgets(
         shares[side] = _divided(total, _log_gamma(keys, side, names, alphas[strategy]), lengths > 0)
     for column, name in enumerate(names):
         drawn = uniform(combine(keys, name_hash("keep", name)))
-        kinds = np.array([one.keep for one in masking.strategies])[strategy]
+        kinds = np.array([one.keep_of(name) for one in masking.strategies])[strategy]
         keep[:, column] = np.select([kinds == "all", kinds == "binary"], [1.0, np.round(drawn)], drawn)
     inputs = np.minimum(shares["inputs"], lengths)
     grids = np.array([not modality.sequence for modality in vocabulary.modalities])
@@ -177,11 +207,13 @@ def mask_sequence(
     targets: Int64[np.ndarray, "B"],
     keep: Float[np.ndarray, "B"],
     modality: TokenModality,
+    overlong: Overlong | None = None,
 ) -> tuple[Int64[np.ndarray, "3 T"], Int64[np.ndarray, "4 U"]]:
     """Returns the spans of sequences in the form of `mask_grid`; previous ids are of the token table.
 
     A sequence without an input budget is a target as a whole, and not even a sentinel of it is an input. The kept share
-    shrinks until the input fits. A target over its budget begins at one of its sentinels, never the last, and is cut.
+    shrinks until the input fits. A target over its budget begins at one of its sentinels, never the last, and is cut;
+    `overlong` is that of `Masking`.
     """
     tokens = column.values.astype(np.int64)
     lengths = column.lengths()
@@ -212,7 +244,8 @@ def mask_sequence(
     given = np.stack(
         [row[shown], _place(shown, row, lengths)[shown], np.where(begins, sentinel, tokens)[shown] + modality.offset]
     )
-    return given, _spans(tokens, row, ~kept, begins, run, runs, keys, targets, modality)
+    asked = _spans(tokens, row, ~kept, begins, run, runs, keys, targets, modality, fills=overlong != "random")
+    return given, asked
 
 
 def _spans(
@@ -225,6 +258,8 @@ def _spans(
     keys: np.ndarray,
     targets: np.ndarray,
     modality: TokenModality,
+    *,
+    fills: bool,
 ) -> np.ndarray:
     """Returns the targets of sequences: each is laid out whole, its tokens with the sentinel of their run before them."""
     count = _sum(dropped, row, len(runs))
@@ -236,15 +271,22 @@ def _spans(
     wanted = dropped & (asked > 0)[row]
     laid[(first[row] + before + run)[wanted]] = tokens[wanted]
     opens = begins & wanted
-    opened = first[row] + before + run - 1
-    laid[opened[opens]] = modality.first_sentinel + run[opens]
+    opened = before + run - 1
+    laid[(first[row] + opened)[opens]] = modality.first_sentinel + run[opens]
     closed = asked > 0
     laid[(first + asked - 1)[closed]] = modality.first_sentinel + runs[closed] + 1
     # The sentinel that a target over its budget begins at: one of the runs', by the row's own key.
     start = np.zeros(len(runs), dtype=np.int64)
     chosen = 1 + below(combine(keys, name_hash("start")), runs)
     picked = opens & (run == chosen[row])
-    start[row[picked]] = opened[picked] - first[row[picked]]
+    start[row[picked]] = opened[picked]
+    if fills:
+        # From the chosen one less may remain than the budget: then the earliest from which all that remains fits.
+        fits = opens & ((asked - 1)[row] - opened <= targets[row])
+        earliest = start.copy()
+        # Backwards, since of several in a row the one that is put last stays.
+        earliest[row[fits][::-1]] = opened[fits][::-1]
+        start = np.where(asked - 1 - start < targets, earliest, start)
     start = np.where(asked - 1 > targets, start, 0)
     owner = np.repeat(np.arange(len(runs)), asked)
     position = np.arange(len(laid)) - first[owner] - start[owner] - 1

@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,8 @@ from train.settings.trainer import TrainConfig
 # Training rows whose targets are counted for the loss of guessing by frequency.
 UNIGRAM_ROWS = 4096
 _ROWS_NAMED = 4
+# How overlong targets began in runs that do not say it.
+_RULE_BEFORE = "random"
 _RECORDED = ("modmill", "torch", "numpy", "safetensors", "pyarrow")
 
 Status = Literal["done", "interrupted"]
@@ -78,6 +80,7 @@ def train(
     out = config.out or snapshots[0].storage.uri.rstrip("/") + "/runs"
     saved = run_folder.to_resume(resume, out, config, identity, say)
     storage = run_folder.new(out, config) if saved is None else saved.storage
+    config = _with_rule(config, saved)
     # Everything that can be wrong with the file is found before anything is written.
     training = _Training(config, snapshots, vocabulary, storage, device, identity, report, say)
     with run_folder.only_writer(storage), process.torch_settings(device, config.threads):
@@ -342,6 +345,7 @@ class _Training:
         self.losses = dict(document["losses"])
         if document["identity"] != self.identity:
             old, new = document["config"], self.config.document()
+            old = {**old, "masking": {"overlong": _RULE_BEFORE, **old["masking"]}}
             changed = [name for name in new if new[name] != old.get(name)]
             self.say(f"goes on with another configuration than it began with: {', '.join(changed)}")
         if self.step < self.config.steps:
@@ -354,6 +358,14 @@ class _Training:
         return TrainingResult(
             run=self.name, folder=self.storage.uri, status=status, step=self.step, steps_done=self.step - begun
         )
+
+
+def _with_rule(config: TrainConfig, saved: Saved | None) -> TrainConfig:
+    """Returns the configuration with the rule for overlong targets that the file says, or else the run began with."""
+    if config.masking.overlong is not None:
+        return config
+    began = "fill" if saved is None else saved.document["config"]["masking"].get("overlong", _RULE_BEFORE)
+    return config.model_copy(update={"masking": replace(config.masking, overlong=began)})
 
 
 def _check_names(config: TrainConfig, vocabulary: Vocabulary) -> None:

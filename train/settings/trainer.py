@@ -135,6 +135,9 @@ class TrainConfig(Options):
     def document(self) -> dict[str, Any]:
         """Returns all of it as plain JSON values. A run's identity is made of them."""
         own = self.model_dump(mode="json", exclude={"deepspeed"})
+        # Runs that began before there was a choice do not have it.
+        if self.masking.overlong is None:
+            del own["masking"]["overlong"]
         return {**own, "deepspeed": to_jsonable_python(asdict(self.engine))}
 
 

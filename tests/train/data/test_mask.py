@@ -1,6 +1,9 @@
 """Masks: golden cases of sequences, and what holds for every batch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +156,75 @@ def test_a_target_over_its_budget_begins_at_a_sentinel_that_is_not_the_last() ->
     assert starts == {S[1], S[2], S[3]}
 
 
+def filled(whole: list[int], start: int, budget: int) -> list[int]:
+    """What ml-4m asks for of a laid out target (masking.py, `sequence_mask`), but that its first sentinel costs nothing."""
+    if len(whole) - 1 <= budget:
+        return whole[1:]
+    if len(whole) - 1 - start >= budget:
+        return whole[start + 1 : start + 1 + budget]
+    sentinels = [place for place, token in enumerate(whole) if token < FIRST_SENTINEL + 16 and token != END]
+    return next(whole[place + 1 :] for place in sentinels if len(whole) - 1 - place <= budget)
+
+
+@given(key=st.integers(0, 10**9), length=st.integers(1, 30), budget=st.integers(1, 30), keep=st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_a_target_over_its_budget_is_filled_as_4m_fills_it(key: int, length: int, budget: int, keep: float) -> None:
+    given_ = ragged([[*range(60, 60 + length), END]]), np.array([key]), np.array([99])
+
+    def asked(most: int, overlong: Any) -> tuple[list[int], list[int]]:
+        _, wanted = mask_sequence(*given_, np.array([most]), np.array([keep]), sequence("caption"), overlong)
+        assert wanted[1].tolist() == list(range(wanted.shape[1]))
+        return wanted[2].tolist(), wanted[3].tolist()
+
+    rest, before = asked(99, "random")
+    whole = [*before[:1], *rest]
+    _, cut = asked(budget, "random")
+    start = whole.index(cut[0]) if cut else 0
+    assert asked(budget, "fill")[0] == (filled(whole, start, budget) if whole else [])
+    assert asked(budget, None) == asked(budget, "fill")
+
+
+def test_a_run_that_began_before_draws_what_it_drew() -> None:
+    masking = Masking(
+        inputs=(4, 30), targets=(4, 30), strategies=(Strategy(), Strategy(keep="binary")), overlong="random"
+    )
+    masked = mask_batch(random_batch(200, 5), VOCABULARY, masking)
+    drawn = [masked.input_ids, masked.input_position, masked.target_ids, masked.target_position, masked.previous_ids]
+    assert sha256(b"".join(tensor.numpy().tobytes() for tensor in drawn)).hexdigest() == "GOLDEN"
+
+
+def test_long_targets_use_their_budget_unless_a_run_began_without_that() -> None:
+    rows = 400
+    column = ragged([[*[60] * 199, END]] * rows)
+    budget = np.full(rows, 100)
+    keep = np.random.default_rng(0).random(rows)
+    counts = {}
+    for rule in ("fill", "random"):
+        modality = replace(sequence("caption"), sentinels=200)
+        _, wanted = mask_sequence(column, combine(np.arange(rows), 1), budget, budget, keep, modality, rule)
+        counts[rule] = wanted.shape[1] / rows
+    assert counts["fill"] > 95
+    assert counts["random"] < 80
+
+
+def test_sequences_are_kept_by_modality_and_strategy_as_4m_21_keeps_them() -> None:
+    """Of cfgs/default/4m/alphas_mixture/main/mix_mod21_all2allmix_rgb2all_capT5bias.yaml the two schemes of its kinds."""
+    masking = Masking(
+        strategies=(Strategy(keep={"metadata": "binary"}), Strategy(keep={"caption": "all", "metadata": "binary"}))
+    )
+    masking.check(VOCABULARY)
+    lengths = np.full((500, 4), 16)
+    drawn = budgets(combine(np.arange(500), 3), lengths, VOCABULARY, masking).keep
+    caption, metadata = drawn[:, NAMES.index("caption")], drawn[:, NAMES.index("metadata")]
+    assert set(metadata) == {0.0, 1.0}
+    assert 0.4 < (caption == 1).mean() < 0.6
+    assert len(np.unique(caption)) > 200
+    one = Masking(strategies=(Strategy(keep="binary"),))
+    each = Masking(strategies=(Strategy(keep={"*": "binary"}),))
+    same = [budgets(combine(np.arange(9), 1), lengths[:9], VOCABULARY, which).keep for which in (one, each)]
+    assert (same[0] == same[1]).all()
+
+
 def test_records_are_kept_or_dropped_whole() -> None:
     row = [RECORD, VALUE, RECORD + 1, VALUE + 1, RECORD + 2, VALUE + 2, END]
     modality = sequence("metadata", records=True)
@@ -294,3 +366,9 @@ def test_alphas_of_an_unknown_modality_are_refused() -> None:
     masking = Masking(strategies=(Strategy(inputs={"dept": 1.0}),))
     with pytest.raises(ConfigError, match=r"masking.strategies\[0\].inputs: .*did you mean 'depth'"):
         masking.check(VOCABULARY)
+    with pytest.raises(ConfigError, match=r"masking.strategies\[0\].keep: .*did you mean 'caption'"):
+        Masking(strategies=(Strategy(keep={"captoin": "all"}),)).check(VOCABULARY)
+    with pytest.raises(
+        ConfigError, match=r"strategies\[0\].keep: 'rgb' has no sequence.*expected \*, caption, metadata"
+    ):
+        Masking(strategies=(Strategy(keep={"rgb": "all"}),)).check(VOCABULARY)

@@ -189,6 +189,30 @@ def test_a_finished_run_says_so_and_a_longer_one_goes_on(workspace: Any, tmp_pat
     assert any("a new run begins" in text for text in said)
 
 
+def test_a_run_that_began_before_there_was_a_choice_keeps_its_rule_for_overlong_targets(
+    workspace: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules: list[str | None] = []
+
+    def report(kind: str, facts: Mapping[str, Any]) -> None:
+        if kind == "run":
+            rules.append(facts["config"]["config"]["masking"].get("overlong"))
+
+    def trained(steps: int, **masking: Any) -> TrainingResult:
+        options = {"masking": {"inputs": [8, 24], "targets": [8, 24], **masking}, "validation": {"rows": 0}}
+        return train(config(workspace, tmp_path, steps=steps, **options), resume="auto", report=report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.run.run._with_rule", lambda config, saved: config)
+        before = trained(1)
+    assert [trained(steps).run for steps in (2, 3)] == [before.run] * 2
+    other = trained(1, overlong="fill")
+    assert other.run != before.run
+    again = train(config(workspace, tmp_path / "new", steps=1, validation={"rows": 0}), report=report)
+    assert again.run != before.run
+    assert rules == [None, "random", "random", "fill", "fill"]
+
+
 def test_sigterm_ends_after_the_step_with_a_checkpoint(workspace: Any, tmp_path: Path) -> None:
     assert threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)

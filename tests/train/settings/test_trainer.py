@@ -1,10 +1,12 @@
 """Trainer files: what they say, and every way in which they are wrong."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from manifests.errors import ConfigError
 from manifests.recipe import sha256_hex
@@ -117,11 +119,27 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
             {"strategies": [{"targets": {"rgb": -1.0}}]},
             "masking.strategies[0].targets.rgb is -1.0; it should be greater than or equal to 0",
         ),
+        (
+            {"strategies": [{"keep": {"caption": "al"}}]},
+            "masking.strategies[0].keep: caption is 'al'; it should be 'random', 'all' or 'binary'",
+        ),
+        ({"strategies": [{"keep": 3}]}, "masking.strategies[0].keep is 3; it should be 'random', 'all' or 'binary'"),
+        ({"overlong": "no"}, "masking.overlong is 'no'; it should be 'fill' or 'random'"),
     ],
 )
 def test_maskings_that_cannot_be_meant_are_refused(masking: dict[str, Any], told: str) -> None:
     (line,) = mistakes(tree(masking=masking))
     assert told in line
+
+
+def test_the_mixture_of_4m_21_can_be_written() -> None:
+    page = (Path(__file__).parents[3] / "docs/4m.md").read_text()
+    (text,) = re.findall(r"```yaml\n(masking:.*?)```", page, re.S)
+    masking = read(**yaml.safe_load(text)).masking
+    kept = [(one.keep_of("caption"), one.keep_of("palette"), one.keep_of("boxes")) for one in masking.strategies]
+    assert kept == [("random", "binary", "random")] * 5 + [("all", "binary", "random")]
+    assert [one.weight for one in masking.strategies] == [1, 1, 1, 1, 1, 0.5]
+    assert masking.strategies[5].targets == {"caption": 0, "*": 0.5}
 
 
 def test_a_configuration_is_recorded_as_it_always_was() -> None:
