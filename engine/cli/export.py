@@ -17,7 +17,9 @@ from engine.cli.options import names_of, workspace_argument
 @click.option("--modalities", metavar="A,B", help="Only these modalities.  [default: all]")
 @click.option("--form", type=click.Choice(["label", "token"]), help="Only labels, or only tokens.")
 @click.option("--snapshot", metavar="NAME", help="Only what a snapshot holds; in tars, the rows that it trains on.")
-@click.option("--held-out", is_flag=True, help="In tars, the rows that the snapshot holds out.")
+@click.option(
+    "--held-out", is_flag=True, help="With a layout, the rows that the snapshot holds out; in 4M's as plain files."
+)
 @click.option("--where", metavar="CONDITION", help="In tars: only rows that match this SQL condition over `samples`.")
 @click.option(
     "--nulls",

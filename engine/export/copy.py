@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, cast
 
 from engine.export.choice import Chosen, ExportChoice, choose
+from engine.export.tokenizers import TokenizerFolder
 from engine.progress.progress import Progress
 from engine.progress.record import recorded
 from manifests import units
@@ -168,7 +169,8 @@ class _Copy:
             case SourcesChanged() | SamplesDropped():
                 files = [(action.path, None)]
             case TokenizerAdded():
-                files = [*self._tokenizer_files(action).items()]
+                found = TokenizerFolder(path=action.path, digest=action.digest).read(self._source.storage)
+                files = [(f"{action.path}/{name}", sha256_hex(data)) for name, data in found.items()]
             case SnapshotAdded():
                 # SHA256SUMS is written last: without it there is no snapshot. All were checked against it when chosen.
                 names = self._source.storage.names(action.path)
@@ -192,16 +194,6 @@ class _Copy:
         if not has_sidecar and isinstance(described, ShardAdded):
             self.copied.without_sidecar.append(described.path)
         return has_sidecar
-
-    def _tokenizer_files(self, tokenizer: TokenizerAdded) -> dict[str, str]:
-        """Returns the sha256 of each file of a tokenizer, by path. Raises ShardError if they are not those committed."""
-        storage = self._source.storage
-        sums = {name: sha256_hex(self._read(f"{tokenizer.path}/{name}")) for name in storage.names(tokenizer.path)}
-        if sha256_hex(canonical_json(sums)) != tokenizer.digest:
-            raise ShardError(
-                f"{storage.location(tokenizer.path)}: its files are not those that were committed, or are gone; {_RESTORE}"
-            )
-        return {f"{tokenizer.path}/{name}": sha256 for name, sha256 in sums.items()}
 
     def _read(self, path: str) -> bytes:
         try:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Layout = Literal["4m", "webdataset"]
 ROWS_PER_SHARD = 1000
+# Of the files that a layout writes: one is raised if they become others.
+_FORMATS: dict[Layout, int] = {"4m": 2, "webdataset": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +110,14 @@ def _exports(catalog: Catalog, request: ExportRequest) -> tuple[list["CorpusExpo
             raise ConfigError(
                 f"the 4M layout holds one corpus, and the picked rows are in {', '.join(corpora)}; name one with --corpora"
             )
-        exports = [fourm_folders(rows[0], request.modalities, nulls)]
+        exports = [fourm_folders(rows[0], request.modalities, nulls, held_out=request.held_out)]
     else:
         exports = [webdataset_folders(each, _chosen(rows, each, request), nulls) for each in rows]
         exports = [each for each in exports if each.folders]
     if not any(each.folders for each in exports):
         raise ConfigError(f"no shards of {', '.join(corpora)} to export yet; `modmill run FILE` makes them")
     document = {
+        "format": _FORMATS[request.layout or "webdataset"],
         "layout": request.layout,
         "workspace": catalog.workspace_id,
         "snapshot": None if snapshot is None else {"name": snapshot.name, "sha256": snapshot.sha256},
@@ -149,7 +152,8 @@ def _written(written: "Written", exports: Sequence["CorpusExport"], nulls: Nulls
     if written.is_done_before:
         return f"nothing to do: {to} holds this export, whole; export to a new folder for what came since"
     folders = sum(len(export.folders) for export in exports)
-    text = f"exported {written.rows:,} rows to {to}: {folders} folders, {written.tars:,} tars, {units.size(written.size_bytes)}"
+    text = f"exported {written.rows:,} rows to {to}: {folders} folders, "
+    text += f"{written.files:,} files, {units.size(written.size_bytes)}"
     if written.null_rows:
         null = ", ".join(f"{name} in {count:,}" for name, count in written.nulls.most_common())
         text += f"; {'dropped' if nulls == 'drop' else 'kept'} {written.null_rows:,} rows with nulls ({null})"

@@ -2,30 +2,30 @@
 
     TARGET/export.json                       what is exported from where; written first
     TARGET/<folder>/shard-00000.tar          USTAR without times or owners: equal rows give equal bytes
+    TARGET/tokenizers/<name>-<digest>/...    the tokenizers of what is exported
     TARGET/SHA256SUMS                        as `sha256sum -c` checks it; written last: with it the export is whole
 
-After a kill the same command begins the export again and keeps the tars that are already as they must be.
+In 4M's layout rows may also be plain files, or text in Parquet (`engine/export/series.py`). After a kill the same command
+begins the export again and keeps the files that are already as they must be.
 """
 
-import io
 import json
-import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from engine.export.aligned_rows import CorpusRows, ExportColumn, PartRows
 from engine.export.picked_rows import Nulls
+from engine.export.series import Series, TarSeries, put
 from engine.progress.progress import Progress
 from manifests import units
-from manifests.errors import ConfigError, ShardError
-from manifests.formats.shards import Status, add_member, member_name
-from manifests.recipe import canonical_json, sha256_of_stream
-from manifests.store.storage import Storage, put_same
+from manifests.errors import ConfigError
+from manifests.formats.shards import Status, member_name
+from manifests.recipe import canonical_json, sha256_hex
+from manifests.store.storage import Storage
 
 DOCUMENT = "export.json"
 SUMS = "SHA256SUMS"
@@ -59,19 +59,24 @@ class TarFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusExport:
-    """Holds the folders of one corpus, and its columns by name; a row is null if it is not ok in one of these."""
+    """Holds the folders of one corpus, and its columns by name; a row is null if it is not ok in one of these.
+
+    `series` is what rows are written into. The files of the tokenizers of `tokenized` go along.
+    """
 
     rows: CorpusRows
     folders: Sequence[TarFolder]
     columns: Mapping[str, ExportColumn]
+    tokenized: Sequence[ExportColumn]
+    series: Callable[[Storage, str, int], Series] = TarSeries
 
 
 @dataclass
 class Written:
-    """Counts what an export wrote: rows, tars, bytes, null rows, and these by the column in which they are null."""
+    """Counts what an export wrote: rows, files, bytes, null rows, and these by the column in which they are null."""
 
     rows: int = 0
-    tars: int = 0
+    files: int = 0
     size_bytes: int = 0
     nulls: Counter[str] = field(default_factory=Counter)
     null_rows: int = 0
@@ -92,23 +97,28 @@ def write(
     Raises ConfigError if the target holds anything else, ShardError if a shard is not the one that was committed.
     """
     written = Written()
-    if not _begin(target, {"format": 1, **document}):
+    if not _begin(target, document):
         written.is_done_before = True
         return written
     sums: dict[str, str] = {}
     progress.stage("export", sum(export.rows.rows for export in exports), "rows")
     for export in exports:
-        tars = [_TarSeries(target, folder.path, rows_per_shard) for folder in export.folders]
+        sums |= _put_tokenizers(export, target)
+        every = [export.series(target, folder.path, rows_per_shard) for folder in export.folders]
         done = 0
         for part in export.rows.parts():
-            _write_part(export, part, tars, nulls, written)
+            _write_part(export, part, every, nulls, written)
             done += int(np.count_nonzero(part.picked))
-            size_bytes = written.size_bytes + sum(series.size_bytes for series in tars)
+            size_bytes = written.size_bytes + sum(series.size_bytes for series in every)
             progress.update("export", done, item=export.rows.corpus, note=units.size(size_bytes))
-        for series in tars:
+            if part.problems:
+                progress.say(
+                    f"{len(part.problems):,} photographs of part {part.number} cannot be had: {part.problems[0]}"
+                )
+        for series in every:
             series.close()
             sums |= series.sums
-            written.tars += len(series.sums)
+            written.files += len(series.sums)
             written.size_bytes += series.size_bytes
     if not written.rows:
         nulls_of = ", ".join(f"{name} {count:,}" for name, count in written.nulls.most_common())
@@ -118,6 +128,17 @@ def write(
     lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(sums.items()))
     target.put(SUMS, lines.encode())
     return written
+
+
+def _put_tokenizers(export: CorpusExport, target: Storage) -> dict[str, str]:
+    """Puts the files of the tokenizers that an export goes with; returns their sha256 by path."""
+    sums = {}
+    for tokenizer in dict.fromkeys(column.tokenizer for column in export.tokenized if column.tokenizer is not None):
+        for name, data in tokenizer.read(export.rows.catalog.storage).items():
+            path = f"{tokenizer.path}/{name}"
+            sums[path] = sha256_hex(data)
+            put(target, path, data, sums[path])
+    return sums
 
 
 def _begin(target: Storage, document: Mapping[str, Any]) -> bool:
@@ -141,9 +162,7 @@ def _begin(target: Storage, document: Mapping[str, Any]) -> bool:
     return True
 
 
-def _write_part(
-    export: CorpusExport, part: PartRows, tars: Sequence["_TarSeries"], nulls: Nulls, written: Written
-) -> None:
+def _write_part(export: CorpusExport, part: PartRows, every: Sequence[Series], nulls: Nulls, written: Written) -> None:
     statuses = {name: part.statuses(column) for name, column in export.columns.items()}
     is_null = np.zeros(len(part.keys), bool)
     for name, found in statuses.items():
@@ -156,7 +175,7 @@ def _write_part(
     written.rows += len(rows)
     if not len(rows):
         return
-    for folder, series in zip(export.folders, tars, strict=True):
+    for folder, series in zip(export.folders, every, strict=True):
         values = [part.values(column) for column in folder.columns]
         for row in rows.tolist():
             key = part.keys[row]
@@ -169,53 +188,3 @@ def _write_part(
                 statuses={name: int(found[row]) for name, found in statuses.items()},
             )
             series.add(member_name(key), folder.encode(content))
-
-
-class _TarSeries:
-    """Writes the tars of one folder; rows arrive in order. `sums` has the sha256 of each finished tar, by path."""
-
-    def __init__(self, target: Storage, folder: str, rows_per_shard: int) -> None:
-        self._target = target
-        self._folder = folder
-        self._most = rows_per_shard
-        self._rows = 0
-        self._file: IO[bytes] | None = None
-        self._tar: tarfile.TarFile | None = None
-        self._closed_bytes = 0
-        self.sums: dict[str, str] = {}
-
-    @property
-    def size_bytes(self) -> int:
-        """Returns the bytes written so far, of the open tar too."""
-        return self._closed_bytes + (0 if self._tar is None else self._tar.offset)
-
-    def add(self, stem: str, members: Mapping[str, bytes]) -> None:
-        if self._tar is None:
-            # Both stay open while rows arrive; `close` stores the file.
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115
-            self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-        for extension, data in sorted(members.items()):
-            add_member(self._tar, f"{stem}.{extension}", data)
-        self._rows += 1
-        if self._rows == self._most:
-            self.close()
-
-    def close(self) -> None:
-        """Stores the open tar, if there is one."""
-        if self._tar is None or self._file is None:
-            return
-        self._tar.close()
-        with self._file as file:
-            self._closed_bytes += file.seek(0, io.SEEK_END)
-            file.seek(0)
-            sha256 = sha256_of_stream(file)
-            path = f"{self._folder}/shard-{len(self.sums):05d}.tar"
-            try:
-                put_same(self._target, path, file, sha256)
-            except ShardError as error:
-                raise ConfigError(
-                    f"{self._target.location(path)} stands with other content: it was altered, or the workspace has changed "
-                    "since this export began; delete the folder, or export to another"
-                ) from error
-        self.sums[path] = sha256
-        self._tar, self._file, self._rows = None, None, 0

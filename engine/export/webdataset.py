@@ -30,7 +30,9 @@ def webdataset_folders(rows: CorpusRows, columns: Sequence[ExportColumn], nulls:
         )
         for name, column in named.items()
     ]
-    return CorpusExport(rows=rows, folders=folders, columns=named)
+    return CorpusExport(
+        rows=rows, folders=folders, columns=named, tokenized=[column for column in columns if column.form == "token"]
+    )
 
 
 def _webdataset_members(column: ExportColumn, name: str, nulls: Nulls, row: TarRow) -> dict[str, bytes]:
@@ -64,4 +66,5 @@ def describe(column: ExportColumn) -> dict[str, Any]:
         "recipe": column.recipe,
         "crops": column.crops,
         "vocabulary": column.vocabulary,
+        "tokenizer": None if column.tokenizer is None else column.tokenizer.path,
     }

@@ -118,9 +118,7 @@ def list_source(source: str, notes: Notes) -> Listing:
     Hidden files and folders, and names that are not UTF-8, are left out. A linked folder is followed unless it lies in the
     source already, so that loops end. Raises ConfigError if nothing has that name.
     """
-    is_remote = is_uri(source) and not source.startswith("file://")
-    text = source if is_remote else os.path.abspath(os.path.expanduser(source.removeprefix("file://")))
-    kind = _remote_kind(text) if is_remote else _local_kind(text)
+    text, is_remote, kind = _resolved(source)
     list_below: Callable[..., list[File]] = _list_remote if is_remote else _list_local
     if kind == "folder":
         files = list_below(text.rstrip("/") or "/", None, False, notes)
@@ -143,6 +141,21 @@ def list_source(source: str, notes: Notes) -> Listing:
             f"{without_credentials(root)} (`*` stays within one folder, `**/` goes through all below)"
         )
     return Listing(root=root, files=files, chosen=chosen)
+
+
+def root_of(source: str) -> str:
+    """Returns the folder that the samples of a source have their names in, as `list_source` does; nothing is listed."""
+    text, _, kind = _resolved(source)
+    if kind == "folder":
+        return text.rstrip("/") or "/"
+    return (text.rpartition("/")[0] or "/") if kind == "file" else _split_glob(text)[0]
+
+
+def _resolved(source: str) -> tuple[str, bool, str | None]:
+    """Returns a source as an absolute path or URI, whether it is a URI, and what it is: "folder", "file" or None."""
+    is_remote = is_uri(source) and not source.startswith("file://")
+    text = source if is_remote else os.path.abspath(os.path.expanduser(source.removeprefix("file://")))
+    return text, is_remote, _remote_kind(text) if is_remote else _local_kind(text)
 
 
 def suffix(path: str) -> str:

@@ -194,6 +194,24 @@ def size_of(data: bytes, *, pixel_cap: int = PIXEL_CAP) -> tuple[int, int]:
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
+def as_plain(data: bytes) -> tuple[str, bytes]:
+    """Returns the photograph in `data` as a file that any reader decodes to the pixels of `decode`, after its suffix.
+
+    A JPEG or PNG in gray or RGB of 8 bits stays as it is, without text, if it is upright and needs neither a color profile
+    nor a background; every other becomes a PNG. Raises DecodeError as `decode`.
+    """
+    pixels, kind = decode(data), _kind(data)
+    if kind in ("JPEG", "PNG"):
+        image = _open(data, kind, PIXEL_CAP)
+        profile = image.info.get("icc_profile")
+        is_deep = kind == "PNG" and _is_deep_color(image, data)
+        is_srgb = not profile or _srgb_transform(bytes(profile)) is None
+        is_plain = image.mode in ("RGB", "L") and not image.has_transparency_data and not is_deep
+        if is_plain and is_srgb and _orientation(image) == 1:
+            return "jpg" if kind == "JPEG" else "png", _READ[kind](data)
+    return "png", encode_png(pixels)
+
+
 def decode_npy(data: bytes) -> np.ndarray:
     """Returns the array in the `.npy` file `data`, of any shape; bool, integer or float, in this machine's byte order.
 

@@ -50,6 +50,8 @@ MINIMUM_SCORE = 0.0
 FOURM_MINIMUM_SCORE = 0.6
 
 PALETTE_MOST = 7
+# The most tokens of metadata, with [EOS], that 4M's models have places for. All fields are two tokens each, and would be 43.
+FOURM_METADATA_TOKENS = 40
 
 _MARK = re.compile(r"\[(?=(?:PAD|UNK|SOS|EOS|S_[0-9]+)\])|v[0-3](?==[0-9])")
 _BOX = re.compile(
@@ -78,7 +80,7 @@ def box_records(boxes: Iterable[Mapping[str, Any]], *, minimum_score: float = MI
     crop, clamped to 0..1 and written as round(999 x). Equal distances are ordered by y0, x0, y1, x1 and class.
     Raises TokenizeError if a class is empty, or if a corner is NaN or on the wrong side of the other.
     """
-    kept = [_corners(box) for box in boxes if not _is_below(box.get("score"), minimum_score)]
+    kept = [_corners(box) for box in written_boxes(boxes, minimum_score=minimum_score)]
     kept.sort(key=lambda box: (box[0] ** 2 + box[1] ** 2, box[1], box[0], box[3], box[2], box[4]))
     return [
         " ".join([*(f"v{i}={round(coordinate * (BINS - 1))}" for i, coordinate in enumerate(corners)), name])
@@ -95,10 +97,20 @@ def _corners(box: Mapping[str, Any]) -> tuple[float, float, float, float, str]:
     if not (x0 <= x1 and y0 <= y1):
         sides = {side: box[side] for side in ("x0", "y0", "x1", "y1")}
         raise TokenizeError(f"box {sides}: expected numbers with x0 <= x1 and y0 <= y1; see its labeler")
-    name = " ".join(plain(box["class"] or "").split())
+    name = class_name(box["class"])
     if not name:
         raise TokenizeError(f"box with class {box['class']!r}: expected a name; see its labeler")
     return x0, y0, x1, y1, name
+
+
+def class_name(name: str | None) -> str:
+    """Returns a class as its record has it: marks broken, single spaces."""
+    return " ".join(plain(name or "").split())
+
+
+def written_boxes(boxes: Iterable[Mapping[str, Any]], *, minimum_score: float) -> list[Mapping[str, Any]]:
+    """Returns the boxes that records are written of."""
+    return [box for box in boxes if not _is_below(box.get("score"), minimum_score)]
 
 
 def parse_boxes(text: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 
@@ -26,10 +28,12 @@ from manifests.formats.shards import Status
 from manifests.log import entries as log
 from manifests.log.actions import Forgotten
 from manifests.modality import MODALITIES
+from manifests.pixels import images
 from manifests.pixels.crops import CropRule, crop_label, plan_crop
 from manifests.pixels.images import decode_npy
 from manifests.snapshots.snapshot import open_snapshot
 from manifests.store.storage import open_storage
+from tokenize_jobs.sequences.words import box_records, plain
 
 ROOT = Path(__file__).parents[3]
 PIPELINE = """
@@ -64,6 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_photos) -> Path:
     make_photos(folder / "photos", 11)
     (folder / "photos/cut.jpg").write_bytes((folder / "photos/photo001.jpg").read_bytes()[:900])
     (folder / "photos/cut.txt").write_text("a photograph that is cut short")
+    (folder / "photos/photo005.txt").write_text("the end [EOS] is near, v0=5 too")
     (folder / "notes.jsonl").write_text('{"text": "one note"}\n{"text": "another"}\n')
     (folder / "pipeline.yaml").write_text(PIPELINE)
     done = job.run(pipeline.load(folder / "pipeline.yaml"), quiet=True)
@@ -101,7 +106,7 @@ def read_4m(folder: Path, modalities: list[str]) -> list[dict[str, Any]]:
             for name, (_, members) in zip(modalities, samples, strict=True):
                 ((extension, data),) = members.items()
                 row[name] = decoded(extension, data)
-                if "tok_" in name:
+                if "tok_" in name and row[name] is not None:
                     assert row[name].dtype == np.int16
                     row[name] = row[name].astype("int64")
             rows.append(row)
@@ -109,11 +114,42 @@ def read_4m(folder: Path, modalities: list[str]) -> list[dict[str, Any]]:
 
 
 def decoded(extension: str, data: bytes) -> Any:
+    if extension == "null":
+        return None
     if extension.endswith("npy"):
         return np.load(io.BytesIO(data))
     if extension.endswith("json"):
         return json.loads(data)
-    return data if extension.endswith("png") else data.decode()
+    return data if extension.endswith(("png", "jpg")) else data.decode()
+
+
+def read_4m_files(folder: Path, modalities: list[str]) -> list[dict[str, Any]]:
+    """Rows as ml-4m's MultiModalDatasetFolder reads them: the files of each class of each modality, by sorted name."""
+    columns = []
+    for name in modalities:
+        assert [path.name for path in (folder / name).iterdir()] == ["all"]
+        columns.append(sorted((folder / name / "all").iterdir(), key=lambda path: path.name))
+    assert len({len(column) for column in columns}) == 1
+    rows = []
+    for paths in zip(*columns, strict=True):
+        assert len({path.stem for path in paths}) == 1
+        row: dict[str, Any] = {"key": paths[0].stem}
+        rows.append(row | {n: decoded(p.suffix[1:], p.read_bytes()) for n, p in zip(modalities, paths, strict=True)})
+    return rows
+
+
+def det_of_4m(instances: list[dict[str, Any]], settings: list[int], width: int, height: int) -> list[str]:
+    """What ml-4m's DetectionTransform makes of a sample's boxes in one crop, but for the order of equal distances."""
+    top, left, high, wide, flip = settings
+    found = []
+    for box in instances:
+        x0, y0, x1, y1 = box["boxes"]
+        x0, x1 = ((x * width - left) / wide for x in (x0, x1))
+        y0, y1 = ((y * height - top) / high for y in (y0, y1))
+        x0, y0, x1, y1 = (min(max(edge, 0.0), 1.0) for edge in (x0, y0, x1, y1))
+        if box["score"] >= 0.6 and (x1 - x0) * (y1 - y0) > 0:
+            found.append((1 - x1, y0, 1 - x0, y1, box["class_name"]) if flip else (x0, y0, x1, y1, box["class_name"]))
+    return sorted(" ".join([*(f"v{i}={round(edge * 999)}" for i, edge in enumerate(box[:4])), box[4]]) for box in found)
 
 
 def values(work: Path, modality: str, form: str, crop: int | None = None) -> dict[str, Any]:
@@ -163,7 +199,8 @@ def test_4ms_layout_has_the_rows_that_are_whole_in_every_folder(made: Path, tmp_
         key = row["key"]
         assert row["tok_rgb@224"].tolist() == [crop[key] for crop in rgb]
         assert row["tok_canny_edge@224"].tolist() == [decode_npy(crop[key]).tolist() for crop in edges]
-        assert row["caption"] == captions[key]
+        assert row["caption"] == plain(captions[key])
+        assert {box["score"] for box in row["det"]["instances"]} <= {1}
         assert row["metadata"] == {name: value for name, value in metadata[key].items() if value is not None}
         assert [box["boxes"] for box in row["det"]["instances"]] == [
             [box[side] for side in ("x0", "y0", "x1", "y1")] for box in boxes[key]
@@ -178,8 +215,17 @@ def test_4ms_layout_has_the_rows_that_are_whole_in_every_folder(made: Path, tmp_
             assert (left / width, top / height, bool(flip)) == (crop.x0, crop.y0, crop.flip)
             assert ((left + columns_wide) / width, (top + rows_high) / height) == (crop.x1, crop.y1)
     assert sums_hold(tmp_path / "out")
+    assert "the end [ EOS] is near, v0 =5 too" in [row["caption"] for row in rows]
     described = json.loads((tmp_path / "out/export.json").read_text())["folders"]
     assert described["tok_rgb@224"]["vocabulary"] == 32
+    # The files that decode the tokens, and that ml-4m takes as its `text_tokenizer_path`.
+    for name, file in (
+        ("tok_rgb@224", "model.safetensors"),
+        ("caption", "tokenizer.json"),
+        ("metadata", "tokenizer.json"),
+    ):
+        path = f"{described[name]['tokenizer']}/{file}"
+        assert (tmp_path / "out" / path).read_bytes() == (made / path).read_bytes()
 
 
 def test_nulls_that_are_kept_keep_their_place(made: Path, tmp_path: Path) -> None:
@@ -193,10 +239,9 @@ def test_nulls_that_are_kept_keep_their_place(made: Path, tmp_path: Path) -> Non
     nulls = [row for row in rows if row["key"] not in boxes]
     assert len(nulls) == 1
     assert nulls[0]["row"]["status"]["tok_rgb@224"] == Status.FAILED
-    assert nulls[0]["tok_rgb@224"].tolist() == [[-1] * 196] * 2
-    assert nulls[0]["crop_settings"].tolist() == [[-1] * 5] * 2
-    assert (nulls[0]["det"], nulls[0]["metadata"], nulls[0]["color_palette"]) == ({"instances": []}, {}, [{}])
-    assert [row["caption"] for row in rows] == [captions.get(row["key"], "") for row in rows]
+    # An empty member: a loader that knows nothing of nulls stops, instead of taking numbers that stand for none.
+    assert [name for name in (*EVERY, "crop_settings") if nulls[0][name] is not None] == ["caption"]
+    assert [row["caption"] is None for row in rows] == [row["key"] not in captions for row in rows]
 
 
 def test_pixels_come_as_crop_zero_with_all_else_cropped_to_it(made: Path, tmp_path: Path) -> None:
@@ -215,20 +260,87 @@ def test_pixels_come_as_crop_zero_with_all_else_cropped_to_it(made: Path, tmp_pa
         assert [box["boxes"][0] for box in row["det"]["instances"]] == [box["x0"] for box in cropped]
 
 
-def test_text_goes_where_4m_reads_captions(made: Path, tmp_path: Path) -> None:
+def test_whole_photographs_keep_every_crop_and_det(made: Path, tmp_path: Path) -> None:
+    do(made, tmp_path / "out", layout="4m", corpora=["photos"], modalities=["photographs", "rgb", "boxes"])
+    rows = read_4m(tmp_path / "out", ["rgb", "tok_rgb@224", "det", "crop_settings"])
+    boxes, metadata = values(made, "boxes", "label"), values(made, "metadata", "label")
+    tokens = [values(made, "rgb", "token", crop) for crop in (0, 1)]
+    assert [row["key"] for row in rows] == [key for key in keys(made) if key in tokens[0]]
+    for row in rows:
+        key = row["key"]
+        assert row["tok_rgb@224"].tolist() == [crop[key] for crop in tokens]
+        width, height = metadata[key]["original_width"], metadata[key]["original_height"]
+        assert images.decode(row["rgb"]).shape == (height, width, 3)
+        for number, settings in enumerate(row["crop_settings"].tolist()):
+            crop = plan_crop(CropRule(), key, number, width, height)
+            ours = box_records(crop_label(MODALITIES["boxes"], boxes[key], crop, 224))
+            theirs = det_of_4m(row["det"]["instances"], settings, width, height)
+            # ml-4m rounds in float64: a coordinate may be one bin off.
+            for mine in ours:
+                theirs.remove(next(other for other in theirs if near(mine, other)))
+            assert theirs == []
+    assert sum(len(row["det"]["instances"]) for row in rows) == sum(len(boxes[row["key"]]) for row in rows)
+
+
+def near(mine: str, other: str) -> bool:
+    bins, others = ([int(n) for n in re.findall(r"v\d=(\d+)", record)] for record in (mine, other))
+    return mine.split()[4:] == other.split()[4:] and all(abs(a - b) <= 1 for a, b in zip(bins, others, strict=True))
+
+
+def test_a_photograph_that_is_gone_or_another_costs_its_row(
+    tmp_path: Path, make_photos, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_photos(tmp_path / "photos", 5)
+    (tmp_path / "p.yaml").write_text(
+        "workspace: work\ncorpora: {photos: {source: photos, modalities: {rgb: {}, metadata: {tokens: false}}}}\n"
+        "tokenizers: {rgb: {steps: 2, batch: 4, codebook: 32, width: 16}}\nengine: {runner: local, workers: 1}\n"
+    )
+    job.run(pipeline.load(tmp_path / "p.yaml"), quiet=True)
+    (tmp_path / "photos/photo001.jpg").unlink()
+    shutil.copy(tmp_path / "photos/photo002.jpg", tmp_path / "photos/photo003.jpg")
+    request = ExportRequest(layout="4m", modalities=["photographs", "rgb"])
+    said = export(str(tmp_path / "work"), str(tmp_path / "out"), request)
+    assert "exported 3 rows" in said
+    assert "dropped 2 rows with nulls (rgb in 2)" in said
+    told = capsys.readouterr().err
+    assert "2 photographs of part 0 cannot be had: photo00" in told
+    rows = read_4m(tmp_path / "out", ["rgb", "tok_rgb@224"])
+    assert len({row["rgb"] for row in rows}) == 3
+
+
+def test_text_goes_where_4m_reads_it(made: Path, tmp_path: Path) -> None:
     do(made, tmp_path / "out", layout="4m", corpora=["notes"])
-    assert sorted(row["caption"] for row in read_4m(tmp_path / "out", ["caption"])) == ["another", "one note"]
+    read = pq.read_table(tmp_path / "out/train-00000.parquet").to_pydict()
+    assert sorted(read["text"]) == ["another", "one note"]
+    assert sums_hold(tmp_path / "out")
+    asked = {"layout": "4m", "corpora": ["photos"], "modalities": ["caption"], "rows_per_shard": 5}
+    do(made, tmp_path / "captions", **asked)
+    tables = [pq.read_table(path) for path in sorted((tmp_path / "captions").glob("train-*.parquet"))]
+    assert [table.num_rows for table in tables] == [5, 4]
+    captions = values(made, "caption", "label")
+    assert [text for table in tables for text in table["text"].to_pylist()] == [
+        plain(captions[key]) for key in keys(made) if key in captions
+    ]
+    do(made, tmp_path / "held", **asked, snapshot="most", held_out=True)
+    assert (tmp_path / "held/validation-00000.parquet").exists()
 
 
 def test_rows_of_a_snapshot_and_of_a_condition(made: Path, tmp_path: Path) -> None:
     snapshot = open_snapshot(f"{made}#most")
     held_out = [part.held_out for part in snapshot.parts]
     for name, is_judged in (("train", False), ("other", True)):
-        do(made, tmp_path / name, layout="4m", snapshot="most", held_out=is_judged, modalities=["rgb"])
-    rows = {name: {row["key"] for row in read_4m(tmp_path / name, ["tok_rgb@224"])} for name in ("train", "other")}
-    assert not rows["train"] & rows["other"]
-    assert rows["train"] | rows["other"] == set(keys(made, "part < 2")) & set(values(made, "rgb", "token", 0))
-    assert 0 < len(rows["other"]) <= sum(int(part.sum()) for part in held_out)
+        do(made, tmp_path / name, layout="4m", snapshot="most", held_out=is_judged, modalities=["rgb", "metadata"])
+    folders = ["tok_rgb@224", "metadata", "crop_settings"]
+    trained = {row["key"] for row in read_4m(tmp_path / "train", folders)}
+    # 4M validates on plain files.
+    others = read_4m_files(tmp_path / "other", folders)
+    tokens = [values(made, "rgb", "token", crop) for crop in (0, 1)]
+    assert all(row["tok_rgb@224"].tolist() == [crop[row["key"]] for crop in tokens] for row in others)
+    assert sums_hold(tmp_path / "other")
+    rows = {row["key"] for row in others}
+    assert not trained & rows
+    assert trained | rows == set(keys(made, "part < 2")) & set(tokens[0])
+    assert 0 < len(rows) <= sum(int(part.sum()) for part in held_out)
     do(made, tmp_path / "some", layout="4m", where="corpus = 'photos' AND row = 1", modalities=["tok_rgb@224"])
     assert {row["key"] for row in read_4m(tmp_path / "some", ["tok_rgb@224"])} <= set(keys(made, "row = 1"))
     with pytest.raises(ConfigError, match="no row to export"):
@@ -326,6 +438,19 @@ def test_a_killed_export_goes_on_and_equal_rows_give_equal_bytes(made: Path, tmp
         ({"layout": "4m", "corpora": ["photos"], "modalities": ["edgs"]}, "no modality 'edgs'.*did you mean 'edges'"),
         ({"layout": "4m", "corpora": ["photos"], "modalities": ["instances"]}, "pickled polygons"),
         ({"layout": "4m", "corpora": ["photos"], "form": "token"}, "--form"),
+        (
+            {"layout": "4m", "corpora": ["photos"], "modalities": ["metadata", "caption"]},
+            "reads caption, metadata only beside tokens of images.*add tok_canny_edge@224 or tok_rgb@224, or name caption",
+        ),
+        ({"layout": "4m", "corpora": ["notes"], "nulls": "keep"}, "--nulls keep: only tars have a place"),
+        (
+            {"layout": "4m", "snapshot": "most", "held_out": True, "nulls": "keep", "modalities": ["rgb"]},
+            "--nulls keep: only tars have a place",
+        ),
+        (
+            {"layout": "4m", "corpora": ["photos"], "modalities": ["rgb", "rgb@224", "photographs"]},
+            "rgb@224 and photographs are both the folder rgb",
+        ),
         ({"layout": "webdataset", "modalities": ["captoin"]}, "did you mean 'caption'"),
         ({"modalities": ["captoin"]}, "did you mean 'caption'"),
         ({"modalities": ["boxes"], "form": "token"}, "no token shards"),
@@ -574,7 +699,8 @@ def test_the_verb(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
             entry.main(["export", str(made), "--to", str(tmp_path / "out"), *arguments])
         return int(end.value.code or 0)
 
-    tars = ("--layout", "4m", "--corpora", "photos", "--modalities", "rgb, caption", "--snapshot", "most", "--held-out")
+    tars = ("--layout", "4m", "--corpora", "photos", "--modalities", "rgb, caption", "--snapshot", "most")
+    assert command(*tars, "--held-out", "--nulls", "keep") == 2
     assert command(*tars, "--rows-per-shard", "2", "--nulls", "keep", "--where", "row < 4") == 0
     assert f" rows to {tmp_path / 'out'}: 4 folders, " in capsys.readouterr().out
     assert command("--layout", "webdataset", "--form", "token") == 2

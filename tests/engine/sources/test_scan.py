@@ -266,3 +266,10 @@ def test_every_name_round_trips(tmp_path_factory: pytest.TempPathFactory, names:
 
 def test_each_kind_of_the_pipeline_file_has_its_functions() -> None:
     assert KINDS.keys() == sections.KIND_DEFAULTS.keys() == set(get_args(CorpusConfig.model_fields["kind"].annotation))
+
+
+@pytest.mark.parametrize("source", ["", "a.jpg", "sub", "sub/*.jpg", "**/*.jpg", "s*/b.jpg"])
+def test_the_root_of_a_source_is_known_without_a_listing(tmp_path: Path, source: str) -> None:
+    images(tmp_path, "a.jpg", "sub/b.jpg")
+    text = str(tmp_path / source)
+    assert listing.root_of(text) == listing.list_source(text, listing.Notes()).root

@@ -754,3 +754,33 @@ def test_arrays_that_are_no_png_are_refused(array):
 def test_objects_are_no_npy():
     with pytest.raises(ValueError, match="Object arrays"):
         images.encode_npy(np.array([{}], dtype=object))
+
+
+def plain_cases() -> dict[str, tuple[bytes, str, bool]]:
+    """A file, the suffix that it is to have, and whether it stays as it is."""
+    photo = Image.fromarray(PIXELS)
+    exif = photo.getexif()
+    exif[ORIENTATION] = 6
+    deep = RNG.integers(0, 65536, (9, 8, 3), dtype=np.uint16)
+    return {
+        "jpeg": (saved(photo, "JPEG"), "jpg", True),
+        "gray": (saved(photo.convert("L"), "JPEG"), "jpg", True),
+        "png": (saved(photo, "PNG"), "png", True),
+        "srgb": (saved(photo, "JPEG", icc_profile=SRGB), "jpg", True),
+        "turned": (saved(photo, "JPEG", exif=exif), "png", False),
+        "exchanged": (saved(photo, "JPEG", icc_profile=EXCHANGED), "png", False),
+        "cmyk": (saved(photo.convert("CMYK"), "JPEG"), "png", False),
+        "transparent": (saved(photo.convert("RGBA"), "PNG"), "png", False),
+        "deep": (cv2.imencode(".png", deep)[1].tobytes(), "png", False),
+        "webp": (saved(photo, "WEBP"), "png", False),
+        "bmp": (saved(photo, "BMP"), "png", False),
+    }
+
+
+@pytest.mark.parametrize("name", plain_cases())
+def test_a_plain_file_is_one_that_any_reader_decodes_alike(name):
+    data, expected, stays = plain_cases()[name]
+    suffix, plain = images.as_plain(data)
+    assert (suffix, plain == data) == (expected, stays)
+    read = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))
+    np.testing.assert_array_equal(read, images.decode(data))
