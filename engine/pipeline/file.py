@@ -30,6 +30,8 @@ _CHECKPOINTS: tuple[KeyPath, ...] = (
     ("modalities", "*", "parameters", "checkpoint"),
     ("corpora", "*", "modalities", "*", "parameters", "checkpoint"),
 )
+_MOST_VALUES = 100_000
+_MOST_LEVELS = 50
 _SEGMENT = re.compile(r'"([^"]+)"|([^."=]+)')
 
 
@@ -66,7 +68,17 @@ class PipelineDocument:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """Loads as the safe loader, and takes 1e-3 for a number, as YAML 1.2 does."""
+    """Loads as the safe loader, and takes 1e-3 for a number, as YAML 1.2 does. Refuses what is nested too deeply."""
+
+    _level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Returns the next node. Raises ValueError before it goes deeper than any file of a person."""
+        self._level += 1
+        _check_levels(self._level, self.line)
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        return node
 
 
 _YamlLoader.add_implicit_resolver(
@@ -76,7 +88,47 @@ _YamlLoader.add_implicit_resolver(
 
 def yaml_value(text: str) -> Any:
     """Returns the value of YAML text. Raises yaml.YAMLError or ValueError."""
-    return yaml.load(text, _YamlLoader)
+    loader = _YamlLoader(text)
+    root = _composed(loader)
+    return None if root is None else loader.construct_document(root)
+
+
+def _composed(loader: _YamlLoader) -> yaml.Node | None:
+    """Returns the tree of YAML text. Raises ValueError if it is deeper or larger than any that a person writes."""
+    root = loader.get_single_node()
+    if root is not None:
+        _measure(root, {})
+    return root
+
+
+def _check_levels(levels: int, line: int) -> None:
+    if levels > _MOST_LEVELS:
+        raise ValueError(f"line {line + 1}: it is nested deeper than {_MOST_LEVELS} levels")
+
+
+def _measure(node: yaml.Node, known: dict[yaml.Node, tuple[int, int] | None]) -> tuple[int, int]:
+    """Returns how many values a node stands for, all that its aliases repeat included, and how many levels."""
+    if node in known:
+        found = known[node]
+        if found is None:
+            raise ValueError(f"line {node.start_mark.line + 1}: an alias stands within what it names")
+        return found
+    known[node] = None
+    below: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        below = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        below = node.value
+    measured = [_measure(child, known) for child in below]
+    values = 1 + sum(count for count, _ in measured)
+    levels = 1 + max((level for _, level in measured), default=0)
+    if values > _MOST_VALUES:
+        raise ValueError(
+            f"line {node.start_mark.line + 1}: more than {_MOST_VALUES:,} values, with those that aliases repeat"
+        )
+    _check_levels(levels, node.start_mark.line)
+    known[node] = values, levels
+    return values, levels
 
 
 def read(path: Path, *, expected: str = "`workspace` and `corpora`") -> PipelineDocument:
@@ -99,7 +151,7 @@ def read(path: Path, *, expected: str = "`workspace` and `corpora`") -> Pipeline
     problems: list[str] = []
     try:
         loader = _YamlLoader(text)
-        root = loader.get_single_node()
+        root = _composed(loader)
         if root is not None:
             _walk(root, (), lines, problems, set())
         if problems:

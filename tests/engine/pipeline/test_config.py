@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -225,6 +226,38 @@ def test_an_option_in_the_wrong_section_is_told_where_it_belongs(tmp_path: Path)
 )
 def test_a_file_that_is_no_pipeline(tmp_path: Path, text: str, said: str) -> None:
     assert any(said in line for line in mistakes_of(tmp_path, text))
+
+
+def bomb(levels: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (bomb(12), "more than 100,000 values, with those that aliases repeat"),
+        (bomb(12) + "? [*a11]\n: 1\n", "more than 100,000 values"),
+        (
+            bomb(12).replace("[", "{<<: [").replace("]", "]}").replace("x,", "{},").replace("x]", "{}]"),
+            "more than 100,000 values",
+        ),
+        ("a: " + "[" * 5000 + "]" * 5000 + "\n", "nested deeper than 50 levels"),
+        ("a: " + "{b: " * 5000 + "1" + "}" * 5000 + "\n", "nested deeper than 50 levels"),
+        ("\n".join("  " * level + "a:" for level in range(2000)), "nested deeper than 50 levels"),
+        ("a: " + "[" * 60 + "]" * 60 + "\n", "nested deeper than 50 levels"),
+        ("a: &a [*a]\n", "an alias stands within what it names"),
+        ("a: &a {b: *a}\n", "an alias stands within what it names"),
+    ],
+)
+def test_yaml_that_would_take_for_ever_is_refused_at_once(tmp_path: Path, text: str, said: str) -> None:
+    began = time.process_time()
+    assert said in "".join(mistakes_of(tmp_path, text))
+    assert time.process_time() - began < 1
+    override = file.parse_override(f"a={text}")
+    with pytest.raises(ConfigError, match="no valid YAML"):
+        file.override_value(override, tmp_path)
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
