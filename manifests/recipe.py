@@ -17,6 +17,9 @@ from typing import IO, Any
 
 from manifests.modality import Form
 
+_SEAL = b',"seal":"'
+_SEAL_BYTES = len(_SEAL) + 64 + 2
+
 
 def canonical_json(value: Any) -> bytes:
     """Writes a JSON value in its one spelling, so that equal values have equal hashes.
@@ -24,6 +27,34 @@ def canonical_json(value: Any) -> bytes:
     Raises ValueError on NaN and infinity, TypeError on what JSON cannot hold.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def parsed_json(data: bytes | str) -> Any:
+    """Parses a JSON document that anybody may have written. Raises ValueError for what is none, such as NaN, however deep."""
+    try:
+        return json.loads(data, parse_constant=_refused)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is no number of JSON")
+
+
+def sealed_json(document: Mapping[str, Any]) -> bytes:
+    """Writes a JSON object canonically, with the sha256 of that as its last member `seal`."""
+    return sealed(canonical_json(document))
+
+
+def sealed(document: bytes) -> bytes:
+    """Returns the bytes of a JSON object with the sha256 of them as its last member."""
+    return document[:-1] + _SEAL + sha256_hex(document).encode() + b'"}'
+
+
+def is_as_sealed(data: bytes) -> bool:
+    """Tells whether the bytes of a JSON object are those that were sealed, or have no seal: the first writers made none."""
+    document, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    return not seal.startswith(_SEAL) or sealed(document + b"}") == data
 
 
 def sha256_hex(data: bytes | memoryview) -> str:

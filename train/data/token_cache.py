@@ -7,9 +7,11 @@ $MODMILL_CACHE, else $XDG_CACHE_HOME/modmill, else ~/.cache/modmill. Only `modmi
 anybody may at any time: a missing file is made again.
 
 A file there holds the columns `tokens` (a large list, empty if the row has no tokens) and `present` (uint8), and the
-digest of the rows' keys in the metadata of its schema.
+digest of the rows' keys in the metadata of its schema; behind them, as its last 32 bytes, the sha256 of all that stands
+before. Who opens a file compares that: one that was altered is made again.
 """
 
+import hashlib
 import os
 import secrets
 from bisect import bisect_left
@@ -27,7 +29,8 @@ from manifests.snapshots.snapshot import Snapshot, SnapshotPart, SnapshotShard
 from manifests.store import parquet
 from manifests.store.storage import cache_folder, read_same
 
-_FORMAT = b"1"
+_FORMAT = b"2"
+_SEAL_BYTES = 32
 _TYPES = (pa.uint8(), pa.uint16(), pa.uint32())
 
 
@@ -93,7 +96,11 @@ def _map(path: Path) -> pa.RecordBatch | None:
     try:
         # Closed at once: the mapping lives as long as its arrays, and thousands of open files would be over the limit.
         with pa.memory_map(str(path)) as file:
-            batch = pa.ipc.open_file(file).get_batch(0)
+            sealed = file.read_buffer()
+        content, seal = sealed[:-_SEAL_BYTES], sealed[-_SEAL_BYTES:]
+        if hashlib.sha256(content).digest() != seal.to_pybytes():
+            return None
+        batch = pa.ipc.open_file(content).get_batch(0)
     except (OSError, pa.ArrowInvalid):
         return None
     return batch if (batch.schema.metadata or {}).get(b"format") == _FORMAT else None
@@ -136,9 +143,13 @@ def _write(path: Path, batch: pa.RecordBatch) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_file(sink, batch.schema) as writer:
+                writer.write_batch(batch)
+            content = sink.getvalue()
             with open(temporary, "xb") as file:
-                with pa.ipc.new_file(file, batch.schema) as writer:
-                    writer.write_batch(batch)
+                file.write(content)
+                file.write(hashlib.sha256(content).digest())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

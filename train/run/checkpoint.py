@@ -5,30 +5,34 @@ A checkpoint is a folder `<run>/checkpoints/step-00000400/`:
     model.safetensors       the parameters
     optimizer.safetensors   Adam's moments and step counts, `exp_avg.<parameter>`
     checkpoint.json         written last, so that a folder without it is no checkpoint: step, sizes and sha256 of the two,
-                            loader, vocabulary, configuration, tokenizers and where they lie, generators, versions, losses
+                            loader, vocabulary, configuration, tokenizers and where they lie, generators, versions, losses;
+                            its last member is `seal`, the sha256 of it without that (the first writers made none)
 
 Everything goes through `Storage.put`, to a local folder and to an object store alike. No pickle.
 """
 
 import contextlib
 import errno
-import json
 import os
 import posixpath
+import re
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from manifests.errors import ConfigError, ShardError, UserError, WorkspaceError
-from manifests.recipe import canonical_json, sha256_hex
+from manifests.recipe import is_as_sealed, parsed_json, sealed_json, sha256_hex
 from manifests.store.storage import Storage, open_storage, read_same
 from train.data.vocabulary import TokenModality, Vocabulary
 from train.model.transformer import Model, ModelConfig
+from train.run.metrics import Window
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -37,6 +41,10 @@ MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 _PREFIX = "step-"
 _ANOTHER = "use another checkpoint of the run"
+_STEP = re.compile(rf"{_PREFIX}\d+")
+# What stands in every document, and what it is.
+_OBJECTS = ("files", "loader", "vocabulary", "config", "model", "tokenizers", "generators", "window", "losses")
+_FIELDS: Mapping[str, type] = {"step": int, "identity": str, "workspaces": list, **dict.fromkeys(_OBJECTS, dict)}
 # What Adam keeps of a parameter.
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -116,7 +124,7 @@ def save(
             OPTIMIZER: _put(storage, f"{path}/{OPTIMIZER}", _packed(_moments(model, optimizer))),
         }
         whole = {"format": FORMAT, "step": step, "files": written, **document}
-        _put(storage, posixpath.join(path, MARK), canonical_json(whole))
+        _put(storage, posixpath.join(path, MARK), sealed_json(whole))
     except (OSError, WorkspaceError) as error:
         with contextlib.suppress(OSError):
             storage.remove_folder(path)
@@ -184,21 +192,43 @@ def read(storage: Storage, path: str) -> Saved:
     """Reads the checkpoint in a folder, but not its large files. Raises ShardError if it is missing or incomplete."""
     where = storage.location(path)
     try:
-        document = json.loads(storage.read(posixpath.join(path, MARK)))
+        data = storage.read(posixpath.join(path, MARK))
+        document = parsed_json(data)
+        if not is_as_sealed(data):
+            raise ValueError("it is not what its seal says: it was altered")
         if document["format"] > FORMAT:
             raise ConfigError(
                 f"{where} has format {document['format']}, this modmill reads up to {FORMAT}; install a newer one"
             )
+        _check_document(document)
+        # A folder that was moved alone has a name of its own.
+        if _STEP.fullmatch(name := posixpath.basename(path)) and int(name.removeprefix(_PREFIX)) != document["step"]:
+            raise ValueError(f"it says step {document['step']}")
         sizes = {name: file["size_bytes"] for name, file in document["files"].items()}
-        _ = int(document["step"])
     except FileNotFoundError:
         raise ShardError(f"{where} is no whole checkpoint (no {MARK}): its saving was cut off") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShardError(f"{where}/{MARK} cannot be read ({error!r}); {_ANOTHER}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ShardError(f"{where}/{MARK} cannot be read ({reason}); {_ANOTHER}") from error
     for name, size in sizes.items():
         if not storage.exists(posixpath.join(path, name)) or storage.size(posixpath.join(path, name)) != size:
             raise ShardError(f"{where}/{name} is missing or has not its {size:,} bytes; {_ANOTHER}")
     return Saved(storage=storage, path=path, document=document)
+
+
+def _check_document(document: Mapping[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError if a document has not what a run goes on by, or a model is opened by."""
+    for name, kind in _FIELDS.items():
+        if not isinstance(document[name], kind):
+            raise ValueError(f"its {name} is {reprlib.repr(document[name])}, expected {kind.__name__}")
+    if document["step"] < 0 or any(len(document["files"][name]["sha256"]) != 64 for name in (MODEL, OPTIMIZER)):
+        raise ValueError("its step is below 0, or a sha256 has not 64 digits")
+    Vocabulary.from_document(document["vocabulary"])
+    TypeAdapter(ModelConfig).validate_python(vars(ModelConfig(**document["model"])))
+    Window(**document["window"])
+    homes = [str(home["uri"]) for home in document["workspaces"]]
+    if any(facts["workspace"] not in range(len(homes)) for facts in document["tokenizers"].values()):
+        raise ValueError("a tokenizer is of a workspace that it does not name")
 
 
 def _folders(storage: Storage) -> list[str]:

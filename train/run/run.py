@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from manifests.errors import ConfigError, UserError, nearest
+from manifests.errors import ConfigError, ShardError, UserError, nearest
 from manifests.log.entries import now, workspace_id
 from manifests.recipe import canonical_json
 from manifests.snapshots.snapshot import Snapshot, open_snapshot
@@ -351,7 +351,10 @@ class _Training:
         if self.step < self.config.steps:
             for name in checkpoint.remove_after(self.storage, self.step):
                 self.say(f"removed {name}, which is after the checkpoint that the run goes on from")
-        generators.restore(document["generators"])
+        try:
+            generators.restore(document["generators"])
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
+            raise ShardError(f"{saved.location}: the states of its generators cannot be read ({error!r})") from error
         self.say(f"goes on from {saved.location}")
 
     def _result(self, status: Status, begun: int) -> TrainingResult:

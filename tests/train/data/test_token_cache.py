@@ -135,6 +135,23 @@ def test_a_torn_file_is_made_anew(tmp_path: Path, cache: Path, keep: float) -> N
     assert path.read_bytes() == whole
 
 
+def test_a_flipped_bit_anywhere_is_found_and_the_file_made_anew(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_cache.os, "fsync", lambda _: None)
+    snapshot, shard = frozen(tmp_path / "work", *written(ROWS, 256))
+    open_column(snapshot, shard)
+    path = cache / f"{shard.sha256}.arrow"
+    whole = path.read_bytes()
+    tokens = whole.index(bytes([1, 2, 3, 250]))
+    for place in {*range(0, len(whole), 7), *range(tokens, tokens + 44)}:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        assert content(open_column(snapshot, shard)) == ROWS
+        assert path.read_bytes() == whole
+
+
 def test_a_file_of_another_format_is_made_anew(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot, shard = frozen(tmp_path / "work", *written(ROWS, 256))
     monkeypatch.setattr(token_cache, "_FORMAT", b"0")

@@ -3,6 +3,7 @@
 import errno
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from train.model.transformer import Model, ModelConfig
 from train.optim.adam import OptimizerOptions, adam
 from train.run import checkpoint, generators
 from train.run.checkpoint import Saved
+from train.run.metrics import Window
 
 
 def vocabulary(digest: str = "a" * 64, name: str = "rgb") -> Vocabulary:
@@ -33,6 +35,11 @@ DOCUMENT = {
     "config": {"seed": 0},
     "workspaces": [{"uri": "../..", "id": "x"}],
     "tokenizers": {"rgb": {"workspace": 0}},
+    "identity": "a" * 64,
+    "loader": {"slot": 40},
+    "window": asdict(Window.empty(1)),
+    "losses": {},
+    "generators": {},
 }
 
 
@@ -163,6 +170,75 @@ def test_a_checkpoint_opens_from_its_folder_and_its_runs_and_moves_with_its_work
         assert torch.equal(opened.model.head.weight, made()[0].head.weight)
     with pytest.raises(ConfigError, match=r"is no checkpoint and no run's folder with one; `modmill train FILE`"):
         checkpoint.open_checkpoint(tmp_path)
+
+
+def altered(storage: Storage, change: Any) -> list[str]:
+    """What is said when the newer of two checkpoints has other bytes in its document: the older one is found."""
+    save(storage, 5)
+    mark = f"{save(storage, 10).path}/{checkpoint.MARK}"
+    storage.replace(mark, change(storage.read(mark)))
+    said: list[str] = []
+    found = checkpoint.latest(storage, said.append)
+    assert found is not None
+    assert found.step == 5
+    assert len(said) == 1
+    return said
+
+
+def test_a_flipped_bit_of_the_document_is_found(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    save(storage, 5)
+    mark = f"{save(storage, 10).path}/{checkpoint.MARK}"
+    whole = storage.read(mark)
+    # Not the name of the seal: without one it is a document of before.
+    for place in (*range(0, len(whole) - 75, 5), *range(len(whole) - 66, len(whole) - 2, 5)):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        storage.replace(mark, bytes(data))
+        assert checkpoint.latest(storage, lambda _: None).step == 5, (place, data)  # type: ignore[union-attr]
+
+
+def unsealed(data: bytes, change: Any = dict) -> bytes:
+    """A document as it was before there were seals."""
+    return json.dumps(change({name: value for name, value in json.loads(data).items() if name != "seal"})).encode()
+
+
+@pytest.mark.parametrize("step", [11, 1_000_000, -1, "10", 10.5, None, True])
+def test_another_step_is_found_in_a_document_without_a_seal_too(tmp_path: Path, step: Any) -> None:
+    altered(open_storage(tmp_path), lambda data: unsealed(data, lambda document: {**document, "step": step}))
+
+
+@pytest.mark.parametrize("name", [*sorted({"step", "files", *DOCUMENT})])
+def test_a_missing_or_null_field_falls_back_to_the_checkpoint_before(tmp_path: Path, name: str) -> None:
+    for number, change in enumerate((lambda found: found.pop(name), lambda found: found.update({name: None}))):
+
+        def changed(document: dict[str, Any], change: Any = change) -> dict[str, Any]:
+            change(document)
+            return document
+
+        said = altered(open_storage(tmp_path / str(number)), lambda data, of=changed: unsealed(data, of))
+        assert name in said[0]
+        assert "\n" not in said[0]
+
+
+@pytest.mark.parametrize("name", ["vocabulary", "model", "files", "tokenizers", "workspaces", "window"])
+@pytest.mark.parametrize("value", [{}, {"size": "x"}, {"rgb": 5}, [5], [{}], 5])
+def test_a_field_of_another_form_falls_back_to_the_checkpoint_before(tmp_path: Path, name: str, value: Any) -> None:
+    if value == {} and name in ("tokenizers", "model"):
+        return  # There may be none, and a model has defaults.
+    altered(open_storage(tmp_path), lambda data: unsealed(data, lambda document: {**document, name: value}))
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000 + b"]" * 100_000, b"null", b"[]", b"\xff", b"9" * 5000])
+def test_a_document_that_is_none_falls_back_to_the_checkpoint_before(tmp_path: Path, data: bytes) -> None:
+    altered(open_storage(tmp_path), lambda _: data)
+
+
+def test_a_checkpoint_of_before_there_were_seals_is_read(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    mark = f"{save(storage, 10).path}/{checkpoint.MARK}"
+    storage.replace(mark, unsealed(storage.read(mark)))
+    assert checkpoint.open_checkpoint(tmp_path).step == 10
 
 
 def test_a_newer_format_and_a_broken_mark_are_refused(tmp_path: Path) -> None:
