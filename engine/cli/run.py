@@ -7,7 +7,7 @@ import click
 
 from engine.cli.options import settings_option
 from manifests.commands import command
-from manifests.errors import ConfigError, nearest
+from manifests.errors import ConfigError, TooManyFailures, nearest
 
 _PATH = click.Path(path_type=Path)
 
@@ -67,7 +67,8 @@ def run(
         return
     done = job.run(config, steps=steps, refit=refit, retry=retry, where=where)
     if done.did_nothing:
-        click.echo("nothing to do: everything in the pipeline file is done")
+        rest = "what is left failed" if done.failed_corpora else "everything in the pipeline file is done"
+        click.echo(f"nothing to do: {rest}")
     else:
         counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in done.counts.items() if count)
         click.echo(f"done: {counts}")
@@ -77,3 +78,8 @@ def run(
     if left := done.counts.get("failed_items"):
         click.echo(f"left to do: {left:,} work items failed as a whole; the same command tries them again")
     click.echo(f"look at it:  {command('status', config.workspace)}")
+    if done.failed_corpora:
+        raise TooManyFailures(
+            f"nothing could be made of {', '.join(done.failed_corpora)}: every row failed; mend the source, and run with "
+            "--failed to read and make them again"
+        )

@@ -1,13 +1,14 @@
-"""Turns a corpus's source into samples: appends new keys as new parts, in the source's order; no part ever changes."""
+"""Turns a corpus's source into samples: appends new keys as new parts, in the source's order; rows of a part never change."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
+from engine.ingest.again import read_again
 from engine.ingest.filters import OTHER_KIND, Filter, other_kinds
 from engine.ingest.intake import Chunk, Intake, reader
 from engine.ingest.part import known_types, write_changes, write_dropped, write_part
@@ -48,13 +49,15 @@ def ingest(
     section: config.CorpusConfig,
     *,
     run: str,
+    retry: Collection[str] | None = None,
     scan: sources.Scan | None = None,
     on_new: Callable[[int], None] = lambda new: None,
     on_rows: Callable[[int], None] = lambda done: None,
 ) -> Ingested:
     """Appends the corpus's new samples as parts; `on_new` is told how many there are, `on_rows` how many are read.
 
-    `scan` is the source as it was listed before; if it is None, it is listed now.
+    `retry` has the classes of errors with which sources are read once more that could not be read before, empty: any, None:
+    no source. `scan` is the source as it was listed before; if it is None, it is listed now.
     Raises ConfigError if the source holds nothing, or if seed or part_rows are not those of the corpus.
     """
     known = check_unchanged(catalog, corpus, section)
@@ -73,14 +76,15 @@ def ingest(
                 notes=[note],
             )
         raise
+    added = corpus_added(corpus, section)
+    read_now = _read_again(catalog, added, scan, section, retry, run) if parts else []
     # Not `if known`: a log that was rebuilt from files without sidecars has parts alone.
-    before = _rows_before(catalog, corpus, with_offsets=not section.pack) if parts else {}
+    before = _rows_before(catalog, corpus, with_offsets=not _is_packed(section)) if parts else {}
     dropped = catalog.sql("SELECT key, reason FROM dropped WHERE corpus = ?", [corpus]).to_pylist()
     # What was of no kind that could be read then may be by now.
     left_out = {row["key"] for row in dropped if row["reason"] != OTHER_KIND}
     fresh = [listed for listed in scan.samples if listed.key not in before and listed.key not in left_out]
     stats = SourceStats(catalog.workspace_id, corpus)
-    added = corpus_added(corpus, section)
     if known is None or known["source"] != added.source:
         catalog.commit([added], run=run)
     told = {row["key"] for row in dropped}
@@ -115,9 +119,24 @@ def ingest(
         vanished=len(vanished),
         changed=len(changed),
         dropped=new.left_out.total(),
-        notes=[*scan.notes, *_left_out_notes(new.left_out, refused)],
+        notes=[*read_now, *scan.notes, *_left_out_notes(new.left_out, refused)],
         suffixes=new.suffixes | listing.suffixes_of(row["source"] for row in before.values() if row["source"]),
     )
+
+
+def _read_again(
+    catalog: Catalog,
+    added: CorpusAdded,
+    scan: sources.Scan,
+    section: config.CorpusConfig,
+    retry: Collection[str] | None,
+    run: str,
+) -> list[str]:
+    """Reads what could not be read before, if that is asked for and the corpus keeps bytes; returns a note of it."""
+    if retry is None or not _is_packed(section):
+        return []
+    tried, read = read_again(catalog, added, scan, section, retry, run=run)
+    return [f"{read:,} of {tried:,} sources that could not be read are read now"] if tried else []
 
 
 @dataclass
@@ -186,7 +205,9 @@ def check_unchanged(catalog: Catalog, corpus: str, section: config.CorpusConfig)
     Raises ConfigError if its seed, rows a part or kind are not those that it was made with.
     """
     known = {row["corpus"]: row for row in catalog.corpora()}.get(corpus)
-    for name in ("seed", "part_rows", "kind") if known is not None else ():
+    if known is None:
+        return None
+    for name in ("seed", "part_rows", "kind"):
         if getattr(section, name) != known[name]:
             raise ConfigError(
                 f"corpora.{corpus}.{name} is {getattr(section, name)!r}, but the corpus was made with {known[name]!r}, "
@@ -200,7 +221,7 @@ def root_of(catalog: Catalog, corpus: str, section: config.CorpusConfig) -> str:
     if not catalog.parts(corpus):
         raise ConfigError(f"corpora.{corpus} was never ingested; run without --only, or with --only ingest first")
     try:
-        root = listing.list_source(section.source, listing.Notes()).root
+        root = listing.list_source(section.source, listing.Notes(), follow_links=section.follow_links).root
     except ConfigError:
         if _is_packed(section):
             return ""

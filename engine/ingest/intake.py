@@ -76,7 +76,7 @@ class Intake:
         dropped: list[dict[str, Any]] = []
         first = 0
         while block := list(islice(stream, part_rows)):
-            for taken in self._read(block, first):
+            for taken in self.read(block, first):
                 if taken.sha256.hex() in self._forgotten:
                     self.refused += 1
                 elif reason := self._judge.judge(taken.sha256, taken.size):
@@ -95,7 +95,8 @@ class Intake:
         if waiting or dropped:
             yield Chunk(rows=waiting, dropped=dropped)
 
-    def _read(self, block: Sequence[Listed], first: int) -> list[Taken]:
+    def read(self, block: Sequence[Listed], first: int) -> list[Taken]:
+        """Reads some samples; their bytes wait to be packed under numbers from `first` on."""
         source = None if self._fetch is not None else reader(self._scan.root, self._config, block)
         threads = self._config.fetch.parallel if source is None else source.threads
         try:

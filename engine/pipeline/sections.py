@@ -210,6 +210,12 @@ class CorpusConfig(Section):
         default=False,
         description="whether source bytes are copied into the workspace; those of URLs always are",
     )
+    max_mb: float = Field(
+        default=1024, gt=0, le=65536, description="megabytes that the file of a sample may have; larger ones fail"
+    )
+    follow_links: bool = Field(
+        default=False, description="take what symbolic links lead to outside of the source's folder too"
+    )
     fetch: FetchConfig = Field(default_factory=FetchConfig, description="how URLs are fetched")
     filter: FilterConfig = Field(default_factory=FilterConfig, description="which new samples are left out")
     text: Text = Field(default="text", description="text corpora: the field that holds the document")
@@ -253,6 +259,11 @@ class CorpusConfig(Section):
             if "crop" in (modality.label_grain, modality.token_grain):
                 raise ValueError(f"modalities.{name} is made of images, but this is a corpus of kind {self.kind}")
         return self
+
+    @property
+    def most_bytes(self) -> int:
+        """Returns how many bytes the file of a sample may have."""
+        return int(self.max_mb * 1e6)
 
     @property
     def has_pixels(self) -> bool:

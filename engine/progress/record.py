@@ -37,10 +37,11 @@ _RECORDED = (
 
 @dataclass
 class Done:
-    """Counts what a run did."""
+    """Counts what a run did; `failed_corpora` are those of which nothing could be made."""
 
     run: str
     counts: dict[str, int] = field(default_factory=dict)
+    failed_corpora: list[str] = field(default_factory=list)
     training_folder: str | None = None
 
     def add(self, name: str, more: int) -> None:

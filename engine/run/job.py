@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine.ingest import ingest
+from engine.ingest.again import count_without_bytes
 from engine.pipeline import config as pipeline
 from engine.plan import missing
 from engine.plan.corpus import CorpusPlan, corpus_plan, suffixes_in, tokenizer_names
@@ -110,7 +111,7 @@ class _MainJob:
         self._suffixes: dict[str, frozenset[str]] = {}
 
     def all(self, steps: Sequence[Step], *, refit: bool, retry: Collection[str] | None, where: str | None) -> None:
-        roots = self._ingest(steps)
+        roots = self._ingest(steps, retry)
         runner: Runner | None = None
 
         def start(most: int) -> Runner:
@@ -138,10 +139,11 @@ class _MainJob:
                 runner.close()
         if "snapshot" in steps:
             freeze.freeze(self.config.snapshots, self.catalog, self.progress, self.done)
+        self.done.failed_corpora = [corpus for corpus in roots if failed_wholly(self.catalog, corpus)]
 
     # -- ingest -------------------------------------------------------------------------------------------------------
 
-    def _ingest(self, steps: Sequence[Step]) -> dict[str, str]:
+    def _ingest(self, steps: Sequence[Step], retry: Collection[str] | None) -> dict[str, str]:
         """Ingests every corpus; returns the root of each one's source."""
         roots = {}
         for corpus, section in self.config.corpora.items():
@@ -154,6 +156,7 @@ class _MainJob:
                 corpus,
                 section,
                 run=self.done.run,
+                retry=retry,
                 on_new=partial(self.progress.stage, stage, unit="samples"),
                 on_rows=partial(self.progress.update, stage),
             )
@@ -225,6 +228,16 @@ class _MainJob:
                     f"tokenizer {item.name}: note: no sample has a {' or '.join(texts)} yet, so it knows no words of them; "
                     "once some have, fit it again: --refit"
                 )
+
+
+def failed_wholly(catalog: Catalog, corpus: str) -> bool:
+    """Tells whether no source of a corpus could be read, or all rows failed that were made of it."""
+    read = catalog.sql("SELECT sum(source_bytes) AS size FROM state.part WHERE corpus = ?", [corpus])["size"][0].as_py()
+    if not read and count_without_bytes(catalog, corpus):
+        return True
+    query = "SELECT sum(ok) AS ok, sum(failed) AS failed FROM state.shard WHERE corpus = ?"
+    made = catalog.sql(query, [corpus]).to_pylist()[0]
+    return not made["ok"] and bool(made["failed"])
 
 
 def wanted_of(

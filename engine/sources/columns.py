@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.sources.listing import File, Notes, open_file, read_file, stem, suffix
-from engine.sources.values import decoded, parsed, plain
+from engine.sources.values import column_names, decoded, parsed, plain_values
 from manifests.errors import ConfigError, SourceError, nearest
 from manifests.store.uris import absolute, without_credentials
 
 SIDECARS = (".txt", ".json")
+_SIDECAR_BYTES = 16 << 20
 
 
 def image_columns(
@@ -26,7 +27,7 @@ def image_columns(
     `photo.txt` is the column `caption`, the keys of `photo.json` are columns, and the table's replace both. What cannot be
     read becomes a note. Raises ConfigError for a table that does not fit.
     """
-    beside = [{stem(file.path): file.path for file in files if suffix(file.path) == kind} for kind in SIDECARS]
+    beside = [{stem(file.path): file for file in files if suffix(file.path) == kind} for kind in SIDECARS]
     joined: dict[str, int] = {}
     loaded, joined_by = None, ""
     if table is not None:
@@ -37,8 +38,9 @@ def image_columns(
     def read(path: str) -> dict[str, Any]:
         columns: dict[str, Any] = {}
         for of_kind in beside:
-            if name := of_kind.get(stem(path)):
-                columns.update(columns_beside(partial(read_file, root, name), name, notes))
+            if found := of_kind.get(stem(path)):
+                name = found.path
+                columns.update(columns_beside(partial(read_file, root, name), name, found.size_bytes, notes))
         if loaded is not None and path in joined:
             columns.update(loaded.row(joined[path], joined_by))
         return columns
@@ -46,13 +48,16 @@ def image_columns(
     return read
 
 
-def columns_beside(read: Callable[[], bytes], path: str, notes: Notes) -> dict[str, Any]:
+def columns_beside(read: Callable[[], bytes], path: str, size_bytes: int, notes: Notes) -> dict[str, Any]:
     """Reads the file `path` beside an image: `.txt` is the column `caption`, the keys of a JSON object are columns.
 
-    Adds a note if it cannot be read.
+    Adds a note if it cannot be read, or is larger than any such file is.
     """
     is_caption = suffix(path) == ".txt"
     noun = "caption" if is_caption else "sidecar"
+    if size_bytes > _SIDECAR_BYTES:
+        notes.add(noun, f"of more than {_SIDECAR_BYTES >> 20} MiB, left out", path)
+        return {}
     try:
         text, exact = decoded(read())
         if is_caption and not exact:
@@ -249,13 +254,25 @@ def _parquet_columns(root: str, name: str, notes: Notes) -> dict[str, list[Any]]
     try:
         with open_file(root, name) as file:
             parquet = pq.ParquetFile(file)
-            kinds = {field.name: field.type for field in parquet.schema_arrow}
+            schema = parquet.schema_arrow
+            kinds = {column: schema.field(column).type for column in column_names(schema)}
             binary = [
                 column for column, kind in kinds.items() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
             ]
-            table = parquet.read([column for column in kinds if column not in binary], use_threads=False)
+            wanted = [column for column in kinds if column not in binary]
+            table = parquet.read(wanted, use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"table {name} is no valid Parquet file: {error}") from error
     for column in binary:
         notes.add("column", f"of {name} with binary values, left out", column)
-    return {column: [plain(value) for value in table[column].to_pylist()] for column in table.column_names}
+    for column in schema.names:
+        if column not in kinds:
+            notes.add("column", f"of {name} of a name that is empty or stands twice, left out", repr(column))
+
+    def values(column: str) -> list[Any]:
+        def lost(row: int) -> None:
+            notes.add("value", f"of {name} that cannot be held, left out", f"row {row} ({column})")
+
+        return plain_values(table[column], lost)
+
+    return {column: values(column) for column in wanted}

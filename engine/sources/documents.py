@@ -6,7 +6,7 @@ A row is named `docs.jsonl#17`, counted from 0; in JSONL a row is a line, so tha
 import bisect
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache
@@ -14,20 +14,22 @@ from typing import IO, Any
 
 from engine.pipeline.sections import CorpusConfig
 from engine.sources.listing import (
+    NO_KEY,
     File,
     Listed,
     Listing,
     Notes,
     Scanned,
+    check_keys,
     key_of,
     open_file,
     read_file,
     row_of,
     suffix,
 )
-from engine.sources.parquet import open_parquet
+from engine.sources.parquet import no_parquet, open_parquet, unreadable
 from engine.sources.read import SourceReader
-from engine.sources.values import decoded, key_text, parsed, plain
+from engine.sources.values import column_names, decoded, key_text, parsed, plain_values
 from manifests.errors import ConfigError, SourceError
 from manifests.formats.shards import SourcePlace
 from manifests.store.uris import without_credentials
@@ -105,18 +107,17 @@ class _ParquetRows:
         self._opened.close()
 
     def row(self, number: int) -> dict[str, Any]:
-        import pyarrow as pa
-
         if number >= self._ends[-1]:
             raise SourceError(f"{self._path}#{number} is gone: the file has {self._ends[-1]} rows now")
         group = bisect.bisect_right(self._ends, number) - 1
         try:
             if self._group is None or self._group[0] != group:
-                self._group = (group, self._file.read_row_group(group, use_threads=False))
-            fields: Mapping[str, Any] = self._group[1].slice(number - self._ends[group], 1).to_pylist()[0]
-        except (pa.ArrowException, OSError, ValueError) as error:
+                names = column_names(self._file.schema_arrow)
+                self._group = (group, self._file.read_row_group(group, names, use_threads=False).select(names))
+        except unreadable() as error:
             raise SourceError(f"{self._path}#{number} cannot be read: {error}") from error
-        return plain(fields)
+        row = self._group[1].slice(number - self._ends[group], 1)
+        return {name: plain_values(row[name], lambda place: None)[0] for name in row.column_names}
 
 
 _ROWS = (*LINES, ".parquet")
@@ -128,36 +129,48 @@ _READ_THREADS = 16
 def scan_documents(config: CorpusConfig, listed: Listing, notes: Notes) -> Scanned:
     """Lists all documents of a source, in the order of its files, a file's by row.
 
-    A line that is no JSON object is a document too: one that cannot be read. Raises ConfigError if there is no document, no
-    row has the text field, or a row has no key.
+    A line that is no JSON object is a document too: one that cannot be read. A file that cannot be read is passed over, and
+    so is a row without a key. Raises ConfigError if there is no document, or no row has the text field.
     """
     files = listed.with_suffix(config.source, SUFFIXES, "documents")
     for file in listed.others(files):
         notes.pass_over(file)
-    sizes = _text_file_sizes(listed.root, [file for file in files if suffix(file.path) == ".txt"], notes)
+    texts = [file for file in files if suffix(file.path) == ".txt"]
+    sizes = _text_file_sizes(listed.root, texts, config.most_bytes, notes)
     samples: list[Listed] = []
     with_text = 0
     fields: dict[str, None] = {}
+    problems: list[tuple[File, ConfigError]] = []
     for file in files:
         if file.path in sizes:
             samples.append(_document(file, file.path, sizes[file.path]))
             continue
         scan_rows = _scan_lines if suffix(file.path) in LINES else _scan_parquet
-        for document, names in scan_rows(listed.root, file, config):
+        try:
+            found = list(scan_rows(listed.root, file, config, notes))
+        except ConfigError as error:
+            problems.append((file, error))
+            continue
+        for document, names in found:
             samples.append(document)
             with_text += config.text in names
             if not with_text:
                 fields.update(dict.fromkeys(names))
+    check_keys(samples, notes)
     rows = len(samples) - len(sizes)
     if rows and not with_text and fields:
         raise ConfigError(
             f"none of {rows} rows has the field {config.text!r} (`text`) that holds the document; "
             f"they have {', '.join(fields)}"
         )
+    if problems and not samples:
+        raise problems[0][1]
     if not samples:
         raise ConfigError(
             f"source {without_credentials(config.source)} holds no documents: its {len(files)} files have no rows"
         )
+    for file, error in problems:
+        notes.leave_out(file, "file", error)
     return samples, DocumentColumns(listed.root, config)
 
 
@@ -165,11 +178,15 @@ def _document(file: File, source: str, text_bytes: int, key: str | None = None) 
     return Listed(key=key or key_of(source), source=source, size_bytes=text_bytes, mtime_ns=file.mtime_ns)
 
 
-def _key(config: CorpusConfig, source: str, fields: Mapping[str, Any]) -> str | None:
-    """Returns the key that a row has of its own, None if the corpus names no field of keys."""
-    if config.key is None:
-        return None
-    return key_text(fields.get(config.key), f"{source}: the key field {config.key!r}")
+def _keyed(
+    file: File, source: str, text_bytes: int, config: CorpusConfig, value: Any, notes: Notes
+) -> Iterator[Listed]:
+    """Yields the document in a row; none if the corpus names a field of keys, and its `value` is no key."""
+    key = None if config.key is None else key_text(value)
+    if key is None and config.key is not None:
+        notes.add(*NO_KEY, f"{source}: the key field {config.key!r} is {value!r:.100}")
+    else:
+        yield _document(file, source, text_bytes, key)
 
 
 class DocumentColumns:
@@ -206,6 +223,7 @@ class DocumentReader(SourceReader):
         """Takes `storage` and `beside` as every reader does: documents are not packed, and nothing lies beside them."""
         self._root = root
         self._text = config.text
+        self._most = config.most_bytes
         self._sources = [row.source or "" for row in rows]
         self._rows = _OpenRows(root)
 
@@ -218,7 +236,7 @@ class DocumentReader(SourceReader):
         source = self._sources[place]
         found = row_of(source, _ROWS)
         if found is None:
-            return {self._text: decoded(read_file(self._root, source))[0]}
+            return {self._text: decoded(read_file(self._root, source, most=self._most))[0]}
         fields = self._rows.row(*found)
         if not isinstance(fields.get(self._text), str):
             raise SourceError(
@@ -252,12 +270,12 @@ class _OpenRows:
             self._open = None
 
 
-def _text_file_sizes(root: str, files: Sequence[File], notes: Notes) -> dict[str, int]:
+def _text_file_sizes(root: str, files: Sequence[File], most: int, notes: Notes) -> dict[str, int]:
     """Returns the bytes of each document in UTF-8, by path; adds a note of those that are in another encoding."""
 
     def measure(file: File) -> tuple[int, bool]:
         try:
-            text, exact = decoded(read_file(root, file.path))
+            text, exact = decoded(read_file(root, file.path, most=most))
         except SourceError:
             return file.size_bytes, True
         return len(text.encode()), exact
@@ -271,7 +289,7 @@ def _text_file_sizes(root: str, files: Sequence[File], notes: Notes) -> dict[str
     return sizes
 
 
-def _scan_lines(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[Listed, Sequence[str]]]:
+def _scan_lines(root: str, file: File, config: CorpusConfig, notes: Notes) -> Iterator[tuple[Listed, Sequence[str]]]:
     try:
         stream = open_file(root, file.path)
     except SourceError as error:
@@ -288,10 +306,11 @@ def _scan_lines(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[L
                 continue
             text = fields.get(config.text)
             size = len(text.encode()) if isinstance(text, str) else 0
-            yield _document(file, source, size, _key(config, source, fields)), tuple(fields)
+            for document in _keyed(file, source, size, config, fields.get(config.key or ""), notes):
+                yield document, tuple(fields)
 
 
-def _scan_parquet(root: str, file: File, config: CorpusConfig) -> Iterator[tuple[Listed, Sequence[str]]]:
+def _scan_parquet(root: str, file: File, config: CorpusConfig, notes: Notes) -> Iterator[tuple[Listed, Sequence[str]]]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -304,21 +323,22 @@ def _scan_parquet(root: str, file: File, config: CorpusConfig) -> Iterator[tuple
             for batch in parquet.iter_batches(_SCAN_ROWS, columns=wanted, use_threads=False):
                 texts = batch[config.text].cast(pa.large_string())
                 sizes = pc.call_function("binary_length", [texts]).to_pylist()
-                rows = batch.select(wanted[1:]).to_pylist()
-                for size, fields in zip(sizes, rows, strict=True):
-                    source = f"{file.path}#{number}"
-                    yield _document(file, source, size or 0, _key(config, source, fields)), names
+                keys = sizes if config.key is None else plain_values(batch[config.key], lambda place: None)
+                for size, key in zip(sizes, keys, strict=True):
+                    for document in _keyed(file, f"{file.path}#{number}", size or 0, config, key, notes):
+                        yield document, names
                     number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{file.path} cannot be read as Parquet: {error}; mend the file or move it away") from error
+    except unreadable() as error:
+        raise no_parquet(file.path, error) from error
 
 
 def _check_columns(path: str, schema: Any, config: CorpusConfig) -> None:
     import pyarrow.types as types
 
+    names = column_names(schema)
     for option, name in (("text", config.text), ("key", config.key)):
-        if name is not None and name not in schema.names:
-            raise ConfigError(f"{path} has no column {name!r} (`{option}`); it has {', '.join(schema.names)}")
+        if name is not None and name not in names:
+            raise ConfigError(f"{path} has no column {name!r} (`{option}`); it has {', '.join(names)}")
     kind = schema.field(config.text).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):

@@ -34,7 +34,22 @@ _CHUNK_BYTES = 64 << 10
 _LONGEST_WAIT_S = 60.0
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _FORBIDDING = {"noai", "noimageai"}
+_HOST_CHARACTERS = 253
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Where clouds tell a machine its secrets. Some are of the public internet, and no image is served by any.
+_METADATA = frozenset(
+    ipaddress.ip_address(address)
+    for address in (
+        *("169.254.169.254", "169.254.170.2", "169.254.170.23", "169.254.42.42", "169.254.0.23"),
+        *("168.63.129.16", "100.100.100.200", "192.0.0.192"),
+        *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:42::42"),
+    )
+)
+# Set apart by IANA, and public to `ipaddress` of some or all Pythons.
+_SET_APART = [
+    ipaddress.ip_network(network)
+    for network in ("192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48", "3fff::/20", "5f00::/16")
+]
 # It warns of headers that are not well-formed, with the URL, into the table of a run.
 logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
@@ -116,22 +131,26 @@ class Fetcher:
                 if not left:
                     tried = f"; tried {self._config.tries} times" if self._config.tries > 1 else ""
                     raise FetchError(f"{error}{tried}") from error
-                time.sleep(min(wait_s if error.wait_s is None else error.wait_s, _LONGEST_WAIT_S))
+                time.sleep(self._allowed(wait_s if error.wait_s is None else error.wait_s))
                 wait_s *= 2
         raise AssertionError("there is at least one try")
+
+    def _allowed(self, wait_s: float) -> float:
+        """Returns how long is waited for a server that asks for `wait_s`: no longer than a try of it may take."""
+        return min(wait_s, self._config.timeout_s, _LONGEST_WAIT_S)
 
     def _follow(self, url: str) -> bytes:
         deadline: float | None = None
         seen = [url]
         for _ in range(_REDIRECTS + 1):
             try:
-                parts = _checked(seen[-1])
-                with self._turn(parts.hostname or ""):
+                parts, name = _checked(seen[-1])
+                with self._turn(name):
                     # The wait for a turn is not the server's time.
                     deadline = deadline or time.monotonic() + self._config.timeout_s
-                    return self._get(parts, deadline)
+                    return self._get(parts, name, deadline)
             except _Redirect as redirect:
-                seen.append(urljoin(seen[-1], str(redirect)))
+                seen.append(_joined(seen[-1], str(redirect)))
             except FetchError as error:
                 raise type(error)(_through(str(error), seen)) from error
         raise FetchError(f"redirected more than {_REDIRECTS} times, at last to {seen[-1][:200]}")
@@ -144,14 +163,11 @@ class Fetcher:
         with host.slots:
             pause = host.not_before - time.monotonic()
             if pause > 0:
-                time.sleep(min(pause, _LONGEST_WAIT_S))
+                time.sleep(self._allowed(pause))
             with self._all:
                 yield
 
-    def _get(self, parts: SplitResult, deadline: float) -> bytes:
-        name = parts.hostname or ""
-        if not _is_address(name):
-            name = name.encode("idna").decode()
+    def _get(self, parts: SplitResult, name: str, deadline: float) -> bytes:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         connection = self._connection(parts.scheme, self._address(name, port), name, port)
         connection.deadline = deadline
@@ -188,16 +204,19 @@ class Fetcher:
         """Returns an address of a host, all of whose addresses may be asked. Raises FetchRefused if one may not."""
         try:
             found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError) as error:
             raise _Again(f"the name {name!r} cannot be resolved: {error}") from error
         addresses = [str(entry[4][0]) for entry in found]
-        if not self._config.allow_private:
-            for address in addresses:
-                if not is_public(address):
-                    raise FetchRefused(
-                        f"{name} is {address}, an address of this machine or of a private network; set fetch.allow_private "
-                        "to fetch from it"
-                    )
+        for address in addresses:
+            if _carried(address) in _METADATA:
+                raise FetchRefused(
+                    f"{name} is {address}, where the private network of a cloud tells machines their secrets"
+                )
+            if not self._config.allow_private and not is_public(address):
+                raise FetchRefused(
+                    f"{name} is {address}, an address of this machine or of a private network; set fetch.allow_private "
+                    "to fetch from it"
+                )
         return addresses[0]
 
     def _exchange(self, connection: _Connection, parts: SplitResult, name: str, port: int) -> bytes:
@@ -217,7 +236,7 @@ class Fetcher:
             "GET", target, headers=headers, preload_content=False, decode_content=False, enforce_content_length=False
         )
         with contextlib.closing(connection.getresponse()) as response:
-            return self._answer(response, parts.hostname or "")
+            return self._answer(response, name)
 
     def _answer(self, response: BaseHTTPResponse, name: str) -> bytes:
         status = response.status
@@ -227,7 +246,7 @@ class Fetcher:
             wait_s = _retry_after(response.headers.get("Retry-After"))
             if wait_s is not None:
                 with self._lock:
-                    self._hosts[name].not_before = time.monotonic() + min(wait_s, _LONGEST_WAIT_S)
+                    self._hosts[name].not_before = time.monotonic() + self._allowed(wait_s)
             raise _Again(f"the server answered {status} {response.reason}", wait_s)
         if status != 200:
             raise FetchError(f"the server answered {status} {response.reason}")
@@ -256,16 +275,21 @@ class Fetcher:
 
 def is_public(address: str) -> bool:
     """Tells whether an IP address is of the public internet, and so is the IPv4 address that it may carry within."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is None and ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-        if ip.is_site_local:
-            return False
+    ip = _carried(address)
+    if ip in _METADATA or any(ip in network for network in _SET_APART):
+        return False
+    if isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local:
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
+
+
+def _carried(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Returns an IP address, or the IPv4 address that it carries within."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip
+    inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+    return inner or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip)
 
 
 def forbidding_tag(values: list[str]) -> str | None:
@@ -282,8 +306,8 @@ def forbidding_tag(values: list[str]) -> str | None:
     return None
 
 
-def _checked(url: str) -> SplitResult:
-    """Splits a URL that may be asked. Raises FetchRefused if it may not."""
+def _checked(url: str) -> tuple[SplitResult, str]:
+    """Splits a URL that may be asked, and returns its host as a resolver takes it too. Raises FetchRefused if it may not."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -297,11 +321,27 @@ def _checked(url: str) -> SplitResult:
         raise FetchRefused("the URL has a user name or password in it, which is not sent")
     if port is not None and port < 1024 and port not in (80, 443):
         raise FetchRefused(f"port {port} is no web server's")
-    return parts
+    return parts, _resolvable(parts.hostname)
 
 
-def _is_address(name: str | None) -> bool:
-    return name is not None and (":" in name or name.replace(".", "").isdigit())
+def _resolvable(name: str) -> str:
+    """Returns a host in ASCII. Raises FetchRefused if no host can be called so."""
+    if ":" in name or (name.isascii() and name.replace(".", "").isdigit()):
+        return name
+    try:
+        # Its time grows with the square of the length.
+        if len(name) > _HOST_CHARACTERS:
+            raise ValueError(f"more than {_HOST_CHARACTERS} characters")
+        return name.encode("idna").decode()
+    except ValueError as error:
+        raise FetchRefused(f"no URL: no host can be called {name[:100]!r}: {error.__cause__ or error}") from error
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise FetchError(f"redirected to {location[:200]!r}, which is no URL: {error} (from {url[:200]})") from error
 
 
 def _through(message: str, seen: list[str]) -> str:
@@ -314,7 +354,7 @@ def _retry_after(value: str | None) -> float | None:
         return None
     try:
         return Retry().parse_retry_after(value)
-    except (HTTPError, ValueError, OverflowError):
+    except (HTTPError, ValueError, OverflowError, TypeError, IndexError):
         return None
 
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import IO, Any
 
@@ -16,6 +17,9 @@ _MAGIC = re.compile(r"[*?\[]")
 _NAMES_SHOWN = 3
 _KEY_DIGITS = 16
 _LONG_SUFFIX = 8
+LEADS_OUT = "leading out of the source, passed over (`follow_links: true` takes what is there)"
+# The noun and words of notes of rows without a key, whose names say what stands there.
+NO_KEY = ("row", "without a key, passed over")
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".avif"),
@@ -72,6 +76,11 @@ class Notes:
         self.passed_over.append((file, what))
         self.add(*(told or ("file", f"{what}, passed over{hint}")), file.path)
 
+    def leave_out(self, file: File, noun: str, error: Exception) -> None:
+        """Adds a file among others that cannot be read, or has not what they have."""
+        self.passed_over.append((file, str(error)))
+        self.add(noun, "that cannot be used, passed over", str(error))
+
     def lines(self) -> list[str]:
         """Returns a line a kind: "2 rows of captions.csv without an image: a.jpg, b.jpg"."""
         lines = []
@@ -112,20 +121,26 @@ class Listing:
 Scanned = tuple[list[Listed], Callable[[str], dict[str, Any]]]
 
 
-def list_source(source: str, notes: Notes) -> Listing:
+def list_source(source: str, notes: Notes, *, follow_links: bool = False) -> Listing:
     """Lists the files of a folder (with all below it), a glob, or a single file.
 
-    Hidden files and folders, and names that are not UTF-8, are left out. A linked folder is followed unless it lies in the
-    source already, so that loops end. Raises ConfigError if nothing has that name.
+    Hidden files and folders, and names that are not UTF-8, are left out. A link that leads out of the folder is passed over
+    unless `follow_links`; a linked folder is followed unless it lies in the source already, so that loops end. Raises
+    ConfigError if nothing has that name.
     """
     text, is_remote, kind = _resolved(source)
-    list_below: Callable[..., list[File]] = _list_remote if is_remote else _list_local
+    list_below: Callable[..., list[File]] = _list_remote if is_remote else partial(_list_local, follows=follow_links)
     if kind == "folder":
         files = list_below(text.rstrip("/") or "/", None, False, notes)
         return Listing(root=text.rstrip("/") or "/", files=files, chosen=files)
     if kind == "file":
         root, _, name = text.rpartition("/")
-        files = _files_beside(root or "/", name, notes) if is_remote else _list_local(root or "/", 1, True, notes)
+        # What is named itself may be a link.
+        files = (
+            _files_beside(root or "/", name, notes)
+            if is_remote
+            else list_below(root or "/", 1, True, notes, named=name)
+        )
         return Listing(root=root or "/", files=files, chosen=[file for file in files if file.path == name])
     if not _MAGIC.search(text):
         raise ConfigError(f"source {without_credentials(source)} is not there; expected a folder, a file or a glob")
@@ -188,6 +203,13 @@ def key_of(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:_KEY_DIGITS]
 
 
+def check_keys(samples: Sequence[Listed], notes: Notes) -> None:
+    """Raises ConfigError if so many rows have no key as have one: another field is meant."""
+    without = notes.counts.get(NO_KEY, ())
+    if without and len(without) >= len(samples):
+        raise ConfigError(f"{without[0]}, expected text or an integer that is not empty")
+
+
 def uri(root: str, path: str) -> str:
     """Returns what opens a file of a source: a path of this machine, or an fsspec URI. Of URLs the root is empty."""
     return path if not root else f"{root.rstrip('/')}/{path}"
@@ -206,15 +228,16 @@ def open_file(root: str, path: str) -> IO[bytes]:
         raise _unreadable(path, error) from error
 
 
-def read_file(root: str, path: str, begin: int = 0, size: int | None = None) -> bytes:
+def read_file(root: str, path: str, begin: int = 0, size: int | None = None, *, most: int | None = None) -> bytes:
     """Reads `size` bytes of a file of a source from `begin` on (all if it is None), fewer if the file ends before.
 
-    Raises SourceError if it cannot be read.
+    Raises SourceError if it cannot be read, or is a file of this machine of more than `most` bytes.
     """
     _check_below(path)
     try:
         if not is_uri(root):
             with open(uri(root, path), "rb", buffering=0) as file:
+                check_size(path, os.fstat(file.fileno()).st_size, most)
                 file.seek(begin)
                 return file.read(-1 if size is None else size)
         if size == 0:
@@ -222,8 +245,18 @@ def read_file(root: str, path: str, begin: int = 0, size: int | None = None) -> 
         fs, base = _filesystem(root)
         where = f"{base}/{path}" if base else path
         return fs.cat_file(where) if size is None else fs.cat_file(where, start=begin, end=begin + size)
+    except SourceError:
+        raise
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def check_size(path: str, size_bytes: int | None, most: int | None) -> None:
+    """Raises SourceError for a sample of more than `most` bytes; those that are None bound nothing."""
+    if size_bytes is not None and most is not None and size_bytes > most:
+        raise SourceError(
+            f"{path} has {size_bytes:,} bytes, more than max_mb = {most / 1e6:g} of its corpus allows; raise that to read it"
+        )
 
 
 def _check_below(path: str) -> None:
@@ -317,8 +350,14 @@ def _list_remote(root: str, depth: int | None, hidden: bool, notes: Notes) -> li
     return sorted(files, key=lambda file: file.path)
 
 
-def _list_local(root: str, depth: int | None, hidden: bool, notes: Notes) -> list[File]:
-    """Walks real folders first, then linked ones in the order of their paths: each folder once, whatever links to it."""
+def _list_local(
+    root: str, depth: int | None, hidden: bool, notes: Notes, *, follows: bool = False, named: str | None = None
+) -> list[File]:
+    """Walks real folders first, then linked ones in the order of their paths: each folder once, whatever links to it.
+
+    Links out of `root` are passed over unless it `follows` them, but for the file `named`.
+    """
+    real = os.path.realpath(root)
     files: list[File] = []
     folders, links = [""], list[str]()
     seen: set[tuple[int, int]] = set()
@@ -336,11 +375,20 @@ def _list_local(root: str, depth: int | None, hidden: bool, notes: Notes) -> lis
                 for entry in entries:
                     if hidden or not entry.name.startswith("."):
                         path = f"{folder}/{entry.name}" if folder else entry.name
+                        if not follows and path != named and entry.is_symlink() and not _is_below(entry.path, real):
+                            notes.add("link", LEADS_OUT, path)
+                            continue
                         within = depth is None or path.count("/") + 1 < depth
                         _sort_entry(entry, path, files, *((folders, links) if within else ([], [])), notes)
         except OSError as error:
             notes.add("folder", "that cannot be read, passed over", f"{folder or root} ({error.strerror})")
     return sorted(files, key=lambda file: file.path)
+
+
+def _is_below(path: str, root: str) -> bool:
+    """Tells whether a link leads to what is below a folder, or nowhere."""
+    real = os.path.realpath(path)
+    return os.path.commonpath((root, real)) == root or not os.path.exists(real)
 
 
 def _sort_entry(

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from engine.pipeline.sections import CorpusConfig
-from engine.sources.listing import File, Listed, Notes, Scanned, key_of, open_file
-from engine.sources.values import key_text, plain
+from engine.sources.listing import NO_KEY, File, Listed, Notes, Scanned, check_keys, key_of, open_file
+from engine.sources.values import column_names, key_text, plain_values
 from manifests.errors import ConfigError, SourceError, nearest
 
 SUFFIXES = (".parquet",)
@@ -23,43 +23,64 @@ _BUFFER_BYTES = 8 << 20
 def scan_parquet(root: str, files: Sequence[File], config: CorpusConfig, notes: Notes) -> Scanned:
     """Lists the rows of all files, in their order; `image` names the column of the bytes, else it is found by name and type.
 
-    `key` names a column whose values are keys. The sizes of images are not known before they are read, and None.
-    Raises ConfigError if a file has no column of images, or a row no key.
+    `key` names a column whose values are keys. The sizes of images are not known before they are read, and None. A file
+    that cannot be read, or has no such columns, is passed over; raises ConfigError if there is no other.
     """
-    image, key = config.image, config.key
     samples: list[Listed] = []
+    problems: list[tuple[File, ConfigError]] = []
     for file in files:
-        with open_parquet(root, file.path) as parquet:
-            schema = parquet.schema_arrow
-            column = image_column(file.path, schema, image)
-            if key is not None and key not in schema.names:
-                raise ConfigError(f"{file.path} has no column {key!r} (`key`); {nearest(key, schema.names)}")
-            for name in schema.names:
-                if name != column and is_bytes(schema.field(name).type):
-                    notes.add("column", f"of bytes beside the images ({name}), left out", file.path)
-            values = _keys(parquet, key, file.path) if key else (None for _ in range(parquet.metadata.num_rows))
-            for number, value in enumerate(values):
-                source = f"{file.path}#{number}"
-                samples.append(
-                    Listed(
-                        key=key_of(source) if value is None else value,
-                        source=source,
-                        size_bytes=None,
-                        mtime_ns=file.mtime_ns,
-                    )
-                )
+        try:
+            samples += _rows(root, file, config, notes)
+        except ConfigError as error:
+            problems.append((file, error))
+    check_keys(samples, notes)
     if not samples:
-        raise ConfigError(f"the {len(files)} Parquet files have no rows")
-    return samples, ParquetColumns(root, key, image)
+        raise problems[0][1] if problems else ConfigError(f"the {len(files)} Parquet files have no rows")
+    for file, error in problems:
+        notes.leave_out(file, "Parquet file", error)
+    return samples, ParquetColumns(root, config.key, config.image, notes)
+
+
+def _rows(root: str, file: File, config: CorpusConfig, notes: Notes) -> list[Listed]:
+    """Lists the rows of a file, but those without a key. Raises ConfigError if it has no column of images or of keys."""
+    key = config.key
+    with open_parquet(root, file.path) as parquet:
+        schema = parquet.schema_arrow
+        column = image_column(file.path, schema, config.image)
+        names = column_names(schema)
+        if key is not None and key not in names:
+            raise ConfigError(f"{file.path} has no column {key!r} (`key`); {nearest(key, names)}")
+        keys = _keys(parquet, key, file.path) if key else [None] * parquet.metadata.num_rows
+    for field in schema:
+        if field.name not in names:
+            notes.add("column", f"of a name that is empty or stands twice ({field.name!r}), left out", file.path)
+        elif field.name != column and is_bytes(field.type):
+            notes.add("column", f"of bytes beside the images ({field.name}), left out", file.path)
+    samples = []
+    for number, value in enumerate(keys):
+        source = f"{file.path}#{number}"
+        own = key_of(source) if key is None else key_text(value)
+        if own is None:
+            notes.add(*NO_KEY, f"{source}: the key column {key!r} is {value!r:.100}")
+        else:
+            samples.append(Listed(key=own, source=source, size_bytes=None, mtime_ns=file.mtime_ns))
+    return samples
 
 
 def image_column(path: str, schema: Any, wanted: str | None) -> str:
     """Returns the name of the image column. Raises ConfigError if there is none, or if several could be it."""
-    of_bytes = [name for name in schema.names if is_bytes(schema.field(name).type)]
+    kinds = {name: schema.field(name).type for name in column_names(schema)}
+    of_bytes = [name for name, kind in kinds.items() if is_bytes(kind)]
     if wanted is not None:
         if wanted in of_bytes:
             return wanted
-        found = f"has {schema.field(wanted).type} in the" if wanted in schema.names else "has no"
+        found = (
+            f"has {kinds[wanted]} in the"
+            if wanted in kinds
+            else "has twice the"
+            if wanted in schema.names
+            else "has no"
+        )
         raise ConfigError(
             f"{path} {found} column {wanted!r} (`image`); expected bytes, or a struct with a field `bytes`; "
             f"such columns are {', '.join(of_bytes) or 'none'}"
@@ -82,16 +103,19 @@ def is_bytes(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and is_bytes(kind.field(place).type)
+    if pa.types.is_dictionary(kind):
+        return is_bytes(kind.value_type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 class ParquetColumns:
     """Reads the other columns of rows; quick in their order, as the last batch stays in memory."""
 
-    def __init__(self, root: str, key: str | None, image: str | None) -> None:
+    def __init__(self, root: str, key: str | None, image: str | None, notes: Notes) -> None:
         self._root = root
         self._key = key
         self._image = image
+        self._notes = notes
         self._path = ""
         self._batches: Iterator[tuple[int, list[dict[str, Any]]]] = iter(())
         self._rows: tuple[int, list[dict[str, Any]]] = (0, [])
@@ -102,7 +126,11 @@ class ParquetColumns:
         if path != self._path or wanted < self._rows[0]:
             self._path, self._batches, self._rows = path, self._read(path), (0, [])
         while wanted >= self._rows[0] + len(self._rows[1]):
-            following = next(self._batches, None)
+            try:
+                following = next(self._batches, None)
+            except ConfigError as error:
+                self._notes.add("file", "whose columns cannot be read, left out", str(error))
+                following = None
             if following is None:
                 return {}
             self._rows = following
@@ -111,20 +139,42 @@ class ParquetColumns:
     def _read(self, path: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         with open_parquet(self._root, path) as parquet:
             schema = parquet.schema_arrow
-            images = {name for name in schema.names if is_bytes(schema.field(name).type)}
-            names = [name for name in schema.names if name not in images and name != self._key]
-            column = image_column(path, schema, self._image) if images else ""
-            kind = schema.field(column).type if column else None
-            with_path = kind is not None and hasattr(kind, "get_field_index") and kind.get_field_index("path") >= 0
-            if with_path:
-                names.append(f"{column}.path")
-            begin = 0
-            for batch in _batches(parquet, names, _COLUMN_ROWS):
-                rows = [plain(row) for row in batch.to_pylist()]
-                for row in rows if with_path else ():
-                    row[f"{column}_path"] = row.pop(column)["path"] if row[column] else row.pop(column)
-                yield begin, rows
+            column = image_column(path, schema, self._image)
+            known = [name for name in column_names(schema) if name != self._key]
+            names = [name for name in known if not is_bytes(schema.field(name).type)]
+            kind = schema.field(column).type
+            with_path = hasattr(kind, "get_field_index") and kind.get_field_index("path") >= 0
+            begin = end = 0
+            for group in range(parquet.metadata.num_row_groups):
+                end += parquet.metadata.row_group(group).num_rows
+                for found in self._group(parquet, path, group, begin, names, column if with_path else None):
+                    yield begin, found
+                    begin += len(found)
+                if begin < end:
+                    yield begin, [{} for _ in range(begin, end)]
+                begin = end
+
+    def _group(
+        self, parquet: Any, path: str, group: int, begin: int, names: Sequence[str], image: str | None
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Yields the rows of a group, a batch at a time; they end where it cannot be read. `image` has a path to be read."""
+        wanted = [*names, f"{image}.path"] if image else names
+        try:
+            for batch in _batches(parquet, wanted, _COLUMN_ROWS, [group]) if wanted else ():
+                columns = {name: self._values(batch, name, path, begin) for name in names}
+                if image:
+                    found = self._values(batch, image, path, begin)
+                    columns[f"{image}_path"] = [value and value["path"] for value in found]
+                yield [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
                 begin += batch.num_rows
+        except unreadable() as error:
+            self._notes.add("group of rows", "whose columns cannot be read, left out", f"{path}#{begin} ({error})")
+
+    def _values(self, batch: Any, name: str, path: str, begin: int) -> list[Any]:
+        def lost(place: int) -> None:
+            self._notes.add("value", "that cannot be held, left out", f"{path}#{begin + place} ({name})")
+
+        return plain_values(batch.column(batch.schema.get_field_index(name)), lost)
 
 
 class ParquetImages:
@@ -162,8 +212,6 @@ class _FileImages:
             self._passed.clear()
 
     def read(self, number: int) -> bytes | None:
-        import pyarrow as pa
-
         with self._lock:
             try:
                 if number not in self._passed and (self._reader is None or number < self._at):
@@ -172,7 +220,7 @@ class _FileImages:
                     if self._reader is None or next(self._reader, self) is self:
                         self._reader = None
                         raise SourceError(f"{self._path}#{number} is gone: the file has fewer rows now")
-            except (pa.ArrowException, OSError, ValueError, ConfigError) as error:
+            except (*unreadable(), ConfigError) as error:
                 self._reader = None
                 raise SourceError(f"{self._path}#{number} cannot be read: {error}") from error
             return self._passed.pop(number)
@@ -188,7 +236,7 @@ class _FileImages:
                     self._at = begin
                     names = [column]
                     for batch in _batches(parquet, names, _IMAGE_ROWS, [group]):
-                        self._take(batch.column(0), first)
+                        self._take(batch.column(batch.schema.get_field_index(column)), first)
                         yield
                 begin = end
             self._at = begin
@@ -212,7 +260,6 @@ def _batches(parquet: Any, names: Sequence[str], rows: int, groups: Sequence[int
 @contextmanager
 def open_parquet(root: str, path: str) -> Iterator[Any]:
     """Opens a Parquet file below a source's root, and closes it after. Raises ConfigError if it is not one."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
@@ -222,15 +269,31 @@ def open_parquet(root: str, path: str) -> Iterator[Any]:
     try:
         try:
             parquet = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
-            raise ConfigError(f"{path} cannot be read as Parquet: {error}; mend the file or move it away") from error
+            _ = parquet.schema_arrow
+        except unreadable() as error:
+            raise no_parquet(path, error) from error
         yield parquet
     finally:
         with suppress(OSError):
             stream.close()
 
 
-def _keys(parquet: Any, key: str, path: str) -> Iterator[str]:
-    values = (value for batch in _batches(parquet, [key], _COLUMN_ROWS) for value in batch.column(0).to_pylist())
-    for number, value in enumerate(values):
-        yield key_text(value, f"{path}#{number}: the key column {key!r}")
+def unreadable() -> tuple[type[Exception], ...]:
+    """Returns the errors of a file that is no Parquet, is damaged, or has what Arrow does not read."""
+    import pyarrow as pa
+
+    return (pa.ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError)
+
+
+def no_parquet(path: str, error: Exception) -> ConfigError:
+    """Returns the error of a file that is no Parquet, or damaged."""
+    return ConfigError(f"{path} cannot be read as Parquet: {error}; mend the file or move it away")
+
+
+def _keys(parquet: Any, key: str, path: str) -> list[Any]:
+    try:
+        batches = _batches(parquet, [key], _COLUMN_ROWS)
+        columns = [batch.column(batch.schema.get_field_index(key)) for batch in batches]
+    except unreadable() as error:
+        raise no_parquet(path, error) from error
+    return [value for column in columns for value in plain_values(column, lambda place: None)]

@@ -100,8 +100,9 @@ class SourceBytes(SourceReader):
         self._lock = threading.Lock()
         self._ready: dict[int, bytes | None] = {}
         wanted: dict[ImageFormat, dict[str, set[int]]] = {}
+        self._most = config.most_bytes
         for place, row in enumerate(rows):
-            if row.source is None or row.source_error:
+            if row.source is None or row.source_error or self._is_too_large(row):
                 continue
             if row.source_offset is not None:
                 self._add_range(place, row, row.source, row.source_offset)
@@ -120,6 +121,8 @@ class SourceBytes(SourceReader):
         if row.source_error:
             name, _, message = row.source_error.partition(": ")
             raise _ERRORS.get(name, SourceError)(message)
+        if self._is_too_large(row):
+            listing.check_size(row.source or "", row.size_bytes, self._most)
         block = self._blocks.get(place)
         if block is not None:
             begin, size = row.source_offset or 0, row.size_bytes or 0
@@ -131,19 +134,20 @@ class SourceBytes(SourceReader):
             raise SourceError("the sample was forgotten")
         if found := _row_of(row.source):
             return self._tables[found[0]].read(found[1], found[2])
-        return listing.read_file(self._root, row.source)
+        return listing.read_file(self._root, row.source, most=self._most)
 
     def read_beside(self, place: int) -> dict[str, bytes]:
-        """Returns the members beside a sample, by suffix, without those that are cut short.
+        """Returns the members beside a sample, by suffix, without those that are cut short or stand far from it.
 
         Quick if it is called before the sample itself is read.
         """
         block = self._blocks.get(place)
-        if block is None or not self._beside[place]:
+        beside = () if block is None else _near(self._beside[place], self._rows[place])
+        if block is None or not beside:
             return {}
         data = self._block(block, done=False)
-        found = {suffix: data[at - block.begin : at - block.begin + size] for suffix, at, size in self._beside[place]}
-        return {suffix: found[suffix] for suffix, _, size in self._beside[place] if len(found[suffix]) == size}
+        found = {suffix: data[at - block.begin : at - block.begin + size] for suffix, at, size in beside}
+        return {suffix: found[suffix] for suffix, _, size in beside if len(found[suffix]) == size}
 
     def prefetch(self, limit_bytes: int) -> None:
         """Reads the first samples into memory, up to `limit_bytes`; what cannot be read is left for `read` to raise."""
@@ -162,6 +166,9 @@ class SourceBytes(SourceReader):
         for table in self._tables.values():
             table.close()
 
+    def _is_too_large(self, row: SourcePlace) -> bool:
+        return row.source_pack is None and (row.size_bytes or 0) > self._most
+
     def _add_range(self, place: int, row: SourcePlace, source: str, offset: int) -> None:
         if row.source_pack:
             path, read = row.source_pack, self._read_pack
@@ -170,7 +177,7 @@ class SourceBytes(SourceReader):
         else:
             path, read, is_remote = tar_of(source), partial(listing.read_file, self._root), is_uri(self._root)
         spans = [(offset, row.size_bytes or 0)]
-        spans += [(offset, size) for _, offset, size in (self._beside[place] if self._beside else ())]
+        spans += [(offset, size) for _, offset, size in (_near(self._beside[place], row) if self._beside else ())]
         begin = min(offset for offset, _ in spans)
         end = max(offset + size for offset, size in spans)
         last = self._last
@@ -209,6 +216,15 @@ class SourceBytes(SourceReader):
             return self._storage.read_range(path, begin, size)
         except FileNotFoundError as error:
             raise SourceError(f"{path} is gone from the workspace; restore it from a copy") from error
+
+
+def _near(beside: Sequence[tuple[str, int, int]], row: SourcePlace) -> list[tuple[str, int, int]]:
+    """Returns the members beside a sample that are worth reading with it: what lies between is read too."""
+    begin = row.source_offset or 0
+    end = begin + (row.size_bytes or 0)
+    return [
+        member for member in beside if begin - _GAP_BYTES <= member[1] and member[1] + member[2] <= end + _GAP_BYTES
+    ]
 
 
 def _row_of(source: str) -> tuple[ImageFormat, str, int] | None:

@@ -4,7 +4,8 @@ How a source is listed depends on the kind of the corpus (`engine/sources/kinds.
 fsspec store.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from engine.pipeline.sections import CorpusConfig
 from engine.sources import listing
 from engine.sources.kinds import KINDS
 from engine.sources.listing import Listed, Notes
+from engine.sources.tars import tar_of
 from manifests.errors import ConfigError
 
 
@@ -41,22 +43,44 @@ class Scan:
 def scan(config: CorpusConfig) -> Scan:
     """Lists a corpus's source: images by key, documents by path and row, what lies in tars and tables in its order there.
 
-    Raises ConfigError if there is nothing of the corpus's kind, a table does not fit, or two samples have one key.
+    A sample whose key stands earlier is passed over. Raises ConfigError if there is nothing of the corpus's kind, a table does
+    not fit, or half of a file's samples have a key that stands earlier.
     """
     notes = Notes()
-    listed = listing.list_source(config.source, notes)
-    samples, columns = KINDS[config.kind].scan(config, listed, notes)
-    _check_unique(samples, config.key)
+    try:
+        listed = listing.list_source(config.source, notes, follow_links=config.follow_links)
+        samples, columns = KINDS[config.kind].scan(config, listed, notes)
+    except ConfigError as error:
+        out = notes.counts.get(("link", listing.LEADS_OUT))
+        if out is None:
+            raise
+        raise ConfigError(f"{error}; {len(out)} links {listing.LEADS_OUT}: {out[0]}") from error
+    samples = _unique(samples, config, notes)
     root = "" if config.url is not None else listed.root
     return Scan(root=root, samples=samples, read_columns=columns, findings=notes)
 
 
-def _check_unique(samples: Sequence[Listed], field: str | None) -> None:
+def _unique(samples: list[Listed], config: CorpusConfig, notes: Notes) -> list[Listed]:
+    """Returns the samples whose key stands for the first time. Raises ConfigError if they are the fewer ones of a file."""
     first: dict[str, str] = {}
-    for sample in samples:
-        if sample.key in first:
-            reason = f"the field {field!r} must be unique" if field else "rename one of them"
-            if sample.offset is not None:
-                reason = "with `key: source` keys are made of tar and name"
+    again = [sample for sample in samples if first.setdefault(sample.key, sample.source) != sample.source]
+    if not again:
+        return samples
+    reason = f"the field {config.key!r} must be unique" if config.key else "rename one of them"
+    if again[0].offset is not None:
+        reason = "with `key: source` keys are made of tar and name"
+    counts = Counter(_file_of(sample, config) for sample in samples)
+    for name, count in Counter(_file_of(sample, config) for sample in again).items():
+        if 2 * count >= counts[name]:
+            sample = next(sample for sample in again if _file_of(sample, config) == name)
             raise ConfigError(f"{sample.source} has the key {sample.key!r}, as has {first[sample.key]}; {reason}")
-        first[sample.key] = sample.source
+    for sample in again:
+        notes.add("sample", f"with a key that stands earlier, passed over ({reason})", sample.source)
+    return [sample for sample in samples if first[sample.key] == sample.source]
+
+
+def _file_of(sample: Listed, config: CorpusConfig) -> str:
+    """Returns the file that a sample is in; loose files and URLs are of one."""
+    if sample.offset is not None:
+        return tar_of(sample.source)
+    return "" if config.url is not None else sample.source.rpartition("#")[0]

@@ -1,7 +1,7 @@
 """Finds images in WebDataset tars by their headers; they are read in place, and nothing is extracted to a disk.
 
-Members that follow each other and share a name up to the first dot (`sub/0001.jpg`, `sub/0001.txt`, `sub/0001.json`) are
-one sample, and that name its `__key__`. What a header says is trusted no further than its checksum.
+Members that share a name up to the first dot (`sub/0001.jpg`, `sub/0001.txt`, `sub/0001.json`) are one sample, wherever they
+stand in their tar, and that name is its `__key__`. What a header says is trusted no further than its checksum.
 """
 
 import re
@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import IO, Any
 
 from engine.pipeline.sections import CorpusConfig
@@ -41,6 +40,10 @@ _REGULAR = (b"0", b"\0", b"7")
 # What is passed over; none of them has bytes behind its header.
 _KINDS = {b"1": "hard link", b"2": "symbolic link", b"3": "device", b"4": "device", b"5": "folder", b"6": "pipe"}
 _LONG_NAME_BYTES = 1 << 20
+_LENGTH_DIGITS = 7
+_SIZE_DIGITS = 40
+# No tar is larger, and sums of sizes stay within 63 bits.
+_MOST_BYTES = 1 << 48
 _THREADS = 8
 
 
@@ -102,7 +105,11 @@ def read_directory(stream: IO[bytes], size: int) -> Directory:
             elif kind == b"x":
                 records = _pax(extension)
                 name = records.get(b"path", name)
-                length = int(records[b"size"]) if records.get(b"size", b"").isdigit() else length
+                said = records.get(b"size")
+                length = length if said is None else _size(said)
+                if length is not None and length > _MOST_BYTES:
+                    found.broken = f"at byte {at:,}: an extended header says {_shown(said or b'')} bytes"
+                    return found
         else:
             member_size = 0 if kind in _KINDS else member_size if length is None else length
             _add(found, kind, name or own_name, begin, member_size)
@@ -137,7 +144,7 @@ def _fields(header: bytes) -> tuple[bytes, int, bytes]:
     if said != sum(header) - sum(header[148:156]) + 256 and said != _signed_sum(header):
         raise ValueError("the checksum of a header is wrong")
     size = _number(header[124:136])
-    if size < 0:
+    if not 0 <= size <= _MOST_BYTES:
         raise ValueError(f"a header says {size} bytes")
     if header[156:157] == b"S":
         raise ValueError("a sparse file, which is read by no plain reader")
@@ -165,15 +172,21 @@ def _number(text: bytes) -> int:
 
 def _pax(data: bytes) -> dict[bytes, bytes]:
     """Returns the records of an extended header; what is not a record ends it."""
-    records = {}
-    while data:
-        length, _, _ = data.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(data):
+    records, at = {}, 0
+    while (space := data.find(b" ", at, at + _LENGTH_DIGITS + 1)) > 0:
+        digits = data[at:space]
+        length = int(digits) if digits.isdigit() else 0
+        if not len(digits) < length <= len(data) - at:
             break
-        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
+        key, _, value = data[space + 1 : at + length - 1].partition(b"=")
         records[key] = value
-        data = data[int(length) :]
+        at += length
     return records
+
+
+def _size(digits: bytes) -> int:
+    """Reads the size in an extended header; what is no size is more than any member has."""
+    return int(digits) if digits.isdigit() and len(digits) < _SIZE_DIGITS else _MOST_BYTES + 1
 
 
 def _shown(name: bytes) -> str:
@@ -228,12 +241,16 @@ def scan_tars(root: str, files: Sequence[File], config: CorpusConfig, notes: Not
 def _samples(file: File, found: Directory, config: CorpusConfig, notes: Notes) -> Iterator[Listed]:
     image = config.image
     split = _dotted(found.members) if image is None else _split
-    groups = [(name, list(members)) for name, members in groupby(found.members, lambda member: split(member.name)[0])]
+    groups: dict[str, list[Member]] = {}
+    for member in found.members:
+        groups.setdefault(split(member.name)[0], []).append(member)
     if found.broken and groups:
         # Its other members may be among those that are lost. When the tar is mended it is a new sample, and whole.
-        notes.add("sample", "before the damage, left out until its tar is mended", f"{file.path}#{groups.pop()[0]}")
+        last = split(found.members[-1].name)[0]
+        del groups[last]
+        notes.add("sample", "before the damage, left out until its tar is mended", f"{file.path}#{last}")
     others: list[tuple[str, Member]] = []
-    for name, members in groups:
+    for name, members in groups.items():
         fields: dict[str, Member] = {}
         for member in members:
             if fields.setdefault(split(member.name)[1], member) is not member:
@@ -307,7 +324,9 @@ def _dotted(members: Sequence[Member]) -> Callable[[str], tuple[str, str]]:
 
 def tar_of(source: str) -> str:
     """Returns the path of the tar that holds a sample, from `a.tar#sub/b.jpg`."""
-    return source[: source.lower().index(".tar#") + len(".tar")]
+    # Lower case of some letters is longer.
+    found = re.search(r"\.tar(?=#)", source, re.IGNORECASE)
+    return source if found is None else source[: found.end()]
 
 
 class TarColumns:
@@ -331,7 +350,7 @@ class TarColumns:
         kept = self._kept.pop(source, {})
         for kind, offset, size in self._beside.get(source, ()):
             read = _reader(kept.get(kind), self._root, source, offset, size)
-            columns.update(columns_beside(read, f"{source.rpartition('.')[0]}.{kind}", self._notes))
+            columns.update(columns_beside(read, f"{source.rpartition('.')[0]}.{kind}", size, self._notes))
         return columns
 
 

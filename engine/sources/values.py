@@ -5,9 +5,9 @@ import datetime
 import decimal
 import json
 import math
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
-
-from manifests.errors import ConfigError
 
 
 def decoded(data: bytes) -> tuple[str, bool]:
@@ -56,12 +56,53 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def key_text(value: Any, where: str) -> str:
-    """Returns the value of a key field as text. Raises ConfigError, which begins with `where`, if it cannot be a key."""
+def key_text(value: Any) -> str | None:
+    """Returns the value of a key field as text, None if it cannot be a key: it is neither text nor an integer, or empty."""
     text = plain(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    if not text.strip():
-        raise ConfigError(f"{where} is {value!r}, expected text or an integer that is not empty")
-    return text
+    return text if text.strip() else None
+
+
+# -- columns of Parquet files -----------------------------------------------------------------------------------------
+
+
+def column_names(schema: Any) -> list[str]:
+    """Returns the names of columns that can be asked for: those that stand once and are not empty."""
+    counts = Counter(schema.names)
+    return [name for name in schema.names if name and counts[name] == 1]
+
+
+def plain_values(column: Any, on_lost: Callable[[int], None]) -> list[Any]:
+    """Returns the values of an Arrow column as `plain` does; `on_lost` is told the place of each that Python cannot hold.
+
+    Such a value is None: a time outside the years 1 to 9999, or text that is no UTF-8. Nanoseconds are cut to microseconds.
+    """
+    try:
+        column = _in_microseconds(column)
+        return [plain(value) for value in column.to_pylist()]
+    except Exception:
+        # Every type has error classes of its own. One value at a time, so that the others stay.
+        pass
+    values = []
+    for place in range(len(column)):
+        try:
+            values.append(plain(column[place].as_py()))
+        except Exception:
+            values.append(None)
+            on_lost(place)
+    return values
+
+
+def _in_microseconds(column: Any) -> Any:
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return column.cast(pa.timestamp("us", kind.tz), safe=False)
+    if pa.types.is_time64(kind) and kind.unit == "ns":
+        return column.cast(pa.time64("us"), safe=False)
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return column.cast(pa.duration("us"), safe=False)
+    return column
 
 
 def _without_surrogates(text: str) -> str:

@@ -46,7 +46,7 @@ def rewrite_part(
 
     Raises ShardError if the file is not the one that was committed.
     """
-    table = _table(read_same(storage, part.path, part.sha256))
+    table = read_table(read_same(storage, part.path, part.sha256))
     gone = set(forgotten.rows)
     lost_bytes = sum(size or 0 for row, size in enumerate(table["size_bytes"].to_pylist()) if row in gone)
     places = pa.array([None if row in gone else row for row in range(table.num_rows)], pa.int64())
@@ -134,13 +134,13 @@ def _failures_left(storage: Storage, shard: ShardAdded, rows: Collection[int]) -
     """Returns the failed file without these rows; None if no row is left in it."""
     if shard.failed_path is None or shard.failed_sha256 is None:
         return None
-    records = _table(read_same(storage, shard.failed_path, shard.failed_sha256)).to_pylist()
+    records = read_table(read_same(storage, shard.failed_path, shard.failed_sha256)).to_pylist()
     left = [record for record in records if record["row"] not in rows]
     return shards.write_failures(left) if left else None
 
 
 def _parquet(data: bytes, rows: Collection[int]) -> Blanked:
-    table = _table(data)
+    table = read_table(data)
     try:
         column = next(name for name in table.column_names if name in ("tokens", "label"))
         statuses = np.array(table["status"].to_numpy(), np.uint8)
@@ -175,7 +175,7 @@ def _tar(data: bytes, rows: Collection[int]) -> Blanked:
     return Blanked(data=made, statuses=[int(status) for status in statuses], tokens=sum(lengths))
 
 
-def _table(data: bytes) -> pa.Table:
+def read_table(data: bytes) -> pa.Table:
     """Reads a Parquet file with the very types that it was written from: read plainly, list items have other names."""
     try:
         file = parquet.opened(data)

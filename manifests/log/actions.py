@@ -31,7 +31,8 @@ class CorpusAdded:
 class PartAdded:
     """Says that a part exists: rows, in this order, for ever. `source_bytes` is the sum of its sources' sizes.
 
-    Only a forget records a part again, with the same keys and nulls in the rows that are forgotten. `key_min` and `key_max`
+    A part is recorded again, with the same keys, by a forget, with nulls in the rows that are forgotten, and when sources
+    that could not be read are read once more. `key_min` and `key_max`
     are its least and greatest key, None in logs that did not say so yet. `pack_path` is the tar of its source bytes if
     they were copied into the workspace.
     """

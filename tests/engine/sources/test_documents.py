@@ -92,6 +92,27 @@ def test_a_key_must_be_there_and_unique(tmp_path: Path, rows: tuple[object, ...]
         sources.scan(config_of(tmp_path, key="id"))
 
 
+def test_one_bad_row_or_file_costs_no_other(tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", *({"id": key, "text": "x"} for key in ("a", None, "a", "b", "c")))
+    days = pa.array([0, 2**31 - 1], pa.int32()).view(pa.date32())
+    texts = pa.array([b"good", b"\xff"]).view(pa.string())
+    columns = [pa.array(["d", "e"]), texts, days, days, days]
+    pq.write_table(pa.Table.from_arrays(columns, names=["id", "text", "day", "n", "n"]), tmp_path / "b.parquet")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1")
+    pq.write_table(pa.table({"other": [1]}), tmp_path / "d.parquet")
+    config = config_of(tmp_path, key="id")
+    scan = sources.scan(config)
+    assert [listed.key for listed in scan.samples] == ["a", "b", "c", "d", "e"]
+    assert [scan.columns(listed) for listed in scan.samples[3:]] == [{"day": "1970-01-01"}, {"day": None}]
+    good, bad = read_documents(scan.root, ["b.parquet#0", "b.parquet#1"], config)
+    assert good == {"id": "d", "text": "good", "day": "1970-01-01"}
+    assert isinstance(bad, SourceError)
+    told = "\n".join(scan.notes)
+    assert "1 row without a key, passed over: a.jsonl#1: the key field 'id' is None" in told
+    assert "1 sample with a key that stands earlier, passed over (the field 'id' must be unique): a.jsonl#2" in told
+    assert "2 files that cannot be used, passed over: c.parquet cannot be read as Parquet" in told
+
+
 def test_broken_lines_are_rows_that_fail(tmp_path: Path) -> None:
     rows = (
         {"text": "ok"},

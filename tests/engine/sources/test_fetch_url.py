@@ -1,5 +1,6 @@
 """URLs from data: what is fetched from a real server on the loopback, what never is, and how little is asked of anyone."""
 
+import contextlib
 import datetime
 import socket
 import ssl
@@ -7,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.ingest import ingest
 from engine.pipeline.config import CorpusConfig
 from engine.pipeline.sections import FetchConfig
+from engine.sources import fetch_url
 from engine.sources.fetch_url import Fetcher, forbidding_tag, is_public
 from engine.sources.read import SourceBytes
 from manifests.catalog.catalog import Catalog
@@ -228,6 +233,11 @@ def test_a_name_that_resolves_to_private_addresses(server: Server, monkeypatch: 
         ("http://example.org:99999/", "no URL"),
         ("http://exam\nple.org/", "no URL"),
         ("http://example.org/a b\r\nX: y", "no URL"),
+        ("http://a..b/x.jpg", r"no host can be called 'a\.\.b'"),
+        (f"http://{'a' * 64}.com/x.jpg", "no host can be called"),
+        (f"http://{'a.' * 2000}com/", "more than 253 characters"),
+        ("http://\ud800.org/", "no host can be called"),
+        ("http://[::1", "no URL"),
     ],
 )
 def test_what_is_no_url_of_the_web(url: str, message: str) -> None:
@@ -246,6 +256,9 @@ def test_redirects_are_checked_again(server: Server) -> None:
     with pytest.raises(FetchError, match="redirected more than 5 times"):
         fetcher().fetch(server.url("/loop"))
     assert server.asked["/loop"] == 6
+    for target in ("http://[::1", "//[", "http://a..b/"):
+        with pytest.raises(FetchError, match="no URL"):
+            fetcher().fetch(redirect(server, target))
 
 
 def test_a_redirect_into_the_private_network(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +321,19 @@ def test_busy_servers_are_asked_again(server: Server) -> None:
         fetcher(tries=2).fetch(server.url("/flaky"))
     with pytest.raises(FetchError, match="ConnectionRefused"):
         fetcher().fetch("http://127.0.0.1:1024/")
+
+
+def test_no_server_is_waited_for_longer_than_a_try_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+
+    def busy(*_: Any) -> bytes:
+        raise fetch_url._Again("503", wait_s=3600)
+
+    monkeypatch.setattr(Fetcher, "_get", busy)
+    with pytest.raises(FetchError, match="tried 3 times"):
+        fetcher(tries=3, timeout_s=2).fetch("http://example.org/")
+    assert slept == [2, 2]
 
 
 def test_few_at_once_from_one_host(server: Server) -> None:
@@ -381,9 +407,91 @@ def test_addresses() -> None:
         ),
         *("255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:10.0.0.1", "2002:7f00:1::"),
         *("64:ff9b::a9fe:a9fe", "fec0::1", "192.0.2.1", "198.18.0.1", "240.0.0.1"),
+        *(
+            "192.0.0.192",
+            "192.0.0.8",
+            "168.63.129.16",
+            "::ffff:168.63.129.16",
+            "64:ff9b::a83f:8110",
+            "2002:a83f:8110::",
+        ),
+        *("100.100.100.200", "fd00:ec2::254", "fd20:ce::254", "64:ff9b:1::808:808", "3fff::1", "5f00::1"),
     ]
     assert [address for address in public if not is_public(address)] == []
     assert [address for address in private if is_public(address)] == []
+
+
+@pytest.mark.parametrize(
+    "address", ["169.254.169.254", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "::ffff:a9fe:a9fe"]
+)
+def test_secrets_of_a_cloud_are_never_asked_for(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_to(monkeypatch, address)
+    for allow_private in (False, True):
+        with pytest.raises(FetchRefused, match="tells machines their secrets"):
+            fetcher(allow_private=allow_private).fetch("http://metadata.example/latest/")
+
+
+# -- what any URL does ------------------------------------------------------------------------------------------------
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda _, port, **__: [(family, socket.SOCK_STREAM, 6, "", (address, port))]
+    )
+
+
+_HOSTS = st.one_of(
+    st.text(max_size=80),
+    st.text("ab-._[]:%@０１²ßİ℀。\u200d\ud800", max_size=80),
+    st.ip_addresses().map(str),
+    st.ip_addresses(v=6).map(lambda address: f"[{address}]"),
+)
+URLS = st.one_of(
+    st.text(max_size=60),
+    st.builds(
+        "{}://{}{}{}".format,
+        st.sampled_from(["http", "https", "HTTP", "ftp", "file", ""]),
+        _HOSTS,
+        st.one_of(st.just(""), st.integers(-1, 10**6).map(":{}".format), st.text(max_size=5).map(":{}".format)),
+        st.text(max_size=20).map("/{}".format),
+    ),
+)
+
+
+@cache
+def _strict() -> Fetcher:
+    return fetcher(allow_private=False)
+
+
+def check_any_url(urls: list[str]) -> None:
+    """Follows redirects from one URL to the next: each is refused in words or asked at an address that was checked."""
+    left = list(urls[1:])
+    asked: list[str] = []
+
+    def get(self: Fetcher, parts: Any, name: str, deadline: float) -> bytes:
+        asked.append(self._address(name, parts.port or 80))
+        if left:
+            raise fetch_url._Redirect(left.pop(0))
+        return JPEG
+
+    with pytest.MonkeyPatch.context() as patch:
+        resolve_to(patch, "93.184.216.34")
+        patch.setattr(Fetcher, "_get", get)
+        with contextlib.suppress(FetchError):
+            assert _strict().fetch(urls[0]) == JPEG
+    assert set(asked) <= {"93.184.216.34"}
+
+
+_any_urls = given(st.lists(URLS, min_size=1, max_size=3))
+test_any_url_is_fetched_or_refused = settings(max_examples=300, deadline=None)(_any_urls(check_any_url))
+
+
+@pytest.mark.long
+@settings(max_examples=10_000, deadline=None)
+@_any_urls
+def test_ten_thousand_urls(urls: list[str]) -> None:
+    check_any_url(urls)
 
 
 # -- lists of URLs ----------------------------------------------------------------------------------------------------
@@ -462,6 +570,26 @@ def test_text_and_csv_lists(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no column 'link'"):
         with Catalog(created(tmp_path / "work2")) as catalog:
             ingest.ingest(catalog, "table", config(tmp_path / "urls.csv", url="link"), run="r")
+
+
+def test_one_bad_row_or_list_costs_no_other(server: Server, tmp_path: Path) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    rows = [("a", "/a"), (None, "/b"), ("a", "/c"), *((str(number), f"/{number}") for number in range(5))]
+    table = pa.table({"url": [server.url(path) for _, path in rows], "id": [key for key, _ in rows]})
+    pq.write_table(table, lists / "a.parquet")
+    (lists / "b.parquet").write_bytes(b"PAR1 cut")
+    (lists / "c.csv").write_text("url,id\nhttp://a..b/x.jpg,p\nhttp://[::1,q\n")
+    with Catalog(created(tmp_path / "work")) as catalog:
+        found = ingest.ingest(catalog, "web", config(lists, key="id"), run="r")
+        rows = catalog.sql("SELECT key, source_error FROM samples ORDER BY key").to_pylist()
+        assert catalog.sql("SELECT source FROM dropped")["source"].to_pylist() == ["b.parquet"]
+    assert [row["key"] for row in rows] == ["0", "1", "2", "3", "4", "a", "p", "q"]
+    assert [(row["source_error"] or "").partition(":")[0] for row in rows[-2:]] == ["FetchRefused", "FetchRefused"]
+    told = "\n".join(found.notes)
+    assert "1 row without a key, passed over: a.parquet, row 1: the key is None" in told
+    assert "1 sample with a key that stands earlier, passed over" in told
+    assert "1 list that cannot be used, passed over: table" in told
 
 
 def test_the_loopback_is_refused_without_an_explicit_option(server: Server, tmp_path: Path) -> None:

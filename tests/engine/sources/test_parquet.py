@@ -1,5 +1,7 @@
 """Images in Parquet files: which column, which rows, and how little of a file is read for a part of it."""
 
+import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as st
 
 from engine.ingest import ingest
 from engine.ingest.intake import reader
+from engine.ingest.part import typed_columns
 from engine.pipeline.config import CorpusConfig
 from engine.sources import scan
 from engine.sources.listing import key_of
@@ -100,6 +105,183 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ConfigError, match=r"a\.parquet cannot be read as Parquet"):
         scan.scan(CorpusConfig(source=str(tmp_path)))
+
+
+def test_one_bad_file_row_or_value_costs_no_other(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.parquet",
+        {
+            "image": pa.array([b"one", b"two", b"three", b"four"]),
+            "id": pa.array(["a", None, "a", "b"]),
+            "taken": pa.array([0, 1, 2, 2**53], pa.int64()).cast(pa.timestamp("ms")),
+            "day": pa.array([0, 1, 2, 2**31 - 1], pa.int32()).view(pa.date32()),
+            "name": pa.array([b"x", b"y", b"z", b"\xff"]).view(pa.string()),
+            "ns": pa.array([0, 1, 2, 1_700_000_000_000_000_001]).cast(pa.timestamp("ns")),
+        },
+    )
+    whole = write(tmp_path / "b.parquet", {"image": pa.array([b"five"]), "id": pa.array(["c"])}).read_bytes()
+    (tmp_path / "c.parquet").write_bytes(b"")
+    (tmp_path / "d.parquet").write_bytes(whole[:-20])
+    write(tmp_path / "e.parquet", {"words": pa.array(["no image"]), "id": pa.array(["d"])})
+    config = CorpusConfig(source=str(tmp_path), key="id")
+    found = scan.scan(config)
+    assert [(each.key, each.source) for each in found.samples] == [
+        ("a", "a.parquet#0"),
+        ("b", "a.parquet#3"),
+        ("c", "b.parquet#0"),
+    ]
+    source = reader(found.root, config, found.samples)
+    assert [source.read(place) for place in range(3)] == [b"one", b"four", b"five"]
+    assert [found.columns(each) for each in found.samples] == [
+        {"taken": "1970-01-01T00:00:00", "day": "1970-01-01", "name": "x", "ns": "1970-01-01T00:00:00"},
+        {"taken": None, "day": None, "name": None, "ns": "2023-11-14T22:13:20"},
+        {},
+    ]
+    told = "\n".join(found.notes)
+    assert "1 row without a key, passed over: a.parquet#1: the key column 'id' is None" in told
+    assert "1 sample with a key that stands earlier, passed over (the field 'id' must be unique): a.parquet#2" in told
+    assert "3 Parquet files that cannot be used, passed over: c.parquet cannot be read as Parquet" in told
+    assert "3 values that cannot be held, left out: a.parquet#3 (taken), a.parquet#3 (day), a.parquet#3 (name)" in told
+    assert [file.path for file, _ in found.findings.passed_over] == ["c.parquet", "d.parquet", "e.parquet"]
+
+
+def test_columns_of_names_that_are_empty_or_stand_twice_are_left_out(tmp_path: Path) -> None:
+    names = ["image", "n", "n", "", "a.b", "jpg", "jpg"]
+    columns = [pa.array([b"one"]), *(pa.array([number]) for number in range(4)), pa.array([b"x"]), pa.array([b"y"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / "a.parquet")
+    config = CorpusConfig(source=str(tmp_path))
+    found = scan.scan(config)
+    assert reader(found.root, config, found.samples).read(0) == b"one"
+    assert found.columns(found.samples[0]) == {"a.b": 3}
+    assert sum("of a name that is empty or stands twice" in note for note in found.notes) == 3
+    with pytest.raises(ConfigError, match="has twice the column 'jpg'"):
+        scan.scan(CorpusConfig(source=str(tmp_path), image="jpg"))
+    # The same in a table beside images.
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_bytes(b"")
+    days = pa.array([2**31 - 1], pa.int32()).view(pa.date32())
+    columns = [pa.array(["one.jpg"]), pa.array([1]), pa.array([2]), pa.array([3]), pa.array([4]), days]
+    pq.write_table(pa.Table.from_arrays(columns, names=["file_name", "n", "n", "", "m", "day"]), tmp_path / "t.parquet")
+    found = scan.scan(CorpusConfig(source=str(tmp_path / "photos"), table=str(tmp_path / "t.parquet")))
+    assert found.columns(found.samples[0]) == {"m": 4, "day": None}
+
+
+def test_images_of_a_dictionary(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"image": pa.array([b"one", b"two", b"one"]).dictionary_encode()})
+    config = CorpusConfig(source=str(tmp_path))
+    found = scan.scan(config)
+    assert [reader(found.root, config, found.samples).read(place) for place in range(3)] == [b"one", b"two", b"one"]
+
+
+def test_a_group_of_rows_that_cannot_be_read_costs_its_own_rows(tmp_path: Path) -> None:
+    names = pa.array([f"name {number} " + "x" * 200 for number in range(6)])
+    images = pa.array([bytes([number]) * 300 for number in range(6)])
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": images, "name": names}), path, row_group_size=2, compression="zstd")
+    data = bytearray(path.read_bytes())
+    for number in range(2):
+        column = pq.read_metadata(path).row_group(1).column(number)
+        at = column.data_page_offset
+        data[at : at + 40] = bytes(40)
+    path.write_bytes(data)
+    config = CorpusConfig(source=str(tmp_path))
+    found = scan.scan(config)
+    source = reader(found.root, config, found.samples)
+    read = []
+    for place in range(6):
+        try:
+            read.append(source.read(place))
+        except SourceError:
+            read.append(None)
+    assert read == [*images.to_pylist()[:2], None, None, *images.to_pylist()[4:]]
+    assert [found.columns(each).get("name") for each in found.samples] == [
+        *names.to_pylist()[:2],
+        *(None, None),
+        *names.to_pylist()[4:],
+    ]
+    assert any("group of rows whose columns cannot be read, left out: a.parquet#2" in note for note in found.notes)
+
+
+# -- any file ---------------------------------------------------------------------------------------------------------
+
+_WIDTHS: dict[Any, int] = {
+    **{pa.timestamp(unit): 8 for unit in ("s", "ms", "us", "ns")},
+    **{pa.timestamp("ms", zone): 8 for zone in ("UTC", "+99:99", "Nowhere/Land")},
+    **{pa.duration(unit): 8 for unit in ("s", "ms", "us", "ns")},
+    **{pa.date32(): 4, pa.date64(): 8, pa.time32("ms"): 4, pa.time64("us"): 8, pa.time64("ns"): 8},
+    **{pa.int8(): 1, pa.uint64(): 8, pa.float16(): 2, pa.float64(): 8, pa.decimal128(38, 2): 16},
+}
+_ROWS = 3
+
+
+@st.composite
+def any_column(draw: st.DrawFn) -> pa.Array:
+    """A column of any type and of any bits."""
+    if draw(st.booleans()):
+        texts = draw(st.lists(st.binary(max_size=4), min_size=_ROWS, max_size=_ROWS))
+        column = pa.array(texts, pa.binary()).view(pa.string())
+    else:
+        kind = draw(st.sampled_from(list(_WIDTHS)))
+        bits = draw(st.one_of(st.binary(min_size=16 * _ROWS, max_size=16 * _ROWS), st.just(b"\0" * 16 * _ROWS)))
+        column = pa.Array.from_buffers(kind, _ROWS, [None, pa.py_buffer(bits[: _WIDTHS[kind] * _ROWS])])
+    match draw(st.sampled_from(["plain", "list", "struct"])):
+        case "list":
+            return pa.ListArray.from_arrays([0, 1, 2, 3], column)
+        case "struct":
+            return pa.StructArray.from_arrays([column], [draw(st.sampled_from(["a", "", "bytes", "path"]))])
+    return column
+
+
+_FILES = st.tuples(
+    st.lists(st.tuples(st.sampled_from(["a", "b", "a.b", "", "image.path", "corpus", "é"]), any_column()), max_size=4),
+    st.one_of(st.none(), st.tuples(st.integers(0, 2000), st.integers(0, 255))),
+)
+
+
+def check_any_file(file: tuple[list[tuple[str, pa.Array]], tuple[int, int] | None]) -> None:
+    """Lists and reads a file beside a good one, and writes what comes of it as a samples file."""
+    columns, flip = file
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "good.parquet", {"image": pa.array([b"good"]), "n": pa.array([7])})
+        table = pa.Table.from_arrays(
+            [pa.array([b"x"] * _ROWS), *(column for _, column in columns)],
+            names=["image", *(name for name, _ in columns)],
+        )
+        try:
+            pq.write_table(table, Path(folder) / "a.parquet")
+        except (pa.ArrowException, OverflowError):
+            reject()
+        if flip is not None:
+            data = bytearray((Path(folder) / "a.parquet").read_bytes())
+            data[flip[0] % len(data)] ^= flip[1]
+            (Path(folder) / "a.parquet").write_bytes(data)
+        config = CorpusConfig(source=folder)
+        found = scan.scan(config)
+        source = reader(found.root, config, found.samples)
+        rows = []
+        for place, listed in enumerate(found.samples):
+            try:
+                assert source.read(place) is not None or flip is not None
+            except SourceError:
+                assert flip is not None
+            rows.append(found.columns(listed))
+        assert rows[-1] == {"n": 7}
+        json.dumps(rows, allow_nan=False)
+        arrays = typed_columns(rows, {})
+        assert all(len(array) == len(rows) for array in arrays.values())
+        pq.write_table(pa.table(arrays), pa.BufferOutputStream())
+
+
+_any_files = given(_FILES)
+_quickly = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+test_any_file_is_read_or_told_of = _quickly(_any_files(check_any_file))
+
+
+@pytest.mark.long
+@settings(max_examples=5_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@_any_files
+def test_five_thousand_files(file: tuple[list[tuple[str, pa.Array]], tuple[int, int] | None]) -> None:
+    check_any_file(file)
 
 
 @pytest.mark.parametrize(

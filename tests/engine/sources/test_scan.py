@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.ingest.intake import reader
 from engine.pipeline import sections
 from engine.pipeline.config import CorpusConfig
 from engine.sources import listing
@@ -122,11 +123,65 @@ def test_loops_and_links(tmp_path: Path) -> None:
     (outside / "deep" / "back").symlink_to(outside)
     (root / "file.jpg").symlink_to(outside / "three.jpg")
     (root / "broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    scan = sources.scan(CorpusConfig(source=str(root)))
+    scan = sources.scan(CorpusConfig(source=str(root), follow_links=True))
     assert {listed.source for listed in scan.samples} == {
         *("a/one.jpg", "b/two.jpg", "file.jpg", "again/three.jpg", "again/deep/four.jpg")
     }
     assert any("broken.jpg" in note for note in scan.notes)
+
+
+def test_links_out_of_the_source_are_passed_over_unless_they_are_asked_for(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    images(root, "a.jpg", "sub/b.jpg")
+    put(outside, **{"secret": b"a password", "c.jpg": b"c"})
+    (root / "a.txt").symlink_to(outside / "secret")
+    (root / "linked").symlink_to(outside)
+    (root / "c.jpg").symlink_to(outside / "c.jpg")
+    (root / "within.jpg").symlink_to(root / "sub" / "b.jpg")
+    (tmp_path / "current").symlink_to(root)
+    for source in (root, tmp_path / "current"):
+        scan = sources.scan(CorpusConfig(source=str(source)))
+        by_source = {listed.source: listed for listed in scan.samples}
+        assert set(by_source) == {"a.jpg", "sub/b.jpg", "within.jpg"}
+        assert scan.columns(by_source["a.jpg"]) == {}
+        (note,) = scan.notes
+        assert note.startswith(
+            "3 links leading out of the source, passed over (`follow_links: true` takes what is there): "
+        )
+    followed = sources.scan(CorpusConfig(source=str(root), follow_links=True))
+    assert len(followed.samples) == 5
+    assert "a password" in [followed.columns(each).get("caption") for each in followed.samples]
+    # A file that is named itself is taken, and a source of links alone says what it is.
+    assert listed_names(root / "c.jpg") == {"c.jpg"}
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "c.jpg").symlink_to(outside / "c.jpg")
+    with pytest.raises(ConfigError, match=r"holds no images.*1 links leading out of the source.*`follow_links: true`"):
+        sources.scan(CorpusConfig(source=str(tmp_path / "links")))
+
+
+def test_a_file_of_any_size_is_never_read_whole(tmp_path: Path) -> None:
+    images(tmp_path, "a.jpg")
+    with open(tmp_path / "big.jpg", "wb") as file:
+        file.truncate(3_000_000_000)
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.truncate(3_000_000_000)
+    config = CorpusConfig(source=str(tmp_path))
+    scan = sources.scan(config)
+    source = reader(scan.root, config, scan.samples)
+    by_source = {listed.source: place for place, listed in enumerate(scan.samples)}
+    assert source.read(by_source["a.jpg"]) == b"not decoded here"
+    with pytest.raises(
+        SourceError, match=r"big\.jpg has 3,000,000,000 bytes, more than max_mb = 1024 of its corpus allows"
+    ):
+        source.read(by_source["big.jpg"])
+    assert scan.columns(scan.samples[by_source["a.jpg"]]) == {}
+    assert scan.notes == ["1 caption of more than 16 MiB, left out: a.txt"]
+    # One that grew since it was listed.
+    with open(tmp_path / "a.jpg", "ab") as file:
+        file.truncate(2_000_000_000)
+    with pytest.raises(SourceError, match="more than max_mb"):
+        source.read(by_source["a.jpg"])
+    assert CorpusConfig(source="x", max_mb=2).most_bytes == 2_000_000
 
 
 def test_a_glob_is_taken_as_given(tmp_path: Path) -> None:

@@ -3,20 +3,25 @@
 import io
 import json
 import tarfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.ingest import ingest
 from engine.ingest.intake import reader
 from engine.pipeline.config import CorpusConfig
 from engine.sources import scan as sources
-from engine.sources.tars import read_directory
+from engine.sources.kinds import open_source
+from engine.sources.listing import File, Notes
+from engine.sources.tars import _samples, read_directory
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, SourceError
-from manifests.formats.shards import read_samples
+from manifests.formats.shards import SourcePlace, read_samples
 from manifests.log import entries as log
 from manifests.store.storage import Storage, open_storage
 
@@ -202,10 +207,141 @@ def test_keys_that_stand_twice(tmp_path: Path) -> None:
     assert len(scan(tmp_path, key="source").samples) == 3
     with pytest.raises(ConfigError, match="`key: source`"):
         scan(tmp_path, key="id")
-    # Not side by side in one tar.
-    write_tar(tmp_path / "c" / "c.tar", {"1.jpg": b"a", "2.jpg": b"b", "1.txt": b"t", "1.png": b"again"})
-    with pytest.raises(ConfigError, match="as has"):
-        scan(tmp_path / "c")
+    # One that stands twice among many costs one sample.
+    write_tar(tmp_path / "c" / "c.tar", {"1.jpg": b"a", "2.jpg": b"b"})
+    write_tar(tmp_path / "c" / "d.tar", {"3.jpg": b"c", "1.jpg": b"again", "4.jpg": b"d"})
+    found = scan(tmp_path / "c")
+    assert [each.source for each in found.samples] == ["c.tar#1.jpg", "c.tar#2.jpg", "d.tar#3.jpg", "d.tar#4.jpg"]
+    assert found.notes == [
+        "1 sample with a key that stands earlier, passed over (with `key: source` keys are made of tar and name): d.tar#1.jpg"
+    ]
+
+
+def test_members_of_a_sample_may_stand_apart(tmp_path: Path) -> None:
+    pictures = {f"{number}.jpg": bytes([number]) * 900_000 for number in range(3)}
+    captions = {f"{number}.txt": f"cap {number}".encode() for number in range(3)}
+    write_tar(tmp_path / "a.tar", {**pictures, **captions, "sub/1.jpg": b"x"})
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        again = tarfile.TarInfo("1.jpg")
+        tar.addfile(again)
+    found = scan(tmp_path)
+    assert [each.key for each in found.samples] == ["0", "1", "2", "sub/1"]
+    assert found.notes == ["1 member of a name that stands twice, the later left out: a.tar#1.jpg"]
+    assert [found.columns(each) for each in found.samples[:3]] == [{"caption": f"cap {number}"} for number in range(3)]
+    assert read_all(found, CorpusConfig(source="x")) == [*pictures.values(), b"x"]
+    # What is far from a picture is not read with it.
+    beside = [each.beside for each in found.samples]
+    source = open_source(found.root, CorpusConfig(source="x"), places(found), beside=beside)
+    assert [source.read_beside(place) for place in range(3)] == [{}, {"txt": b"cap 1"}, {"txt": b"cap 2"}]
+
+
+def places(found: sources.Scan) -> list[SourcePlace]:
+    return [
+        SourcePlace(source=each.source, size_bytes=each.size_bytes, source_offset=each.offset) for each in found.samples
+    ]
+
+
+def pax(name: str, **records: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.pax_headers = records
+    return info
+
+
+@pytest.mark.parametrize("size", ["9" * 5000, "9" * 30, "-5", "1e3", str(2**63), str(10**30), ""])
+def test_a_size_that_no_member_has_ends_its_tar_alone(tmp_path: Path, size: str) -> None:
+    write_tar(tmp_path / "a.tar", {"1.jpg": b"a"})
+    write_tar(tmp_path / "b.tar", {"2.jpg": b"b", "3.jpg": b"c", "4.jpg": pax("4.jpg", size=size)}, tarfile.PAX_FORMAT)
+    found = scan(tmp_path)
+    assert [each.key for each in found.samples] == ["1", "2"]
+    assert "an extended header says" in found.notes[0]
+
+
+@pytest.mark.parametrize("size", [2**64, 2**86, -5, -(2**63)])
+def test_a_binary_size_that_no_member_has(tmp_path: Path, size: int) -> None:
+    begins = write_tar(tmp_path / "a.tar", {"1.jpg": b"a", "2.jpg": b"b", "3.jpg": b"c"})
+    field = (b"\xff" if size < 0 else b"\x80") + size.to_bytes(11, "big", signed=True)
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    data[begins["3.jpg"] :] = with_field(bytes(data[begins["3.jpg"] :]), 124, field)
+    (tmp_path / "a.tar").write_bytes(data)
+    assert [each.key for each in scan(tmp_path).samples] == ["1"]
+
+
+def with_field(data: bytes, at: int, field: bytes) -> bytes:
+    """A tar with a field of its first header replaced, and a checksum that fits."""
+    header = bytearray(data[:512])
+    header[at : at + len(field)] = field
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + data[512:]
+
+
+def test_many_records_of_an_extended_header_take_no_time(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "a.tar",
+        {"1.jpg": pax("1.jpg", **{f"{number:x}": "" for number in range(60_000)})},
+        tarfile.PAX_FORMAT,
+    )
+    began = time.process_time()
+    assert len(scan(tmp_path).samples) == 1
+    assert time.process_time() - began < 1
+
+
+# -- any header -------------------------------------------------------------------------------------------------------
+
+_PIECES = st.one_of(
+    st.builds(
+        lambda name, field, at: with_field(member(name), at, field),
+        st.text("ab./\0é", max_size=20),
+        st.one_of(st.binary(max_size=12), st.integers(0, 8**12 - 1).map(lambda size: b"%012o" % size), st.just(b"x")),
+        st.sampled_from([0, 124, 156, 345]),
+    ),
+    st.builds(
+        lambda key, value, length: member("x", b"%d %s=%s\n" % (length, key, value), b"x"),
+        st.sampled_from([b"size", b"path", b"mtime", b""]),
+        st.one_of(st.binary(max_size=30), st.integers().map(lambda size: b"%d" % size), st.just(b"9" * 5000)),
+        st.integers(0, 6000),
+    ),
+    st.binary(max_size=600),
+    st.just(bytes(512)),
+)
+
+
+def member(name: str, data: bytes = b"data", kind: bytes = b"0") -> bytes:
+    info = tarfile.TarInfo("name.jpg")
+    info.size, info.type = len(data), kind
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    return with_field(header, 0, name.encode()[:100]) + data + bytes(-len(data) % 512)
+
+
+def check_any_headers(pieces: list[bytes]) -> None:
+    data = b"".join(pieces)
+    found = read_directory(io.BytesIO(data), len(data))
+    ends = [each.offset + each.size for each in found.members]
+    assert all(0 <= each.size <= 1 << 48 for each in found.members)
+    assert all(end <= len(data) for end in ends[:-1]), "only the last may be cut"
+    file = File(path="a.tar", size_bytes=len(data), mtime_ns=0)
+    notes = Notes()
+    listed = list(_samples(file, found, CorpusConfig(source="x"), notes))
+    assert sum(each.size_bytes or 0 for each in listed) < 2**63
+    assert all(len(line.encode()) for line in notes.lines())
+
+
+_any_headers = given(st.lists(_PIECES, max_size=6))
+test_any_headers_are_listed_or_told_of = settings(max_examples=200, deadline=None)(_any_headers(check_any_headers))
+
+
+@pytest.mark.long
+@settings(max_examples=10_000, deadline=None)
+@_any_headers
+def test_ten_thousand_tars(pieces: list[bytes]) -> None:
+    check_any_headers(pieces)
+
+
+def test_a_tar_of_any_name(tmp_path: Path) -> None:
+    write_tar(tmp_path / "İstanbul.TAR", {"0.jpg": b"a", "0.txt": b"cap"})
+    found = scan(tmp_path)
+    assert read_all(found, CorpusConfig(source="x")) == [b"a"]
+    assert found.columns(found.samples[0]) == {"caption": "cap"}
 
 
 def test_compressed_tars_and_others(tmp_path: Path) -> None:
