@@ -95,6 +95,7 @@ def choose(source: Catalog, asked: ExportChoice) -> Chosen:
             "--snapshot says by itself which corpora and modalities: leave --corpora, --modalities and --form out"
         )
     forgotten = {path for action in retention.forgotten(source) for path in action.files}
+    forgotten |= retention.replaced_lists(source)
     frozen = _frozen(source, asked, forgotten)
     frozen_shards = [shard for snapshot in frozen for shard in snapshot.shards]
     parts = source.sql(

@@ -1,6 +1,5 @@
 """Decides which new samples a corpus's filter leaves out: small, narrow, or seen before."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,21 +100,3 @@ def other_kinds(notes: Notes) -> list[dict[str, Any]]:
         }
         for file, what in notes.passed_over
     ]
-
-
-def dropped_table(corpus: str, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Returns the rows of the view `dropped` as an Arrow table."""
-    import pyarrow as pa
-
-    schema = pa.schema(
-        [
-            ("corpus", pa.string()),
-            ("key", pa.string()),
-            ("source", pa.string()),
-            ("size_bytes", pa.int64()),
-            ("sha256", pa.string()),
-            ("reason", pa.string()),
-            ("message", pa.string()),
-        ]
-    )
-    return pa.Table.from_pylist([{"corpus": corpus, **row} for row in rows], schema)

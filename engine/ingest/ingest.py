@@ -11,14 +11,14 @@ import pyarrow as pa
 from engine.ingest.again import read_again
 from engine.ingest.filters import OTHER_KIND, Filter, other_kinds
 from engine.ingest.intake import Chunk, Intake, reader
-from engine.ingest.part import known_types, write_changes, write_dropped, write_part
+from engine.ingest.part import known_types, write_changes, write_part
 from engine.ingest.stats import SourceStats
 from engine.pipeline import config
 from engine.sources import listing
 from engine.sources import scan as sources
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError
-from manifests.formats import sidecars
+from manifests.formats import dropped_lists, sidecars
 from manifests.log.actions import Action, CorpusAdded
 from manifests.queries import retention
 from manifests.recipe import sha256_hex
@@ -89,7 +89,7 @@ def ingest(
         catalog.commit([added], run=run)
     told = {row["key"] for row in dropped}
     if others := [row for row in other_kinds(scan.findings) if row["key"] not in told]:
-        catalog.commit([write_dropped(catalog, corpus, others)], run=run)
+        catalog.commit([dropped_lists.write(catalog.storage, corpus, others)], run=run)
     if fresh:
         on_new(len(fresh))
     new = _New(first_part=parts[-1].part + 1 if parts else 0)
@@ -156,7 +156,7 @@ def _commit(
 ) -> None:
     """Commits one part and the samples that were dropped on the way to it in one entry."""
     corpus = added.corpus
-    records: list[Action] = [write_dropped(catalog, corpus, chunk.dropped)] if chunk.dropped else []
+    records: list[Action] = [dropped_lists.write(catalog.storage, corpus, chunk.dropped)] if chunk.dropped else []
     if chunk.rows:
         if new.types is None:
             new.types = known_types(catalog, corpus)

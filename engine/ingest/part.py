@@ -1,20 +1,18 @@
-"""Writes what an ingest commits: the samples file of a part, and the tables of samples that were dropped or changed."""
+"""Writes what an ingest commits: the samples file of a part, and the list of samples whose source changed."""
 
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.ingest.filters import dropped_table
 from engine.ingest.intake import Intake, Taken
 from engine.sources.scan import Scan
 from manifests.catalog.catalog import Catalog
 from manifests.formats.shards import PLACE_COLUMNS, RESERVED_COLUMNS, keys_digest, write_samples
-from manifests.log.actions import PartAdded, SamplesDropped, SourcesChanged
+from manifests.log.actions import PartAdded, SourcesChanged
 from manifests.recipe import sha256_hex
 from manifests.store import parquet, paths
 from manifests.store.storage import Storage, put_same
@@ -94,23 +92,11 @@ def put_part(storage: Storage, corpus: str, part: int, keys: Sequence[str], data
 def write_changes(catalog: Catalog, corpus: str, vanished: Sequence[str], changed: Sequence[str]) -> SourcesChanged:
     """Writes the keys of samples whose source is gone or altered; returns the record."""
     changes = ["vanished"] * len(vanished) + ["changed"] * len(changed)
-    path = _write_table(catalog, corpus, paths.changes, pa.table({"key": [*vanished, *changed], "change": changes}))
-    return SourcesChanged(corpus=corpus, path=path, vanished=len(vanished), changed=len(changed))
-
-
-def write_dropped(catalog: Catalog, corpus: str, rows: Sequence[Mapping[str, Any]]) -> SamplesDropped:
-    """Writes the samples that the filter left out, rows of the view `dropped`; returns the record."""
-    path = _write_table(catalog, corpus, paths.dropped, dropped_table(corpus, rows))
-    counts = dict(sorted(Counter(row["reason"] for row in rows).items()))
-    return SamplesDropped(corpus=corpus, path=path, rows=len(rows), counts=counts)
-
-
-def _write_table(catalog: Catalog, corpus: str, path_of: Callable[[str, str], str], table: pa.Table) -> str:
-    data = parquet.written(table)
+    data = parquet.written(pa.table({"key": [*vanished, *changed], "change": changes}))
     sha256 = sha256_hex(data)
-    path = path_of(corpus, sha256)
+    path = paths.changes(corpus, sha256)
     put_same(catalog.storage, path, data, sha256)
-    return path
+    return SourcesChanged(corpus=corpus, path=path, vanished=len(vanished), changed=len(changed))
 
 
 # -- types of source columns ------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from engine.progress.record import recorded
+from engine.upkeep import dropped
 from engine.upkeep.forget import clear_caches
 from engine.upkeep.leftovers import Leftover, leftovers
 from manifests.catalog import index_checkpoint
@@ -58,9 +59,10 @@ def collect(uri: str, *, retention_days: float = RETENTION_DAYS, quiet: bool = F
     storage = open_storage(uri)
     with recorded(storage, "collect", {"retention_days": retention_days}, quiet=quiet) as execution:
         catalog = execution.catalog
-        # A forget that was killed may have left snapshots of files that go now.
+        # A forget that was killed, or of an older modmill, may have left snapshots and lists of what goes now.
         for renewed in successor.renew(catalog, run=execution.done.run):
             execution.progress.say(f"snapshot {renewed.snapshot} is replaced by {renewed.successor}")
+        dropped.take_out(execution)
         deletions = plan(catalog, retention_days=retention_days)
         execution.progress.stage("collect", len(deletions), "files")
         with ThreadPoolExecutor(_THREADS) as pool:

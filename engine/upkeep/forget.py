@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from engine.ingest import stats
-from engine.progress import events
 from engine.progress.record import Execution, recorded
-from engine.upkeep.receipt import Receipt, make_receipt
+from engine.upkeep import dropped
+from engine.upkeep.receipt import Receipt, expected, make_receipt
 from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, nearest
 from manifests.formats import rewrite, shards
 from manifests.locked import locked
 from manifests.log.actions import Forgotten, ShardsRetired
 from manifests.queries import retention
-from manifests.queries.retention import NO_BYTES, ForgottenRow, RecipeShards
+from manifests.queries.retention import NO_BYTES, DroppedRow, ForgottenRow, RecipeShards
 from manifests.recipe import sha256_hex
 from manifests.snapshots import successor
 from manifests.store.storage import open_storage, read_same
@@ -36,12 +36,14 @@ _NAME_DIGITS = 16
 class OptOut:
     """Holds what lines ask for: rows that are still there, rows that were forgotten before, and lines that name nothing.
 
+    `dropped` are the rows of the view `dropped` that lines name, or that have the bytes or the key of one of these rows.
     `names` maps the digest of each line that is neither a corpus/key nor a hash to the rows that it names. The log may
     keep the digest, but not the line; by it a second try knows what the first one forgot.
     """
 
     rows: list[ForgottenRow]
     earlier: list[ForgottenRow]
+    dropped: list[DroppedRow]
     unknown: list[str]
     names: dict[str, list[str]]
 
@@ -61,23 +63,29 @@ def read_lines(path: Path) -> list[str]:
     return asked
 
 
+def preview(
+    uri: str, lines: Sequence[str], *, ignore_unknown: bool = False
+) -> tuple[OptOut, list[tuple[str, str, str]]]:
+    """Returns what lines ask for and what `forget` would take for them, as rows of what, item, detail; changes nothing.
+
+    Raises ConfigError as `forget` does.
+    """
+    with Catalog.open(uri) as catalog:
+        asked = _known(catalog, lines, ignore_unknown)
+        return asked, expected(catalog, asked.rows, asked.dropped)
+
+
 def forget(uri: str, lines: Sequence[str], *, ignore_unknown: bool = False, quiet: bool = False) -> Receipt | None:
     """Takes the samples that lines name out of the workspace at `uri`, and all others of the same source bytes.
 
-    A line is `corpus/key`, the sha256 of the source bytes, or the sample's `source` or `url`. Returns None if no line names
-    a sample. Raises ConfigError with the lines that name no sample, unless `ignore_unknown`; raises ShardError if a file
-    that must be rewritten is not the one that was committed.
+    A line is `corpus/key`, the sha256 of the source bytes, or the sample's `source` or `url`; it may also name a row of the
+    view `dropped`, which goes with all samples of its bytes. Returns None if no line names anything. Raises ConfigError
+    with the lines that name nothing, unless `ignore_unknown`; raises ShardError if a file that must be rewritten is not
+    the one that was committed.
     """
-    storage = open_storage(uri)
-    with Catalog(storage) as catalog:
-        asked = _resolve(catalog, lines)
-    if asked.unknown and not ignore_unknown:
-        named = "\n".join(f"  {line}" for line in asked.unknown)
-        raise ConfigError(
-            f"{len(asked.unknown):,} of {len(lines):,} lines name no sample of {uri}; expected corpus/key, the sha256 of the "
-            f"source bytes, or the source as `samples` has it; mend them, or pass over them with --ignore-unknown:\n{named}"
-        )
-    if not asked.rows and not asked.earlier:
+    with Catalog.open(uri) as catalog:
+        asked = _known(catalog, lines, ignore_unknown)
+    if not asked.rows and not asked.earlier and not asked.dropped:
         return None
     config = {
         "lines": len(lines),
@@ -85,44 +93,66 @@ def forget(uri: str, lines: Sequence[str], *, ignore_unknown: bool = False, quie
         "lines_sha256": sha256_hex("\n".join(lines).encode()),
         "names": asked.names,
     }
-    with recorded(storage, "forget", config, quiet=quiet) as execution:
+    with recorded(open_storage(uri), "forget", config, quiet=quiet) as execution:
         # Resolved again under the writer's lease: a part may have been added since.
         asked = _resolve(execution.catalog, lines)
         _forget_rows(execution, asked.rows)
+        dropped.take_out(execution, asked.dropped)
         for renewed in successor.renew(execution.catalog, run=execution.done.run):
             execution.done.add("snapshots_replaced", 1)
             execution.progress.say(
                 f"snapshot {renewed.snapshot} is replaced by {renewed.successor}, without {renewed.rows:,} of its rows"
             )
         clear_caches(execution.catalog)
-        return make_receipt(execution.catalog, execution.done.run, [*asked.earlier, *asked.rows], config)
+        rows = [*asked.earlier, *asked.rows]
+        return make_receipt(execution.catalog, execution.done.run, rows, config, dropped_rows=len(asked.dropped))
+
+
+def _known(catalog: Catalog, lines: Sequence[str], ignore_unknown: bool) -> OptOut:
+    """Returns what lines ask for. Raises ConfigError with those that name nothing, unless `ignore_unknown`."""
+    asked = _resolve(catalog, lines)
+    if asked.unknown and not ignore_unknown:
+        named = "\n".join(f"  {line}" for line in asked.unknown)
+        raise ConfigError(
+            f"{len(asked.unknown):,} of {len(lines):,} lines name no sample of {catalog.storage.uri}; expected corpus/key, "
+            "the sha256 of the source bytes, or the source as `samples` has it; mend them, or pass over them with "
+            f"--ignore-unknown:\n{named}"
+        )
+    return asked
 
 
 def _resolve(catalog: Catalog, lines: Sequence[str]) -> OptOut:
     found = retention.find_rows(catalog, lines)
+    listed = retention.find_dropped(catalog, lines)
+    of_bytes: dict[str, list[ForgottenRow]] = {}
+    for row in retention.rows_of_bytes(catalog, {row.sha256 for rows in listed.values() for row in rows if row.sha256}):
+        of_bytes.setdefault(row.sha256, []).append(row)
     gone: dict[str, list[ForgottenRow]] = {}
-    for action in retention.forgotten(catalog):
-        for number, key, sha256 in zip(action.rows, action.keys, action.sources_sha256, strict=True):
-            row = ForgottenRow(corpus=action.corpus, part=action.part, row=number, key=key, sha256=sha256)
-            gone.setdefault(f"{row.corpus}/{row.key}", []).append(row)
-            gone.setdefault(sha256, []).append(row)
+    for row in retention.every_forgotten_row(catalog):
+        gone.setdefault(f"{row.corpus}/{row.key}", []).append(row)
+        gone.setdefault(row.sha256, []).append(row)
     names = _names_of_earlier_runs(catalog)
+    asked: dict[ForgottenRow, None] = {}
     earlier: dict[ForgottenRow, None] = {}
     unknown, own_names = [], {}
     for line in lines:
         digest = sha256_hex(line.encode())[:_NAME_DIGITS]
-        keys = [line, line.lower(), *names.get(digest, ())]
+        same = [row.sha256 for row in listed.get(line, ()) if row.sha256 and row.sha256 != NO_BYTES]
+        keys = [line, line.lower(), *names.get(digest, ()), *same]
         before = [row for key in dict.fromkeys(keys) for row in gone.get(key, ())]
+        now = [*found.get(line, ()), *(row for sha256 in same for row in of_bytes.get(sha256, ()))]
         earlier.update(dict.fromkeys(before))
-        if line not in found and not before:
+        asked.update(dict.fromkeys(now))
+        if not (now or before or line in listed or digest in names):
             unknown.append(line)
         elif line not in gone:
-            rows = dict.fromkeys(f"{row.corpus}/{row.key}" for row in [*before, *found.get(line, ())])
+            rows = dict.fromkeys(f"{row.corpus}/{row.key}" for row in [*before, *now])
             if line not in rows and not re.fullmatch("[0-9a-fA-F]{64}", line):
                 own_names[digest] = list(rows)
-    asked = dict.fromkeys(row for rows in found.values() for row in rows)
     asked.update(dict.fromkeys(retention.rows_of_bytes(catalog, [row.sha256 for row in asked])))
-    return OptOut(rows=list(asked), earlier=list(earlier), unknown=unknown, names=own_names)
+    dropped_rows = dict.fromkeys(row for rows in listed.values() for row in rows)
+    dropped_rows.update(dict.fromkeys(retention.dropped_of(catalog, [*earlier, *asked])))
+    return OptOut(rows=list(asked), earlier=list(earlier), dropped=list(dropped_rows), unknown=unknown, names=own_names)
 
 
 def _names_of_earlier_runs(catalog: Catalog) -> dict[str, list[str]]:
@@ -173,7 +203,9 @@ def _forget_of_part(
         files=[path for file in sorted(held) for path in rewrite.files_of(file)],
     )
     samples = shards.read_samples(read_same(storage, part.path, part.sha256))
-    _redact_events(catalog, execution.done.run, [source for number in numbers if (source := samples[number].source)])
+    dropped.redact_events(
+        catalog, execution.done.run, [source for number in numbers if (source := samples[number].source)]
+    )
     new_part = rewrite.rewrite_part(storage, part, corpus, forgotten, earlier)
     documents = catalog.recipes()
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -182,12 +214,6 @@ def _forget_of_part(
         )
     catalog.commit([new_part, *new_shards, forgotten], run=execution.done.run)
     execution.done.add("shards_rewritten", len(new_shards))
-
-
-def _redact_events(catalog: Catalog, own_run: str, sources: Sequence[str]) -> None:
-    """Takes the sources' names out of the events of earlier runs: a note of an ingest may have one."""
-    named = re.compile(r"(?<![\w./-])(" + "|".join(re.escape(source) for source in sources) + r")(?![\w/-])")
-    events.redact(catalog.storage, named, but=own_run)
 
 
 def clear_caches(catalog: Catalog) -> None:
@@ -210,7 +236,7 @@ def clear_caches(catalog: Catalog) -> None:
         sources.setdefault(action.corpus, set()).update(action.sources_sha256)
     for corpus, sources_sha256 in sources.items():
         stats.SourceStats(catalog.workspace_id, corpus).forget(sources_sha256 - {NO_BYTES})
-    if everything:
+    if everything or retention.replaced_lists(catalog):
         locked.clear(catalog.workspace_id)
 
 

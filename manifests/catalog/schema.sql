@@ -12,7 +12,9 @@ CREATE TABLE log.part (
   end_version BIGINT
 );
 CREATE TABLE log.sources_changed (version BIGINT, corpus VARCHAR, path VARCHAR, vanished INTEGER, changed INTEGER);
-CREATE TABLE log.samples_dropped (version BIGINT, corpus VARCHAR, path VARCHAR, rows INTEGER, counts VARCHAR);
+CREATE TABLE log.samples_dropped (
+  version BIGINT, corpus VARCHAR, path VARCHAR, rows INTEGER, counts VARCHAR, replaces VARCHAR
+);
 CREATE TABLE log.recipe (version BIGINT, fingerprint VARCHAR, document VARCHAR);
 CREATE TABLE log.current (
   version BIGINT, corpus VARCHAR, modality VARCHAR, form VARCHAR, fingerprint VARCHAR, crops INTEGER, end_version BIGINT
@@ -57,7 +59,12 @@ CREATE VIEW state.part AS SELECT * FROM log.part WHERE state.is_live(version, en
 CREATE VIEW state.sources_changed AS
 SELECT * FROM log.sources_changed WHERE version <= getvariable('as_of')
 QUALIFY row_number() OVER (PARTITION BY corpus ORDER BY version DESC) = 1;
-CREATE VIEW state.samples_dropped AS SELECT * FROM log.samples_dropped WHERE version <= getvariable('as_of');
+-- An ingest may write a file again that a forget replaced before: it is live again.
+CREATE VIEW state.samples_dropped AS
+SELECT * FROM log.samples_dropped d WHERE version <= getvariable('as_of') AND NOT EXISTS (
+  SELECT 1 FROM log.samples_dropped r
+  WHERE r.replaces = d.path AND r.version >= d.version AND r.version <= getvariable('as_of')
+);
 CREATE VIEW state.recipe AS
 SELECT fingerprint, any_value(document)::JSON AS document, min(version) AS version
 FROM log.recipe WHERE version <= getvariable('as_of') GROUP BY fingerprint;

@@ -67,7 +67,8 @@ class SourcesChanged:
 class SamplesDropped:
     """Says what an ingest left out, by the corpus's filter or its kind; `path` is the Parquet file that names it.
 
-    `counts` are by reason. What the filter left out is not considered again.
+    `counts` are by reason. What the filter left out is not considered again. `replaces` is the path of the file whose
+    rows these are but for those that were forgotten since; that file is to be deleted whatever the retention.
     """
 
     action: ClassVar[str] = "samples_dropped"
@@ -75,6 +76,7 @@ class SamplesDropped:
     path: str
     rows: int
     counts: Mapping[str, int]
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +250,7 @@ ACTIONS: dict[str, type[Action]] = {kind.action: kind for kind in get_args(Actio
 PATHS: dict[type[Action], tuple[tuple[str, paths.Shape], ...]] = {
     PartAdded: (("path", paths.SAMPLES), ("pack_path", paths.PACK)),
     SourcesChanged: (("path", paths.ANY_CHANGES),),
-    SamplesDropped: (("path", paths.DROPPED),),
+    SamplesDropped: (("path", paths.DROPPED), ("replaces", paths.DROPPED)),
     TokenizerAdded: (("path", paths.TOKENIZER),),
     ShardAdded: (("path", paths.SHARD), ("failed_path", paths.FAILED)),
     Forgotten: (("files", paths.OF_PART),),

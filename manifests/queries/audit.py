@@ -26,7 +26,8 @@ SELECT path, is_live, ended, is_forgotten FROM (
   SELECT path, end_version IS NULL AS is_live, end_version AS ended, false AS is_forgotten FROM log.shard
   UNION ALL SELECT path, end_version IS NULL, end_version, false FROM log.part
   UNION ALL SELECT pack_path, end_version IS NULL, end_version, false FROM log.part
-  UNION ALL SELECT path, true, NULL, false FROM log.samples_dropped
+  UNION ALL SELECT path, path IN (SELECT path FROM state.samples_dropped), NULL, false FROM log.samples_dropped
+  UNION ALL SELECT replaces, false, version, true FROM log.samples_dropped WHERE replaces IS NOT NULL
   UNION ALL SELECT path, ended IS NULL, ended, false FROM (
     SELECT path, lead(version) OVER (PARTITION BY corpus ORDER BY version) AS ended FROM log.sources_changed)
   UNION ALL SELECT unnest(files), false, NULL, true FROM log.forgotten

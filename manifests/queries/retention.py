@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests.catalog.catalog import Catalog
-from manifests.log.actions import CorpusAdded, Forgotten, PartAdded, ShardAdded
+from manifests.log.actions import CorpusAdded, Forgotten, PartAdded, SamplesDropped, ShardAdded
 from manifests.modality import Form
 from manifests.recipe import sha256_hex
 
@@ -23,6 +23,17 @@ class ForgottenRow:
     row: int
     key: str
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedRow:
+    """Names a row of the view `dropped`; `sha256` is None if its bytes were never read."""
+
+    corpus: str
+    key: str
+    source: str | None
+    sha256: str | None
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +99,56 @@ def rows_of_bytes(catalog: Catalog, sources_sha256: Collection[str]) -> list[For
     return [ForgottenRow(**row) for row in catalog.sql(query, [sorted(set(sources_sha256) - {NO_BYTES})]).to_pylist()]
 
 
+def sources_of(catalog: Catalog, rows: Collection[ForgottenRow]) -> dict[tuple[str, str], str]:
+    """Returns the source of each sample, by corpus and key."""
+    query = (
+        "SELECT corpus, key, source FROM samples SEMI JOIN (SELECT unnest(?::VARCHAR[]) AS corpus, "
+        "unnest(?::VARCHAR[]) AS key) USING (corpus, key) WHERE source IS NOT NULL"
+    )
+    found = catalog.sql(query, [[row.corpus for row in rows], [row.key for row in rows]]).to_pylist()
+    return {(row["corpus"], row["key"]): row["source"] for row in found}
+
+
+def find_dropped(catalog: Catalog, lines: Sequence[str]) -> dict[str, list[DroppedRow]]:
+    """Returns the rows of the view `dropped` that each line names: as corpus/key, by sha256 of the bytes, or by source."""
+    by_text = {"d.corpus || '/' || d.key": list(lines), "d.sha256": [line.lower() for line in lines], "d.source": lines}
+    found: dict[str, dict[DroppedRow, None]] = {}
+    for column, texts in by_text.items():
+        query = (
+            "SELECT a.line, d.corpus, d.key, d.source, d.sha256, d.reason FROM dropped d "
+            f"JOIN (SELECT unnest(?::VARCHAR[]) AS line, unnest(?::VARCHAR[]) AS text) a ON a.text = {column}"
+        )
+        for row in catalog.sql(query, [list(lines), list(texts)]).to_pylist():
+            found.setdefault(row.pop("line"), {})[DroppedRow(**row)] = None
+    return {line: list(rows) for line, rows in found.items()}
+
+
+def dropped_of(catalog: Catalog, rows: Collection[ForgottenRow]) -> list[DroppedRow]:
+    """Returns the rows of the view `dropped` that have the bytes or the key of one of these samples."""
+    if not rows:
+        return []
+    query = (
+        "SELECT corpus, key, source, sha256, reason FROM dropped WHERE sha256 IN (SELECT unnest($1::VARCHAR[])) "
+        "OR (corpus, key) IN (SELECT (corpus, key) FROM (SELECT unnest($2::VARCHAR[]) AS corpus, "
+        "unnest($3::VARCHAR[]) AS key)) ORDER BY corpus, key"
+    )
+    corpora, keys = [row.corpus for row in rows], [row.key for row in rows]
+    found = catalog.sql(query, [sorted({row.sha256 for row in rows} - {NO_BYTES}), corpora, keys])
+    return [DroppedRow(**row) for row in found.to_pylist()]
+
+
 def forgotten(catalog: Catalog) -> list[Forgotten]:
     """Returns everything that was ever forgotten, in the order of the log."""
     return catalog.records(Forgotten, "SELECT * FROM log.forgotten ORDER BY version, corpus, part")
+
+
+def every_forgotten_row(catalog: Catalog) -> list[ForgottenRow]:
+    """Returns each row that was ever forgotten, in the order of the log."""
+    return [
+        ForgottenRow(corpus=action.corpus, part=action.part, row=row, key=key, sha256=sha256)
+        for action in forgotten(catalog)
+        for row, key, sha256 in zip(action.rows, action.keys, action.sources_sha256, strict=True)
+    ]
 
 
 def forgotten_rows(catalog: Catalog) -> dict[tuple[str, int], set[int]]:
@@ -127,6 +185,18 @@ def files_of_part(catalog: Catalog, corpus: str, part: int) -> list[str]:
         "UNION SELECT path FROM log.shard WHERE corpus = $1 AND part = $2 ORDER BY path"
     )
     return catalog.sql(query, [corpus, part])["path"].to_pylist()
+
+
+def lists_of(catalog: Catalog, corpora: Collection[str]) -> list[SamplesDropped]:
+    """Returns the records of the lists of dropped samples of these corpora."""
+    query = "SELECT * FROM state.samples_dropped WHERE corpus IN (SELECT unnest(?::VARCHAR[])) ORDER BY version, path"
+    return catalog.records(SamplesDropped, query, [list(corpora)])
+
+
+def replaced_lists(catalog: Catalog) -> set[str]:
+    """Returns the paths of the lists of dropped samples that were written again without what was forgotten."""
+    query = "SELECT path FROM log.samples_dropped ANTI JOIN state.samples_dropped USING (path)"
+    return set(catalog.sql(query)["path"].to_pylist())
 
 
 def rewritten(catalog: Catalog) -> dict[str, Rewritten]:

@@ -7,13 +7,12 @@ the log of what they find.
 import contextlib
 import json
 import posixpath
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from manifests.errors import ModmillError, ShardError
-from manifests.formats import sidecars
+from manifests.formats import dropped_lists, sidecars
 from manifests.formats import snapshots as snapshot_files
 from manifests.formats.shards import keys_digest, read_samples
 from manifests.log.actions import (
@@ -113,14 +112,16 @@ def read_changes(storage: Storage, corpus: str, folder: Folder) -> list[SourcesC
 
 
 def read_dropped(storage: Storage, corpus: str, folder: Folder) -> list[SamplesDropped]:
-    """Returns all lists of samples that ingests left out."""
-    found = []
+    """Returns all lists of samples that ingests left out, each after the one that it replaces."""
+    found: dict[str, SamplesDropped] = {}
     for file in named(folder, "dropped-", ".parquet"):
         with storage.open(file.path) as stream:
-            reasons = parquet.read(stream, ["reason"])["reason"].to_pylist()
-        counts = dict(sorted(Counter(reasons).items()))
-        found.append(SamplesDropped(corpus=corpus, path=file.path, rows=len(reasons), counts=counts))
-    return found
+            found[file.path] = dropped_lists.record(corpus, file.path, parquet.read(stream))
+
+    def replaced_before(path: str | None) -> int:
+        return 1 + replaced_before(found[path].replaces) if path in found else 0
+
+    return sorted(found.values(), key=lambda record: replaced_before(record.path))
 
 
 def read_shard(storage: Storage, folder: Folder, file: StoredFile, parts: Mapping[int, FoundPart]) -> FoundShard:

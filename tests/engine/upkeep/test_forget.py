@@ -18,7 +18,9 @@ import pytest
 
 import modmill
 from engine.cli.entry import main
+from engine.ingest import ingest
 from engine.pipeline import config as pipeline
+from engine.pipeline.config import CorpusConfig
 from engine.run import job
 from engine.upkeep import verify as verifying
 from engine.upkeep.forget import retire
@@ -26,10 +28,12 @@ from manifests.catalog.catalog import Catalog
 from manifests.errors import ConfigError, WorkspaceError
 from manifests.formats import rewrite, shards
 from manifests.locked import locked
+from manifests.log import entries as log
 from manifests.log.actions import RunStarted
 from manifests.modality import MODALITIES
 from manifests.queries import retention
 from manifests.recipe import sha256_hex
+from manifests.recover.recover import recover
 from manifests.snapshots import snapshot
 from manifests.store.storage import cache_folder, open_storage
 
@@ -95,7 +99,7 @@ def command(*arguments: str | Path) -> int:
 
 def forget(home: Path, *lines: str, options: tuple[str, ...] = ()) -> int:
     (home / "keys.txt").write_text("# those who asked\n\n" + "\n".join(lines) + "\n")
-    return command("forget", home / "work", "--keys", home / "keys.txt", *options)
+    return command("forget", home / "work", "--keys", home / "keys.txt", "--yes", *options)
 
 
 def ask(home: Path, query: str, **options: Any) -> list[dict[str, Any]]:
@@ -367,6 +371,84 @@ def test_documents_and_all_ways_to_name_a_sample(home: Path, capsys: pytest.Capt
         assert b"photo00" not in receipt.read_bytes()
 
 
+def ingested(tmp_path: Path, **corpora: dict[str, str]) -> Path:
+    """A folder with a workspace of documents; each corpus leaves out what any corpus before it has."""
+    storage = open_storage(tmp_path / "work")
+    log.create_workspace(storage)
+    with Catalog(storage) as catalog:
+        for corpus, texts in corpora.items():
+            (tmp_path / corpus).mkdir()
+            for name, text in texts.items():
+                (tmp_path / corpus / name).write_text(text)
+            ingest_again(tmp_path, catalog, corpus)
+    return tmp_path
+
+
+def ingest_again(home: Path, catalog: Catalog, corpus: str) -> ingest.Ingested:
+    asked = {"source": str(home / corpus), "kind": "text", "filter": {"duplicates": "across"}}
+    return ingest.ingest(catalog, corpus, CorpusConfig.model_validate(asked), run="r")
+
+
+def test_a_duplicate_that_a_filter_left_out_is_known_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = {"first.txt": "one", "second.txt": "two", "secret.txt": "one", "twice.txt": "two"}
+    home = ingested(tmp_path, docs=first, more={"hidden.txt": "one", "third.txt": "three"})
+    secrets = [name for source in ("secret.txt", "hidden.txt") for name in (source, key_of_name(source))]
+    secrets.append(sha256_hex(b"one"))
+    as_it_is = files_under(home / "work")
+    listed = ask(home, "SELECT source FROM dropped ORDER BY source")
+    assert [row["source"] for row in listed] == ["hidden.txt", "secret.txt", "twice.txt"]
+
+    # Listing what would go changes nothing, and says all of it.
+    (home / "keys.txt").write_text("secret.txt\n")
+    assert command("forget", home / "work", "--keys", home / "keys.txt") == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in ("first.txt", "secret.txt", "hidden.txt"))
+    assert not any(name in told for name in ("second.txt", "twice.txt", "third.txt"))
+    assert "nothing is forgotten yet; --yes takes out these 1 samples and 2 rows" in told
+    assert files_under(home / "work") == as_it_is
+
+    assert forget(home, "secret.txt") == 0
+    assert ask(home, "SELECT corpus, key FROM forgotten") == [{"corpus": "docs", "key": key_of_name("first.txt")}]
+    assert ask(home, "SELECT source FROM dropped") == [{"source": "twice.txt"}]
+    assert findings(home) == []
+    # The same command knows that it is done, and the files alone tell the same as the log.
+    assert forget(home, "secret.txt") == 0
+    copy = shutil.copytree(home / "work", tmp_path / "copy/work")
+    shutil.rmtree(copy / "_meta/log")
+    recover(open_storage(copy))
+    for place in (home, copy.parent):
+        assert command("forget", place / "work", "--collect", "--yes") == 0
+        assert ask(place, "SELECT source FROM dropped") == [{"source": "twice.txt"}]
+        lists = list((place / "work").rglob("dropped-*.parquet"))
+        assert len(lists) == 2
+        held = [everything_in(path.read_bytes(), path.name) for path in lists]
+        assert not [name for name in secrets if any(name.encode() in data for data in held)]
+        names = [everything_in(data, name) for name, data in files_under(place / "work").items()]
+        # The log keeps 16 digits of the sha256 of the line that named it, which is a key of a file of a folder too.
+        assert not [name for name in secrets if name.endswith(".txt") and any(name.encode() in data for data in names)]
+        assert findings(place) == []
+    # They are still at their source, and stay out of everything.
+    with Catalog.open(home / "work") as catalog:
+        for corpus in ("docs", "more"):
+            again = ingest_again(home, catalog, corpus)
+            assert (again.new, again.dropped) == (0, 0)
+    assert ask(home, "SELECT source FROM dropped") == [{"source": "twice.txt"}]
+
+
+def test_a_collection_clears_what_an_older_forget_left_in_dropped(tmp_path: Path) -> None:
+    home = ingested(tmp_path, docs={"first.txt": "one", "secret.txt": "one"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.upkeep.dropped.take_out", lambda *_: None)
+        assert forget(home, "first.txt") == 0
+    assert ask(home, "SELECT source FROM dropped") == [{"source": "secret.txt"}]
+    assert command("forget", home / "work", "--collect", "--yes") == 0
+    assert ask(home, "SELECT source FROM dropped") == []
+    assert len(list((home / "work").rglob("dropped-*.parquet"))) == 1
+    assert findings(home) == []
+
+
 def test_what_asks_for_nothing_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = home / "work"
     (home / "empty.txt").write_text("# nobody\n\n")
@@ -374,7 +456,7 @@ def test_what_asks_for_nothing_is_refused(home: Path, capsys: pytest.CaptureFixt
     assert "names nothing" in capsys.readouterr().err
     assert command("forget", work) == 2
     assert command("forget", work, "--collect", "--keys", home / "empty.txt") == 2
-    assert command("forget", work, "--keys", home / "empty.txt", "--yes") == 2
+    assert command("forget", work, "--recipe", "ab", "--yes") == 2
     assert forget(home, "photos/nobody", options=("--ignore-unknown", "--format", "json")) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == []
@@ -392,7 +474,7 @@ def test_a_killed_forget_is_finished_by_the_same_command(home: Path, entries: in
     log = home / "work/_meta/log"
     before = len(list(log.glob("*.json")))
     program = "import sys; from engine.cli.entry import main; main(sys.argv[1:])"
-    arguments = [sys.executable, "-c", program, "forget", home / "work", "--keys", home / "keys.txt"]
+    arguments = [sys.executable, "-c", program, "forget", home / "work", "--keys", home / "keys.txt", "--yes"]
     process = subprocess.Popen(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[3]
     )
@@ -490,7 +572,7 @@ def test_forget_in_a_bucket(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.
     with Catalog.open(uri) as catalog:
         snapshot.make(catalog, "all", hold_out=0.0, run="test")
     (tmp_path / "keys.txt").write_text("notes.jsonl#3\n")
-    assert command("forget", uri, "--keys", tmp_path / "keys.txt") == 0
+    assert command("forget", uri, "--keys", tmp_path / "keys.txt", "--yes") == 0
     assert command("forget", uri, "--collect", "--yes") == 0
     with Catalog.open(uri) as catalog:
         assert verifying.verify(catalog).findings == []
