@@ -31,6 +31,7 @@ def parse_shares(given: Sequence[str]) -> dict[str, Decimal]:
     "--where", metavar="CONDITION", help="Only rows that match this SQL condition over `samples`.  [default: all]"
 )
 @click.option("--modalities", metavar="A,B,C", help="Only these modalities.  [default: all with tokens in Parquet]")
+@click.option("--complete", is_flag=True, help="Only rows that have tokens of every modality.  [default: of any]")
 @click.option("--hold-out", type=float, default=0.02, help="Share of the keys never trained on.")
 @click.option(
     "--split",
@@ -39,6 +40,11 @@ def parse_shares(given: Sequence[str]) -> dict[str, Decimal]:
     metavar="SPLIT=SHARE",
     help="Make NAME-SPLIT of a share of the keys. Repeat for more: --split train=0.9 --split val=0.1.",
 )
+@click.option(
+    "--split-by",
+    metavar="COLUMN",
+    help="Keep rows with one value of this column of `samples` (patient, video) in one split, and hold them out together.",
+)
 @attach_option
 @form_option("table", "csv", "json")
 def snapshot(
@@ -46,8 +52,10 @@ def snapshot(
     name: str | None,
     where: str | None,
     modalities: str | None,
+    complete: bool,
     hold_out: float,
     splits: tuple[str, ...],
+    split_by: str | None,
     tables: tuple[str, ...],
     form: str,
 ) -> None:
@@ -57,9 +65,10 @@ def snapshot(
     from engine.show import tables as output
 
     if name is None:
-        if where is not None or modalities is not None or splits or tables:
+        if any((where is not None, modalities is not None, complete, splits, split_by is not None, tables)):
             raise ConfigError(
-                "--where, --modalities, --split and --attach make a snapshot: give its NAME after the workspace"
+                "--where, --modalities, --complete, --split, --split-by and --attach make a snapshot: give its NAME after "
+                "the workspace"
             )
         output.write_rows(*snapshot_tables.listing(workspace), form)
         return
@@ -69,10 +78,12 @@ def snapshot(
         where=where,
         modalities=names_of(modalities),
         hold_out=hold_out,
+        complete=complete,
+        split_by=split_by,
         shares=parse_shares(splits) if splits else None,
         attach=tables,
         quiet=form != "table",
     )
-    output.write_rows(*snapshot_tables.contents(made), form)
+    output.write_rows(*snapshot_tables.contents(workspace, made), form)
     for one in made:
         click.echo(freeze.summary(one), err=form != "table")

@@ -282,14 +282,16 @@ class GridFit(Section):
     )
     codebook: int = Field(default=1024, ge=2, le=1_048_576, description="vocabulary: how many codes")
     steps: Positive = Field(default=400, description="optimizer steps")
-    batch: Many | None = Field(default=None, description="windows of crops a step")
-    window: int | None = Field(default=None, ge=2, description="side of a window, px")
+    batch: Many | None = Field(default=None, description="windows of crops a step; default: 24")
+    window: int | None = Field(default=None, ge=2, description="side of a window, px; default: 128")
     seed: Seed = Field(default=0, description="seed of weights and order")
     checkpoint_every: Positive = Field(default=50, description="steps between checkpoints of the fit")
-    latent: Positive | None = Field(default=None, description="channels of a code")
-    width: Positive | None = Field(default=None, description="channels of the networks")
-    depth: Positive | None = Field(default=None, description="blocks of the networks")
-    rate: float | None = Field(default=None, gt=0, description="learning rate of vectors, kernels and linear maps")
+    latent: Positive | None = Field(default=None, description="channels of a code; default: 32")
+    width: Positive | None = Field(default=None, description="channels of the networks; default: 128")
+    depth: Positive | None = Field(default=None, description="blocks of either network; default: 2")
+    rate: float | None = Field(
+        default=None, gt=0, description="learning rate of vectors, kernels and linear maps; default: 0.004"
+    )
 
 
 class TextFit(Section):
@@ -313,6 +315,9 @@ class SnapshotConfig(Section):
     )
     hold_out: float = Field(
         default=HOLD_OUT, ge=0, lt=1, description="share of the keys that is never trained on, 0 to less than 1"
+    )
+    complete: bool = Field(
+        default=False, description="only rows that have every modality; default: rows that have any of them"
     )
 
 

@@ -24,6 +24,8 @@ def make(
     where: str | None,
     modalities: Sequence[str] | None,
     hold_out: float,
+    complete: bool = False,
+    split_by: str | None = None,
     shares: Mapping[str, Decimal] | None = None,
     attach: Sequence[str] = (),
     quiet: bool = False,
@@ -38,6 +40,8 @@ def make(
         "where": where,
         "modalities": None if modalities is None else list(modalities),
         "hold_out": hold_out,
+        "complete": complete,
+        "split_by": split_by,
         "splits": None if shares is None else {split: str(share) for split, share in shares.items()},
         "attach": [attached.document(text) for text in attach],
     }
@@ -46,11 +50,20 @@ def make(
         catalog, done = execution.catalog, execution.done
         for file, on in map(attached.parse, attach):
             execution.progress.say(str(catalog.attach(file, on=on)))
-        conditions = {name: where} if shares is None else splits.conditions(catalog, name, where, shares)
+        conditions = {name: where} if shares is None else splits.conditions(catalog, name, where, shares, split_by)
         for one, condition in conditions.items():
             before = catalog.version
             made.append(
-                snapshots.make(catalog, one, where=condition, modalities=modalities, hold_out=hold_out, run=done.run)
+                snapshots.make(
+                    catalog,
+                    one,
+                    where=condition,
+                    modalities=modalities,
+                    hold_out=hold_out,
+                    complete=complete,
+                    split_by=split_by,
+                    run=done.run,
+                )
             )
             done.add("snapshots", int(catalog.version > before))
     return made
@@ -91,6 +104,7 @@ def freeze(sections: Mapping[str, SnapshotConfig], catalog: Catalog, progress: P
             where=section.where,
             modalities=section.modalities,
             hold_out=section.hold_out,
+            complete=section.complete,
             run=done.run,
         )
         done.add("snapshots", 1)
@@ -103,6 +117,7 @@ def _check_described(snapshot: Snapshot, section: SnapshotConfig) -> None:
         for name, was, now in (
             ("where", snapshot.where, section.where),
             ("hold_out", snapshot.hold_out, section.hold_out),
+            ("complete", snapshot.complete, section.complete),
         )
         if was != now
     ]

@@ -1,14 +1,15 @@
 """Lists the snapshots of a workspace, and what one snapshot holds."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from manifests.catalog.catalog import Catalog
 from manifests.snapshots import snapshot as snapshots
+from manifests.snapshots import with_tokens
 from manifests.snapshots.snapshot import Snapshot, SnapshotShard
 
-_COLUMNS = ("snapshot", "corpus", "rows", "held_out", "modality", "recipe", "crops", "shards", "mb")
+_COLUMNS = ("snapshot", "corpus", "rows", "held_out", "modality", "with_tokens", "recipe", "crops", "shards", "mb")
 
 _LISTING = """
 SELECT s.snapshot, s.rows, s.held_out, len(s.modalities) AS modalities, s."where", left(s.sha256, 12) AS sha256,
@@ -25,12 +26,13 @@ def listing(uri: str) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
         return catalog.fetch(_LISTING, [snapshots.names(catalog.storage)])
 
 
-def contents(made: Sequence[Snapshot]) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
-    """Returns what is in snapshots as columns and rows: a row for each modality of each corpus."""
-    return _COLUMNS, [row for snapshot in made for row in _rows(snapshot)]
+def contents(uri: str, made: Sequence[Snapshot]) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
+    """Returns what is in snapshots of the workspace at `uri` as columns and rows: a row for each modality of each corpus."""
+    with Catalog.open(uri) as catalog:
+        return _COLUMNS, [row for one in made for row in _rows(one, with_tokens.counts(catalog, one))]
 
 
-def _rows(snapshot: Snapshot) -> Iterator[tuple[Any, ...]]:
+def _rows(snapshot: Snapshot, have: Mapping[tuple[str, str], int]) -> Iterator[tuple[Any, ...]]:
     def kind(shard: SnapshotShard) -> tuple[str, str, str]:
         return shard.corpus, shard.modality, shard.fingerprint[:12]
 
@@ -41,4 +43,5 @@ def _rows(snapshot: Snapshot) -> Iterator[tuple[Any, ...]]:
         held_out = sum(int(part.held_out.sum()) for part in parts)
         crops = {shard.crop for shard in shards if shard.crop is not None}
         mb = round(sum(shard.size_bytes for shard in shards) / 1e6, 2)
-        yield snapshot.name, corpus, rows, held_out, modality, recipe, len(crops) or None, len(shards), mb
+        facts = (modality, have[corpus, modality], recipe, len(crops) or None, len(shards), mb)
+        yield snapshot.name, corpus, rows, held_out, *facts

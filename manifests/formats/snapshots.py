@@ -1,7 +1,8 @@
 """Writes and reads the folder of a snapshot: `_meta/snapshots/<name>/`, written once. Format 1:
 
     snapshot.json        {"format": 1, "workspace": id, "where": condition or null, "modalities": [names],
-                          "hold_out": share, "rows": count, "held_out": count}
+                          "hold_out": share, "rows": count, "held_out": count}; if asked for also "complete": true
+                          (every row has every modality) and "split_by": column (its values decide who is held out)
     modalities.parquet   kind, vocabulary, length and tokenizer of each modality, by name
     parts.parquet        each part with rows selected, by (corpus, part): bitmaps of its rows, first row in the lowest bit
     shards.parquet       each shard, by (corpus, part, modality, crop)

@@ -6,8 +6,6 @@ of bools; `manifests/snapshots/snapshot.py` writes the tables down and reads the
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,20 +13,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.commands import command
-from manifests.errors import ConfigError, ShardError
-from manifests.formats.shards import Status, read_statuses
+from manifests.errors import ConfigError, ShardError, nearest
 from manifests.formats.snapshots import MODALITIES, PARTS, SHARDS
 from manifests.queries import recipe_choice
-from manifests.store.storage import Storage
+from manifests.snapshots import with_tokens
+from manifests.snapshots.with_tokens import NumberedRows
 
 if TYPE_CHECKING:
     from manifests.catalog.catalog import Catalog
 
-_THREADS = 8
-
 
 def select(
-    catalog: "Catalog", *, where: str | None, modalities: Sequence[str] | None, hold_out: float
+    catalog: "Catalog",
+    *,
+    where: str | None,
+    modalities: Sequence[str] | None,
+    hold_out: float,
+    complete: bool = False,
+    split_by: str | None = None,
 ) -> dict[str, pa.Table]:
     """Returns what the arguments of `snapshot.make` pick of the catalog as it stands: modalities, parts and shards.
 
@@ -39,7 +41,7 @@ def select(
     ShardError if a shard that must be looked into cannot be read.
     """
     parts = catalog.numbered_parts()
-    rows = _Rows(firsts=parts["first_row"].to_numpy(), counts=parts["rows"].to_numpy())
+    rows = NumberedRows(firsts=parts["first_row"].to_numpy(), counts=parts["rows"].to_numpy())
     picked = np.ones(rows.total, bool) if where is None else rows.numbered(catalog.select_rows(where))
     if not picked.any():
         everything = f"the workspace has {rows.total:,} samples"
@@ -48,13 +50,16 @@ def select(
     recipes = recipe_choice.choose(catalog, modalities, corpora)
     shards = _in_parquet(catalog.token_shards(recipes), is_asked=modalities is not None)
     _check_aligned(parts, shards)
-    picked &= _with_tokens(catalog.storage, rows, picked, shards)
+    names = {recipe["modality"] for recipe in recipes}
+    if complete:
+        needed = names if modalities is not None else set(shards["modality"].to_pylist())
+        picked &= with_tokens.in_every(catalog.storage, rows, picked, shards, needed)
+    else:
+        picked &= with_tokens.in_any(catalog.storage, rows, picked, shards)
     if not picked.any():
-        names = ", ".join(sorted({recipe["modality"] for recipe in recipes}))
-        raise ConfigError(
-            f"no row that is picked has a token in {names}; see `{command('status', catalog.storage.uri)}`"
-        )
-    held_out = _held_out(catalog, rows, hold_out) & picked
+        has = f"{'tokens of each of' if complete else 'a token in'} {', '.join(sorted(names))}"
+        raise ConfigError(f"no row that is picked has {has}; see `{command('status', catalog.storage.uri)}`")
+    held_out = _held_out(catalog, rows, hold_out, split_by) & picked
     kept = rows.parts_with(picked)
     shards = shards.filter(pa.array(kept[shards["part_number"].to_numpy()]))
     records = recipe_choice.modalities(catalog, recipes, shards, is_asked=modalities is not None)
@@ -68,57 +73,32 @@ def select(
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Rows:
-    """Counts the rows of a workspace: P parts, their first rows and numbers of rows (both int64 (P,), rows over 0)."""
+def group_of(catalog: "Catalog", split_by: str | None) -> str:
+    """Returns the SQL expression whose hash decides the side of a row: its key, or the value of a column as text.
 
-    firsts: np.ndarray
-    counts: np.ndarray
+    A row without a value there is a group of its own. Raises ConfigError if `samples` has no such column.
+    """
+    if split_by is None:
+        return "key"
+    # Snapshots are read without DuckDB, and only making one comes here.
+    from manifests.catalog.samples import quoted
 
-    @property
-    def total(self) -> int:
-        return int(self.counts.sum())
-
-    def of(self, part_number: int) -> slice:
-        """Returns the place of a part's rows."""
-        first = int(self.firsts[part_number])
-        return slice(first, first + int(self.counts[part_number]))
-
-    def numbered(self, numbers: pa.Table) -> np.ndarray:
-        """Returns bool (total,): True at the numbers of a table's one column."""
-        chosen = np.zeros(self.total, bool)
-        for chunk in numbers.column(0).chunks:
-            chosen[chunk.to_numpy()] = True
-        return chosen
-
-    def parts_with(self, chosen: np.ndarray) -> np.ndarray:
-        """Returns bool (P,): whether any row of the part is chosen."""
-        return np.logical_or.reduceat(chosen, self.firsts)
+    columns = catalog.sql("SELECT * FROM samples LIMIT 0").column_names
+    if split_by not in columns:
+        raise ConfigError(f"--split-by {split_by}: `samples` has no such column; {nearest(split_by, columns)}")
+    return f"coalesce({quoted(split_by)}::VARCHAR, key)"
 
 
-def _held_out(catalog: "Catalog", rows: _Rows, hold_out: float) -> np.ndarray:
-    """Returns bool (total,): the rows whose key's sha256, its first 8 bytes a big-endian number, is under hold_out x 2**64."""
+def _held_out(catalog: "Catalog", rows: NumberedRows, hold_out: float, split_by: str | None) -> np.ndarray:
+    """Returns bool (total,): the rows whose key (or group) has a low sha256.
+
+    Its first 8 bytes, a big-endian number, are under hold_out x 2**64.
+    """
+    group = group_of(catalog, split_by)
     bound = math.ceil(hold_out * 2**64)
     if not bound:
         return np.zeros(rows.total, bool)
-    return rows.numbered(catalog.select_rows(f"left(sha256(key), 16) < '{bound:016x}'"))
-
-
-def _with_tokens(storage: Storage, rows: _Rows, picked: np.ndarray, shards: pa.Table) -> np.ndarray:
-    """Returns bool (total,): whether a picked row has an ok token in any of the shards.
-
-    Only parts without a shard that is ok in every row are looked into.
-    """
-    part_numbers, ok = shards["part_number"].to_numpy(), shards["ok"].to_numpy()
-    is_doubtful = rows.parts_with(picked)
-    is_doubtful[part_numbers[ok == shards["rows"].to_numpy()]] = False
-    found = np.repeat(~is_doubtful, rows.counts)
-    to_read = shards.take(pa.array(np.flatnonzero(is_doubtful[part_numbers] & (ok > 0)))).to_pylist()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        read = pool.map(lambda shard: read_statuses(storage, shard["path"], shard["format"], shard["rows"]), to_read)
-        for shard, statuses in zip(to_read, read, strict=True):
-            found[rows.of(shard["part_number"])] |= statuses == Status.OK
-    return found
+    return rows.numbered(catalog.select_rows(f"left(sha256({group}), 16) < '{bound:016x}'"))
 
 
 def _check_aligned(parts: pa.Table, shards: pa.Table) -> None:
@@ -145,7 +125,7 @@ def _in_parquet(shards: pa.Table, *, is_asked: bool) -> pa.Table:
     return shards.filter(is_parquet)
 
 
-def _parts(parts: pa.Table, rows: _Rows, picked: np.ndarray, held_out: np.ndarray, kept: np.ndarray) -> pa.Table:
+def _parts(parts: pa.Table, rows: NumberedRows, picked: np.ndarray, held_out: np.ndarray, kept: np.ndarray) -> pa.Table:
     """Returns the table of the parts that have rows picked."""
     numbers = np.flatnonzero(kept)
     places = [rows.of(int(number)) for number in numbers]

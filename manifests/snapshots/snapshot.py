@@ -1,7 +1,8 @@
 """Makes and reads snapshots: a frozen, hashed selection of rows and token shards, which training names as WORKSPACE#NAME.
 
 A row is held out if the first 8 bytes of sha256(key), a big-endian number, are under hold_out x 2**64, so that every
-snapshot of every workspace holds out the same keys. Reading needs pyarrow alone; making needs a catalog. The files are
+snapshot of every workspace holds out the same keys. With `split_by` the value of a column takes the key's place, so
+that rows of one group are on one side. Reading needs pyarrow alone; making needs a catalog. The files are
 told in `manifests/formats/snapshots.py`.
 """
 
@@ -88,6 +89,8 @@ class Snapshot:
     sha256: str
     where: str | None
     hold_out: float = HOLD_OUT
+    complete: bool = False
+    split_by: str | None = None
     modalities: tuple[SnapshotModality, ...]
     parts: tuple[SnapshotPart, ...]
     shards: tuple[SnapshotShard, ...]
@@ -145,6 +148,8 @@ def read(storage: Storage, name: str, *, even_replaced: bool = False) -> Snapsho
         sha256=files.sha256,
         where=files.document["where"],
         hold_out=files.document["hold_out"],
+        complete=files.document.get("complete", False),
+        split_by=files.document.get("split_by"),
         modalities=tuple(SnapshotModality(**row) for row in files.tables["modalities"].to_pylist()),
         parts=tuple(_part(row) for row in files.tables["parts"].to_pylist()),
         shards=tuple(SnapshotShard(**row) for row in files.tables["shards"].to_pylist()),
@@ -197,6 +202,8 @@ def make(
     where: str | None = None,
     modalities: Sequence[str] | None = None,
     hold_out: float = HOLD_OUT,
+    complete: bool = False,
+    split_by: str | None = None,
     run: str,
 ) -> Snapshot:
     """Freezes a selection under a name; a snapshot of equal content that stands there is returned as it is.
@@ -204,16 +211,21 @@ def make(
     where       SQL condition over `samples`, with any view in subqueries; None picks every row
     modalities  names, or `name=DIGITS` for the recipe that begins so; None: all with current tokens in Parquet
     hold_out    share of the keys that is never trained on, 0 <= hold_out < 1
+    complete    takes only rows that have ok tokens of every modality, in each crop
+    split_by    a column of `samples`: rows of one value are held out together
 
-    Rows without an ok token in any of the modalities are left out. Raises WorkspaceError if another content has the
+    A row that has no token of any of the modalities is left out. Raises WorkspaceError if another content has the
     name, and what `selection.select` raises.
     """
     snapshot_files.check_name(name)
     if not 0 <= hold_out < 1:
         raise ConfigError(f"hold_out is {hold_out}; expected a share of the keys, 0 <= hold_out < 1")
     catalog.refresh()
-    tables = selection.select(catalog, where=where, modalities=modalities, hold_out=hold_out)
-    document = {"workspace": catalog.workspace_id, "where": where, "hold_out": float(hold_out)}
+    tables = selection.select(
+        catalog, where=where, modalities=modalities, hold_out=hold_out, complete=complete, split_by=split_by
+    )
+    options = {"where": where, "hold_out": float(hold_out), **chosen_by(complete, split_by)}
+    document = {"workspace": catalog.workspace_id, **options}
     files = snapshot_files.encode(document, tables)
     recorded = _recorded(catalog).get(name)
     if snapshot_files.is_whole(catalog.storage, name):
@@ -226,6 +238,11 @@ def make(
     else:
         snapshot_files.write(catalog.storage, name, files)
     return record(catalog, name, run=run)
+
+
+def chosen_by(complete: bool, split_by: str | None) -> dict[str, Any]:
+    """Returns what the document of a snapshot says of options that were asked for; those of earlier snapshots have none."""
+    return ({"complete": True} if complete else {}) | ({} if split_by is None else {"split_by": split_by})
 
 
 def record(catalog: "Catalog", name: str, *, run: str) -> Snapshot:

@@ -92,6 +92,7 @@ def _renew_one(
         "workspace": catalog.workspace_id,
         "where": made.where,
         "hold_out": made.hold_out,
+        **snapshots.chosen_by(made.complete, made.split_by),
         "replaces": snapshot.name,
         "forgotten_rows": gone,
     }

@@ -89,7 +89,7 @@ def test_the_verb_makes_and_lists(work: Path, capsys: pytest.CaptureFixture[str]
         ("photos", "metadata", 4, 0, 2),
         ("photos", "palette", 4, 0, 2),
     ]
-    assert all(len(line["recipe"]) == 12 for line in lines)
+    assert all(len(line["recipe"]) == 12 and line["with_tokens"] == 4 for line in lines)
     assert "snapshot mine: 4 rows, 0 of them held out, 2 modalities" in shown.err
     assert command("snapshot", work, "--format", "csv") == 0
     listed = capsys.readouterr().out.splitlines()
@@ -116,6 +116,26 @@ def test_the_verb_shares_rows_out(work: Path, capsys: pytest.CaptureFixture[str]
         splits = catalog.sql("SELECT config -> 'splits' AS splits FROM runs WHERE run = ?", [found[0]["run"]])
     assert [row["where"] for row in found] == ["split_share(key) < 0.5", "split_share(key) >= 0.5"]
     assert json.loads(splits["splits"][0].as_py()) == {"a": "0.5", "b": "0.5"}
+
+
+def test_the_verb_takes_groups_and_complete_rows(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Catalog.open(work) as catalog:
+        keys = catalog.sql("SELECT key FROM samples ORDER BY part, row")["key"].to_pylist()
+    lines = (f"photos,{key},{row // 2}" for row, key in enumerate(keys))
+    (tmp_path / "patients.csv").write_text("\n".join(["corpus,key,patient", *lines]))
+    arguments = ("snapshot", work, "study", "--attach", tmp_path / "patients.csv", "--complete", "--hold-out", "0")
+    assert (
+        command(*arguments, "--split", "a=0.75", "--split", "b=0.25", "--split-by", "patient", "--format", "json") == 0
+    )
+    assert {line["with_tokens"] == line["rows"] for line in json.loads(capsys.readouterr().out)} == {True}
+    sides = [snapshot.read(open_storage(work), f"study-{name}") for name in "ab"]
+    for part in sides[0].parts:
+        assert (part.selected[0::2][: len(part.selected) // 2] == part.selected[1::2]).all()
+    assert sum(side.rows for side in sides) == 7
+    assert all(side.complete and side.split_by == "patient" for side in sides)
+    assert command("snapshot", work, "--complete") == 2
 
 
 def test_the_verb_takes_columns_of_a_file(work: Path, tmp_path: Path) -> None:
@@ -338,7 +358,7 @@ def test_mistakes_in_the_file_are_found_before_the_work(tmp_path: Path, section:
 
 def test_the_schema_knows_snapshots() -> None:
     section = pipeline.schema()["$defs"]["SnapshotConfig"]
-    assert set(section["properties"]) == {"where", "modalities", "hold_out"}
+    assert set(section["properties"]) == {"where", "modalities", "hold_out", "complete"}
 
 
 # -- Python, and verify -----------------------------------------------------------------------------------------------

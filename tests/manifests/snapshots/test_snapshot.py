@@ -29,7 +29,7 @@ from manifests.log import actions
 from manifests.log import entries as log
 from manifests.modality import MODALITIES
 from manifests.recipe import Recipe, sha256_hex
-from manifests.snapshots import snapshot, splits
+from manifests.snapshots import snapshot, splits, with_tokens
 from manifests.snapshots.snapshot import Snapshot
 from manifests.store import paths
 from manifests.store.storage import Storage, open_storage
@@ -271,6 +271,29 @@ def test_rows_without_any_chosen_modality_are_left_out(filled: Workspace) -> Non
     found = filled.snapshot(modalities=["caption"])
     assert filled.rows(found) == {("photos", 0), ("photos", 2), ("photos", 4)}
     assert {shard.modality for shard in found.shards} == {"caption"}
+
+
+def test_complete_rows_have_every_modality_in_each_crop(filled: Workspace) -> None:
+    both = filled.snapshot("both", modalities=["caption", "rgb"], complete=True)
+    assert filled.rows(both) == {("photos", row) for row in (0, 2, 4)}
+    assert (both.complete, filled.snapshot("any", modalities=["caption", "rgb"]).complete) == (True, False)
+    with Catalog(filled.storage) as catalog:
+        assert with_tokens.counts(catalog, both) == {("photos", "caption"): 3, ("photos", "rgb"): 3}
+        found = snapshot.read(filled.storage, "any")
+        assert with_tokens.counts(catalog, found) == {("photos", "caption"): 3, ("photos", "rgb"): 4}
+    assert b"complete" not in filled.storage.read("_meta/snapshots/any/snapshot.json")
+    # A row of notes has no rgb, and a row of photos no text.
+    with pytest.raises(ConfigError, match="has tokens of each of caption, rgb, text"):
+        filled.snapshot("all", complete=True)
+    with pytest.raises(WorkspaceError, match="'both'"):
+        filled.snapshot("both", modalities=["caption", "rgb"])
+
+
+def test_a_part_without_shards_of_a_modality_is_not_complete(empty: Workspace) -> None:
+    empty.add_corpus("photos", 8)
+    empty.add_tokens("photos", "caption")
+    empty.add_tokens("photos", "rgb", parts=[1])
+    assert empty.rows(empty.snapshot(complete=True)) == {("photos", row) for row in range(4, 8)}
 
 
 def test_default_modalities_are_those_of_the_corpora_that_are_picked(filled: Workspace) -> None:
@@ -902,6 +925,30 @@ def test_splits_are_of_the_rows_that_a_condition_picks(many: Workspace) -> None:
     assert picked == {("photos", row) for row, key in enumerate(many.keys["photos"][:20]) if share_of(key) < 0.75}
     found = split(many, "either", "year = 1990 OR year = 1991 OR year = 1999", whole="1")
     assert many.rows(found["either-whole"]) == {("photos", row) for row in (0, 1, 9)}
+
+
+def test_a_split_by_a_column_keeps_its_groups_together(many: Workspace) -> None:
+    many.add_corpus("scans", 60)
+    many.add_tokens("scans", "caption")
+    with Catalog(many.storage) as catalog:
+        conditions = splits.conditions(catalog, "s", None, shares(train="0.7", val="0.3"), "year")
+        made = [
+            snapshot.make(catalog, name, where=where, hold_out=0.3, split_by="year", run="test")
+            for name, where in conditions.items()
+        ]
+        with pytest.raises(ConfigError, match=r"--split-by yaer: `samples` has no such column; .*year"):
+            snapshot.make(catalog, "t", split_by="yaer", run="test")
+    # A photograph and a scan of one year have other keys, and are on one side.
+    for one in made:
+        for field in ("selected", "held_out"):
+            found = many.rows(one, field)
+            assert {row for corpus, row in found if corpus == "photos"} == {
+                row for corpus, row in found if corpus == "scans"
+            }
+        assert 0 < one.held_out_rows < one.rows
+        assert one.split_by == "year"
+        assert all((share_of(str(1990 + row)) < 0.7) == (one is made[0]) for _, row in many.rows(one))
+    assert sum(one.rows for one in made) == 120
 
 
 @pytest.mark.parametrize(
