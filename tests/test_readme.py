@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,32 @@ def test_the_modality_of_the_readme_works(tmp_path: Path, make_photos, monkeypat
             values = read_tar(file).values
         assert values is not None
         assert values[0].startswith(b"\x89PNG")
+
+
+def test_the_lines_for_plain_readers_read_live_rows_alone(tmp_path: Path, make_photos, monkeypatch) -> None:
+    import duckdb
+
+    from engine.pipeline import config as pipeline
+    from engine.run import job
+    from engine.upkeep.forget import forget
+
+    make_photos(tmp_path / "photos", 5)
+    (tmp_path / "pipeline.yaml").write_text(
+        "workspace: photos-workspace\n"
+        "corpora: {photos: {source: photos, part_rows: 3, modalities: {rgb: {keep: true}}}}\n"
+        "tokenizers: {rgb: {steps: 1, batch: 4, codebook: 16, width: 16}}\nfit_rows: 4\n"
+        "engine: {runner: local, workers: 1, batch: 4}\n"
+    )
+    job.run(pipeline.load(tmp_path / "pipeline.yaml"), quiet=True)
+    assert forget(str(tmp_path / "photos-workspace"), ["photo002.jpg"], quiet=True) is not None
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(block("live files"), made)
+    keys = [key for key, _ in made["rows"].fetchall()]
+    assert len(keys) == len(set(keys)) == 4
+    # What a pattern over the folder reads is more, as the README says.
+    pattern = "photos-workspace/data/photos/rgb/*/part-*.parquet"
+    assert duckdb.sql(f"SELECT count(DISTINCT key) FROM '{pattern}' WHERE status = 0").fetchall() == [(5,)]
 
 
 OF_THE_DEMO = (
