@@ -1,7 +1,7 @@
 """Takes captions that come with the source."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from labelers.protocol import LabelerSpec
 from manifests.errors import LabelError
@@ -16,7 +16,7 @@ class Caption:
 
     spec = LabelerSpec(name="caption", version=1, scope="image", inputs=("columns",), outputs=("caption",), batch=256)
 
-    def __init__(self, column: str = "caption") -> None:
+    def __init__(self, column: Annotated[str, "the source column that holds captions"] = "caption") -> None:
         self.column = column
 
     def label(self, batch: Mapping[str, Any]) -> Mapping[str, list[str | None]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from labelers import pretrained
 from labelers.protocol import LabelerSpec
@@ -29,7 +29,14 @@ class Dinov2:
         requires=pretrained.REQUIRES,
     )
 
-    def __init__(self, *, checkpoint: str = "facebook/dinov2-base", device: str = "cpu") -> None:
+    def __init__(
+        self,
+        *,
+        checkpoint: Annotated[
+            str, "weights: a hub id, a folder, or a URI that every node can read"
+        ] = "facebook/dinov2-base",
+        device: str = "cpu",
+    ) -> None:
         self.device = device
         self.model = pretrained.load(checkpoint, "AutoModel", ("dinov2", "dinov2_with_registers"), device)
         self.preprocessing = pretrained.preprocessing(Path(checkpoint))

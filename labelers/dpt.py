@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from labelers import pretrained
 from labelers.protocol import LabelerSpec
@@ -35,7 +35,14 @@ class Dpt:
         requires=pretrained.REQUIRES,
     )
 
-    def __init__(self, *, checkpoint: str = "depth-anything/Depth-Anything-V2-Small-hf", device: str = "cpu") -> None:
+    def __init__(
+        self,
+        *,
+        checkpoint: Annotated[
+            str, "weights: a hub id, a folder, or a URI that every node can read"
+        ] = "depth-anything/Depth-Anything-V2-Small-hf",
+        device: str = "cpu",
+    ) -> None:
         import torch
 
         self.device = device

@@ -5,7 +5,7 @@ libraries scale the thresholds differently and agree only in part, so this imple
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from labelers.protocol import LabelerSpec
 from manifests.errors import ConfigError
@@ -14,13 +14,16 @@ from manifests.errors import ConfigError
 class Edges:
     """Makes modality `edges`: uint8 (s, s), 255 on an edge of the crop's gray values, else 0.
 
-    `low` and `high` are thresholds of the gradient: pixels over `high` are edges, and so are pixels over `low` that are
-    connected to them.
+    Pixels whose gradient is over `high` are edges, and so are pixels over `low` that are connected to them.
     """
 
     spec = LabelerSpec(name="edges", version=1, scope="crop", outputs=("edges",), batch=64, requires=("cv2", "numpy"))
 
-    def __init__(self, low: int = 100, high: int = 200) -> None:
+    def __init__(
+        self,
+        low: Annotated[int, "gradient over which a pixel beside an edge is one too, 0 to `high`"] = 100,
+        high: Annotated[int, "gradient over which a pixel is an edge"] = 200,
+    ) -> None:
         if not 0 <= low <= high:
             raise ConfigError(f"edges: thresholds low={low}, high={high}; expected 0 <= low <= high")
         self.low, self.high = low, high

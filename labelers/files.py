@@ -4,7 +4,7 @@ import json
 import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import fsspec
 
@@ -23,15 +23,6 @@ class Files:
     """Makes any modality from one file a photograph (`path`) or one source column (`column`).
 
     A missing file, or a row without the column, is an absent label.
-
-    modality    the name of the modality to make
-    path        relative to the photograph's folder, with {stem} and {name} of the photograph: "../depth/{stem}.png"
-    column      a source column that holds a path as above, JSON text, the text itself, or the value
-    scale, offset   label = number * scale + offset
-    null        the number that stands for "no value here" in the source; becomes the modality's null marker
-    names       class names by class index, a list or a mapping, if boxes give their class as an integer
-    boxes_path  for an index map of instances (0 none, i = instance i): the boxes file whose i-th record holds the class
-                and score of instance i; without it the class is "instance" and the score 1
 
     Maps (`.npy`, PNG, TIFF; for a modality of photographs everything that `manifests/pixels/images.py` decodes) show the
     upright photograph, at any resolution, and are cast to the modality's dtype. Integer normals without `scale` are
@@ -54,14 +45,27 @@ class Files:
 
     def __init__(
         self,
-        modality: str,
-        path: str | None = None,
-        column: str | None = None,
-        scale: float | None = None,
-        offset: float | None = None,
-        null: float | None = None,
-        names: Sequence[str] | Mapping[str, str] | None = None,
-        boxes_path: str | None = None,
+        modality: Annotated[str, "the name of the modality to make; set by the engine"],
+        path: Annotated[
+            str | None,
+            "a file relative to the photograph's folder, with {stem} and {name} of the photograph: ../depth/{stem}.png",
+        ] = None,
+        column: Annotated[
+            str | None, "a source column that holds a path as above, JSON text, the text itself, or the value"
+        ] = None,
+        scale: Annotated[float | None, "label = number * scale + offset; default: numbers as they are"] = None,
+        offset: Annotated[float | None, "see scale"] = None,
+        null: Annotated[
+            float | None, "the number that stands for no value in the source; becomes the modality's null marker"
+        ] = None,
+        names: Annotated[
+            Sequence[str] | Mapping[str, str] | None,
+            "class names by class index, a list or a mapping, if boxes give their class as an integer",
+        ] = None,
+        boxes_path: Annotated[
+            str | None,
+            "for an index map of instances (0 none): a boxes file whose record i has class and score of instance i",
+        ] = None,
     ) -> None:
         self.modality = get(modality)
         if (path is None) == (column is None):

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from labelers.protocol import LabelerSpec
 from manifests.errors import ConfigError
@@ -40,7 +40,9 @@ class Metadata:
         requires=("cv2", "numpy", "PIL"),
     )
 
-    def __init__(self, longest: int = 512) -> None:
+    def __init__(
+        self, longest: Annotated[int, "longest side, px, of the copy that color statistics are measured on"] = 512
+    ) -> None:
         if longest < 1:
             raise ConfigError(f"metadata: longest={longest}; expected a length in pixels of at least 1")
         self.longest = longest

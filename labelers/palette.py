@@ -1,7 +1,7 @@
 """Finds color palettes of 1 to 7 colors by k-means of the photograph's pixels."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from labelers.protocol import LabelerSpec
 from manifests.errors import ConfigError
@@ -33,7 +33,12 @@ class Palette:
         requires=("cv2", "numpy", "PIL"),
     )
 
-    def __init__(self, colors: int = 7, side: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self,
+        colors: Annotated[int, "colors of the largest palette, 1 to 255; a sequence of tokens holds 7"] = 7,
+        side: Annotated[int, "longest side, px, of the copy whose pixels are clustered"] = 64,
+        seed: Annotated[int, "seed of k-means++"] = 0,
+    ) -> None:
         if not 1 <= colors <= 255:
             raise ConfigError(f"palette: colors={colors}; expected 1 to 255 (a palette token sequence holds 7)")
         if side < 1:

@@ -1,7 +1,8 @@
 """Defines what a labeler is, and finds one by its name.
 
 A labeler's file holds one class, named as `LABELER` at its end. The class has a `spec` and two methods: the
-constructor loads (its keyword arguments are the parameters of the pipeline file), `label` labels.
+constructor loads (its keyword arguments are the parameters of the pipeline file; `Annotated[int, "..."]` tells what one
+means), `label` labels.
 """
 
 import importlib
@@ -9,7 +10,7 @@ import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, get_args, get_origin, runtime_checkable
 
 from manifests.errors import ConfigError, LabelError, nearest
 from manifests.modality import Modality
@@ -45,6 +46,24 @@ class LabelerSpec:
     licence_weights: str | None = None
     requires: tuple[str, ...] = ()
     heavy: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelerParameter:
+    """Describes a parameter of a labeler.
+
+    `default` is `inspect.Parameter.empty` if it must be given, and so is `annotation` if its type is not told; `meaning` is
+    empty if the labeler does not tell it.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    meaning: str
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is inspect.Parameter.empty
 
 
 @runtime_checkable
@@ -108,17 +127,38 @@ def find(name: str) -> type[Labeler]:
     return found
 
 
+def described(labeler: type[Labeler]) -> list[LabelerParameter]:
+    """Returns the parameters that a pipeline file can give a labeler, in the order of its constructor."""
+    found = []
+    for name, parameter in _signature(labeler).items():
+        if name == "modality" and labeler.spec.outputs is None:
+            continue  # The engine gives it.
+        is_told = get_origin(parameter.annotation) is Annotated
+        kind, *notes = get_args(parameter.annotation) if is_told else (parameter.annotation,)
+        meaning = next((note for note in notes if isinstance(note, str)), "")
+        found.append(LabelerParameter(name=name, annotation=kind, default=parameter.default, meaning=meaning))
+    return found
+
+
+def _signature(labeler: type[Labeler]) -> dict[str, inspect.Parameter]:
+    try:
+        signature = inspect.signature(labeler, eval_str=True)
+    except NameError:  # A name that is imported for type checkers alone.
+        signature = inspect.signature(labeler)
+    return {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if name != "device" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+
+
 def parameters(labeler: type[Labeler], given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all parameters of a labeler: the given ones, and its constructor's defaults for the rest.
 
     They are part of the fingerprint, so they must be plain JSON values; `device` is not one of them. Raises ConfigError
     if a parameter is unknown or missing.
     """
-    known = {
-        name: parameter
-        for name, parameter in inspect.signature(labeler).parameters.items()
-        if name != "device" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    }
+    known = _signature(labeler)
     for name in given:
         if name not in known:
             raise ConfigError(f"labeler {labeler.spec.name!r} has no parameter {name!r}; {nearest(name, known)}")

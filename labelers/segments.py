@@ -5,7 +5,7 @@ regions are parts of one color and texture, not objects: useful without a detect
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from labelers.protocol import LabelerSpec
 from manifests.errors import ConfigError
@@ -19,12 +19,6 @@ class Segments:
 
     The class is "region". The score is the share of its box that a region fills, above 0 and up to 1: how well the box
     describes it, not a confidence. Masks are run lengths at the size that was segmented, boxes are their extents.
-
-    side       longest side in px of the copy that is segmented
-    scale      larger values give larger regions
-    sigma      width in px of the Gaussian that smooths the copy
-    min_area   smallest region, as a fraction of the photograph
-    most       how many regions are kept; a region that touches all four sides (the background) never is
     """
 
     spec = LabelerSpec(
@@ -37,7 +31,14 @@ class Segments:
     )
 
     def __init__(
-        self, side: int = 224, scale: float = 200.0, sigma: float = 0.8, min_area: float = 0.005, most: int = 32
+        self,
+        side: Annotated[int, "longest side, px, of the copy that is segmented"] = 224,
+        scale: Annotated[float, "larger values give larger regions"] = 200.0,
+        sigma: Annotated[float, "width, px, of the Gaussian that smooths the copy"] = 0.8,
+        min_area: Annotated[float, "smallest region, as a fraction of the photograph"] = 0.005,
+        most: Annotated[
+            int, "how many regions are kept; one that touches all four sides (the background) never is"
+        ] = 32,
     ) -> None:
         if side < 1 or scale <= 0 or sigma < 0 or not 0 <= min_area <= 1 or most < 1:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """Takes documents that come with the source."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from labelers.protocol import LabelerSpec
 from manifests.errors import LabelError
@@ -15,7 +15,7 @@ class Text:
 
     spec = LabelerSpec(name="text", version=1, scope="image", inputs=("columns",), outputs=("text",), batch=256)
 
-    def __init__(self, column: str = "text") -> None:
+    def __init__(self, column: Annotated[str, "the source column that holds documents"] = "text") -> None:
         self.column = column
 
     def label(self, batch: Mapping[str, Any]) -> Mapping[str, list[str | None]]:

@@ -204,7 +204,7 @@ def test_every_verb_is_in_the_readme() -> None:
     verbs = sorted(app.commands)
     assert verbs == sorted(
         [
-            *("init", "doctor", "run", "status", "sql", "snapshot", "verify"),
+            *("init", "labelers", "doctor", "run", "status", "sql", "snapshot", "verify"),
             *("forget", "export", "train", "generate"),
         ]
     )

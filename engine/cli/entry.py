@@ -19,6 +19,7 @@ from engine.cli.export import export
 from engine.cli.forget import forget
 from engine.cli.generate import generate
 from engine.cli.init import init
+from engine.cli.labelers import labelers
 from engine.cli.options import DONE, FOUND_WRONG, INTERRUPTED, OVER_BUDGET, USER_MISTAKE
 from engine.cli.run import run
 from engine.cli.snapshot import snapshot
@@ -29,7 +30,7 @@ from engine.cli.verify import verify
 from manifests.errors import ConfigError, ModmillError, QueryError, TooManyFailures, UserError
 
 # In the order of the work: so they stand in `modmill --help`.
-VERBS = (init, doctor, run, status, sql, snapshot, verify, export, forget, train, generate)
+VERBS = (init, labelers, doctor, run, status, sql, snapshot, verify, export, forget, train, generate)
 
 _FAILING = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO)
 

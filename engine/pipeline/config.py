@@ -266,8 +266,11 @@ def _check_labeler(corpus: CorpusConfig, name: str, options: ModalityConfig) -> 
 
 
 def schema() -> dict[str, Any]:
-    """Returns the JSON schema of a pipeline file, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **PipelineConfig.model_json_schema()}
+    """Returns the JSON schema of a pipeline file, for editors, with the parameters of every labeler that is installed."""
+    from engine.pipeline import labeler_schema
+
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **PipelineConfig.model_json_schema()}
+    return labeler_schema.added_to(schema)
 
 
 def document(config: PipelineConfig | CorpusConfig) -> dict[str, Any]:
