@@ -69,7 +69,7 @@ def test_printed_commands_can_be_pasted(file: Path, capsys: pytest.CaptureFixtur
         assert modmill(*words, capsys=capsys)[0] == 0, words
     keys = file.parent / "keys.txt"
     keys.write_text(sha256_hex((file.parent / "photos/a.png").read_bytes()))
-    _, out, _ = modmill("forget", workspace, "--keys", str(keys), capsys=capsys)
+    _, out, _ = modmill("forget", workspace, "--keys", str(keys), "--yes", capsys=capsys)
     assert f"modmill forget '{workspace}' --collect --yes" in out
 
 
@@ -124,7 +124,7 @@ def test_a_read_only_mount_is_said_in_one_line(read_only: Path, capsys: pytest.C
     for words in (
         ["run", str(read_only)],
         ["snapshot", workspace, "s"],
-        ["forget", workspace, "--keys", str(keys)],
+        ["forget", workspace, "--keys", str(keys), "--yes"],
         ["forget", workspace, "--collect", "--yes"],
         ["init", str(read_only.parent / "photos"), "--out", str(read_only.parent / "new.yaml")],
     ):

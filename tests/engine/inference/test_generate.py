@@ -26,6 +26,7 @@ from train.fit.grid import GridOptions, fit_grid
 from train.generation.generator import Tokenizers
 from train.model.transformer import Model, ModelConfig
 from train.run.checkpoint import open_checkpoint, save
+from train.run.metrics import Window
 
 # The smallest grids there are: 2 x 2 tokens of 16 px.
 MAPS = ("rgb@32", "edges@32", "depth@32", "segmentation@32")
@@ -115,6 +116,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         "config": {},
         "workspaces": [{"uri": str(workspace)}],
         "tokenizers": {one.name: {"workspace": 0} for one in modalities},
+        "identity": "a" * 64,
+        "loader": {},
+        "window": asdict(Window.empty(1)),
+        "losses": {},
+        "generators": {},
     }
     optimizer = torch.optim.AdamW(model.parameters())
     runs = [workspace / "runs" / f"step-{step}" for step in (0, 3)]
