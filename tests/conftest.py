@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,19 @@ def photos(tmp_path: Path, make_photos: Callable[..., Path]) -> Path:
     return make_photos(tmp_path / "photos", 9)
 
 
+def _make_puts_atomic() -> None:
+    """Has moto check `If-None-Match` and store as one step, as stores do: its threads may else both find a name free."""
+    from moto.s3.responses import S3Response
+
+    lock, put = threading.Lock(), S3Response.put_object
+
+    def put_object(response: Any) -> Any:
+        with lock:
+            return put(response)
+
+    S3Response.put_object = put_object
+
+
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
     """The URI of a bucket of moto's server, which is made known by the environment alone."""
@@ -120,6 +134,7 @@ def s3_bucket() -> Iterator[str]:
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    _make_puts_atomic()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     with pytest.MonkeyPatch.context() as patch:

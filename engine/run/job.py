@@ -232,10 +232,10 @@ class _MainJob:
 
 def failed_wholly(catalog: Catalog, corpus: str) -> bool:
     """Tells whether no source of a corpus could be read, or all rows failed that were made of it."""
-    read = catalog.sql("SELECT sum(source_bytes) AS size FROM state.part WHERE corpus = ?", [corpus])["size"][0].as_py()
+    read = any(part.source_bytes for part in catalog.parts(corpus))
     if not read and count_without_bytes(catalog, corpus):
         return True
-    query = "SELECT sum(ok) AS ok, sum(failed) AS failed FROM state.shard WHERE corpus = ?"
+    query = "SELECT sum(ok) AS ok, sum(failed) AS failed FROM coverage WHERE corpus = ?"
     made = catalog.sql(query, [corpus]).to_pylist()[0]
     return not made["ok"] and bool(made["failed"])
 

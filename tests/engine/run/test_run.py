@@ -323,6 +323,7 @@ def test_failed_rows_are_retried_when_asked(tmp_path: Path, undisturbed, make_ph
     stored = tmp_path / "elsewhere.jpg"
     file = tmp_path / "pipeline.yaml"
     file.write_text(PIPELINE.format(workspace=tmp_path / "work", photos=photos, notes=folder / "notes.jsonl"))
+    run(file, steps=("ingest",))
     shutil.move(whole, stored)
     run(file)
     with Catalog.open(tmp_path / "work") as catalog:
@@ -348,6 +349,7 @@ def test_a_changed_source_is_recorded_and_never_labeled_as_the_old(tmp_path: Pat
     photos = make_photos(tmp_path / "photos", 9)
     file = tmp_path / "pipeline.yaml"
     file.write_text(PIPELINE.format(workspace=tmp_path / "work", photos=photos, notes=folder / "notes.jsonl"))
+    run(file, steps=("ingest",))
     first, second, *_ = sorted(photos.glob("*.jpg"))
     first.write_bytes(second.read_bytes())
     second.unlink()

@@ -116,7 +116,7 @@ def test_rows_that_kill_their_worker_or_hang_fail_alone(place: Place) -> None:
         assert one.sql(query).equals(other.sql(query))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_photograph_that_kills_its_worker_is_left_out_of_a_fit(place: Place) -> None:
     text = place.pipeline.read_text().replace("palette: {", "depth: {").replace("deadly:Deadly", "deadly:DeadlyDepth")
     fit = "tokenizers: {depth: {steps: 2, codebook: 8, batch: 4, width: 8, depth: 1}}\n"
